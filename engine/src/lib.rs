@@ -1,0 +1,11 @@
+//! The engine: jobs over pods and containers, and their execution.
+//!
+//! The interface the `cri` crate is written against (see `api` below) is fixed.
+#![deny(unsafe_code)]
+
+pub mod api;
+pub mod error;
+pub mod exec;
+pub mod spec;
+
+pub use error::{Error, Kind};

@@ -6,6 +6,9 @@
 pub mod api;
 pub mod error;
 pub mod exec;
+pub mod native;
 pub mod spec;
+#[allow(unsafe_code)]
+pub mod sys;
 
 pub use error::{Error, Kind};

@@ -3,6 +3,10 @@
 //! The daemon never forks. It starts one supervisor (`podd`) per pod and talks to it through [`Supervisor`]; the supervisor clones,
 //! reaps, logs and records. A driver is chosen by RuntimeClass handler; `native` is ours.
 
+pub mod cgroup;
+pub mod podd;
+pub mod user;
+
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -216,7 +220,8 @@ pub trait Supervisor: Send + Sync + std::fmt::Debug {
     /// names the step and the object and leaves nothing.
     fn start<'a>(&'a self, launch: ContainerLaunch<'a>) -> Call<'a, Started>;
     /// Starts a process in a container.
-    fn exec<'a>(&'a self, container: &'a str, process: &'a Process, launch: ExecLaunch<'a>) -> Call<'a, Exec>;
+    fn exec<'a>(&'a self, container: &'a str, process: &'a Process, launch: ExecLaunch<'a>)
+    -> Call<'a, Exec>;
     /// Sends a signal to the container's first process; already ended: fine.
     fn signal<'a>(&'a self, container: &'a str, signal: i32) -> Call<'a, ()>;
     /// Kills every process of the container's cgroup.

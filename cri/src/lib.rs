@@ -1,1 +1,3 @@
-//! placeholder
+//! The CRI face of Berth.
+
+pub mod proto;

@@ -1,3 +1,4 @@
 //! The CRI face of Berth.
 
 pub mod proto;
+pub mod streaming;

@@ -2,3 +2,5 @@
 
 pub mod proto;
 pub mod streaming;
+
+pub mod trial;

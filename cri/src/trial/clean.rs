@@ -1,0 +1,177 @@
+//! Leaves the machine as it was: first in order, through the daemon; then by force, whatever still carries the mark.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal, WaitOptions};
+
+use super::client::Client;
+use super::daemon::Daemon;
+use super::leaks::collect;
+use super::leaks::parse;
+use super::netlink;
+use super::site::Site;
+
+/// How long killed processes may take to vanish.
+const GONE_WITHIN: Duration = Duration::from_secs(10);
+
+/// Stops and removes every pod and image of the daemon. Returns what did not work, one line each.
+pub async fn through_daemon(client: &mut Client) -> Vec<String> {
+    let mut problems = Vec::new();
+    let pods =
+        client.list_pods().await.map_err(|error| problems.push(super::chain(&error))).unwrap_or_default();
+    for pod in pods {
+        for outcome in [client.stop_pod(&pod).await, client.remove_pod(&pod).await] {
+            problems.extend(outcome.err().map(|error| super::chain(&error)));
+        }
+    }
+    let images =
+        client.list_images().await.map_err(|error| problems.push(super::chain(&error))).unwrap_or_default();
+    for image in images {
+        problems.extend(client.remove_image(&image.id).await.err().map(|error| super::chain(&error)));
+    }
+    problems
+}
+
+/// Clears away what a run of an earlier process left: a daemon on the old directories removes what it knows, force the rest.
+pub async fn leftover(site: &mut Site) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !site.is_from_another_boot() {
+        kill_old_daemon(site);
+        if site.root().is_dir() {
+            problems.extend(with_new_daemon(site).await);
+        }
+    }
+    problems.extend(by_force(site));
+    problems
+}
+
+/// The old daemon is asked nothing: it may die at any instruction, and the new one reads everything back.
+fn kill_old_daemon(site: &Site) {
+    let Some(daemon) = site.daemon.as_ref().filter(|daemon| daemon.is_alive()) else { return };
+    if let Some(pid) = Pid::from_raw(daemon.pid) {
+        // It may end by itself just now.
+        let _ = rustix::process::kill_process(pid, Signal::KILL);
+    }
+    let begun = Instant::now();
+    while daemon.is_alive() && begun.elapsed() < GONE_WITHIN {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+async fn with_new_daemon(site: &mut Site) -> Vec<String> {
+    let daemon = match Daemon::start(site).await {
+        Ok(daemon) => daemon,
+        Err(error) => return vec![super::chain(&error)],
+    };
+    let mut problems = match Client::connect(&site.socket()).await {
+        Ok(mut client) => through_daemon(&mut client).await,
+        Err(error) => vec![super::chain(&error)],
+    };
+    problems.extend(daemon.stop().await.err().map(|error| super::chain(&error)));
+    problems
+}
+
+/// Removes every marked object without anybody's help. Returns what could not be removed.
+pub fn by_force(site: &Site) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !site.is_from_another_boot() {
+        problems.extend(kill_processes(site));
+        problems.extend(unmount(site));
+        problems.extend(remove_links(site));
+        problems.extend(remove_nft(site));
+        problems.extend(remove_cgroups(site));
+    }
+    if problems.is_empty() {
+        problems.extend(site.erase().err().map(|error| super::chain(&error)));
+    }
+    problems
+}
+
+/// Kills until none is left: a process may clone another while the list is made.
+fn kill_processes(site: &Site) -> Option<String> {
+    let marks = site.marks();
+    let begun = Instant::now();
+    loop {
+        reap();
+        let processes = match collect::processes(&marks) {
+            Ok(processes) => processes,
+            Err(error) => return Some(super::chain(&error)),
+        };
+        let Some(one) = processes.first() else { return None };
+        if begun.elapsed() > GONE_WITHIN {
+            return Some(format!("process {} ({}) does not die, state {}", one.pid, one.command, one.state));
+        }
+        for pid in processes.iter().filter_map(|process| Pid::from_raw(process.pid)) {
+            // It may have ended since the list was made.
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Collects ended children: as subreaper this process inherits the daemon's.
+pub fn reap() {
+    while let Ok(Some(_)) = rustix::process::wait(WaitOptions::NOHANG) {}
+}
+
+/// Detaches the mounts below the run's directory, the latest first.
+fn unmount(site: &Site) -> Vec<String> {
+    let mountinfo = match std::fs::read_to_string("/proc/self/mountinfo") {
+        Ok(text) => text,
+        Err(error) => return vec![format!("read /proc/self/mountinfo: {error}")],
+    };
+    let mut mounts = parse::mounts(&mountinfo);
+    mounts.reverse();
+    let below = mounts.iter().filter(|line| Path::new(&line.point).starts_with(&site.directory));
+    below
+        .filter_map(|line| {
+            let error = rustix::mount::unmount(line.point.as_str(), UnmountFlags::DETACH).err()?;
+            Some(format!("unmount {}: {error}", line.point))
+        })
+        .collect()
+}
+
+fn remove_links(site: &Site) -> Vec<String> {
+    let mut problems = Vec::new();
+    for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        if !name.starts_with(&site.link_prefix) {
+            continue;
+        }
+        let index = std::fs::read_to_string(entry.path().join("ifindex"))
+            .ok()
+            .and_then(|text| text.trim().parse().ok());
+        let outcome = index.map_or(Ok(()), netlink::delete_link);
+        problems.extend(outcome.err().map(|error| format!("remove link {name}: {error}")));
+    }
+    problems
+}
+
+fn remove_nft(site: &Site) -> Vec<String> {
+    let objects = match netlink::nft_objects(&site.link_prefix) {
+        Ok(objects) => objects,
+        Err(error) => return vec![format!("list nft tables: {error}")],
+    };
+    let tables = objects.iter().filter(|object| object.set.is_none());
+    tables
+        .filter_map(|object| {
+            let error = netlink::delete_nft_table(object.family, &object.table).err()?;
+            Some(format!("remove nft table {}: {error}", object.table))
+        })
+        .collect()
+}
+
+/// Removes the run's empty cgroups, children first; the parent of the pods is the client's to remove.
+pub fn remove_cgroups(site: &Site) -> Vec<String> {
+    let mountinfo = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let hierarchies = collect::hierarchies(&parse::mounts(&mountinfo));
+    let mut directories = collect::cgroup_directories(&hierarchies, &site.marks());
+    directories.reverse();
+    let remove = |directory: std::path::PathBuf| {
+        let error = std::fs::remove_dir(&directory).err()?;
+        Some(format!("remove cgroup {}: {error}", directory.display()))
+    };
+    directories.into_iter().filter_map(remove).collect()
+}

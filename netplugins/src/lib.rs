@@ -1,148 +1,60 @@
 //! Pod networking: built-in plugins in process, other people's CNI binaries by exec.
 //!
-//! Interface fixed for the engine. All calls block; the engine runs them on its blocking threads.
+//! All calls block; the engine runs them on its blocking threads. Nothing here knows pods beyond their ids, nor jobs.
+//!
+//! # Map
+//!
+//! | module | what |
+//! |---|---|
+//! | [`driver`](Driver) | the contract: `Driver`, `NetNs`, `Endpoint`, `Attachment` |
+//! | `routed` | the built-in network: a plan per pod (pure), and its execution |
+//! | `ledger`, `cidr` | who holds which address and port; computed from live pods, never stored |
+//! | `netns` | namespaces: the only place that enters one, on a thread of its own |
+//! | `netlink` | blocking transport, rtnetlink operations, link events |
+//! | `nft` | nf_tables encoder, the one static table, and its entries |
+//! | `sysctl`, `state`, `name`, `error` | node settings, kept CIDRs, names, errors |
+//!
+//! # Threads
+//!
+//! None that stay. A thread called `netns` lives for the length of one visit to a pod's namespace.
+//!
+//! # Files
+//!
+//! | file | owner | what |
+//! |---|---|---|
+//! | `<state_dir>/network.json` | `state` | pod CIDRs given by the kubelet |
+//! | `<state_dir>/netns/<id>` | `netns` | marker of a namespace that was made and not removed |
+//! | `<netns_dir>/<id>` | `netns` | the namespace, bind-mounted |
 
-use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
+#![forbid(unsafe_code)]
 
-use serde::{Deserialize, Serialize};
+mod cidr;
+mod driver;
+mod error;
+mod ledger;
+mod name;
+mod netlink;
+mod netns;
+mod nft;
+mod routed;
+mod state;
+mod sysctl;
+#[cfg(test)]
+mod testing;
 
-/// How pods are connected.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Pod subnets used until UpdateRuntimeConfig says otherwise (`10.88.0.0/16`, `fd00:10:88::/64`), one per family.
-    pub pod_cidrs: Vec<String>,
-    /// Directory of CNI configurations; wins when it holds one.
-    pub conf_dir: PathBuf,
-    /// Directories of CNI executables.
-    pub bin_dirs: Vec<PathBuf>,
-    /// Where namespaces are bind-mounted (`/run/netns`).
-    pub netns_dir: PathBuf,
-    /// Persistent state: pod CIDRs given by the kubelet (`<root>/network.json`).
-    pub state_dir: PathBuf,
-    /// Prefix of host link names and name of the nft table; tests use their own. At most 6 characters.
-    pub link_prefix: String,
-}
+use std::sync::Arc;
 
-/// A pod's network namespace: an open fd and the one bind mount by which CNI can name it.
-#[derive(Debug)]
-pub struct NetNs {
-    /// Namespace file.
-    pub fd: OwnedFd,
-    /// Where it is bind-mounted.
-    pub path: PathBuf,
-}
-impl AsFd for NetNs {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
+pub use driver::{
+    Attachment, Config, Driver, Endpoint, HostPort, InterfaceStats, Inventory, NetNs, Protocol,
+};
+pub use error::{Error, Kind};
+pub use netlink::Failure;
 
-/// Transport protocol, IANA number.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Protocol {
-    /// TCP, 6.
-    Tcp,
-    /// UDP, 17.
-    Udp,
-    /// SCTP, 132.
-    Sctp,
-}
-
-/// A port of the node that leads to the pod.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct HostPort {
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// Port on the node.
-    pub host_port: u16,
-    /// Port in the pod.
-    pub container_port: u16,
-    /// Node address; `None`: all of the pod's families.
-    pub host_ip: Option<IpAddr>,
-}
-
-/// What a pod asks of the network.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
-pub struct Endpoint {
-    /// Pod id: `[a-zA-Z0-9][a-zA-Z0-9_.-]*`.
-    pub id: String,
-    /// Kubernetes pod name, namespace, UID (K8S_* CNI arguments).
-    pub pod: (String, String, String),
-    /// Published ports.
-    pub host_ports: Vec<HostPort>,
-    /// Pod annotations (bandwidth and the CNI annotations capability).
-    pub annotations: std::collections::BTreeMap<String, String>,
-    /// resolv.conf as servers, searches, options (CNI `dns` capability).
-    pub dns: (Vec<String>, Vec<String>, Vec<String>),
-    /// Pod cgroup (CNI `cgroupPath` capability).
-    pub cgroup: String,
-}
-
-/// A decided attachment: addresses held, nothing made in the kernel yet. The engine journals it before `attach`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
-pub struct Attachment {
-    /// Pod id.
-    pub id: String,
-    /// Interface in the pod (`eth0`).
-    pub interface: String,
-    /// Interface on the node; empty for foreign plugins.
-    pub host_interface: String,
-    /// Addresses with prefix length, primary first.
-    pub addresses: Vec<(IpAddr, u8)>,
-    /// Boot id of the kernel the attachment lives in.
-    pub boot_id: String,
-    /// Whatever `detach` needs (ports, conflist, results), private to this crate.
-    pub private: serde_json::Value,
-}
-
-/// Counters of one interface.
-#[derive(Clone, Debug, Default)]
-pub struct InterfaceStats {
-    /// Interface name.
-    pub name: String,
-    /// Received bytes, packets, errors, drops.
-    pub rx: [u64; 4],
-    /// Sent bytes, packets, errors, drops.
-    pub tx: [u64; 4],
-}
-
-/// The network driver. Implementations: the built-in routed network and the CNI chain.
+/// Opens the network of this node. Nothing in the kernel is touched before [`Driver::restore`].
 ///
-/// Contract: `reserve` decides and holds addresses in memory; the engine journals the result; `attach` makes it real and is
-/// all-or-nothing; `detach` never fails because something is gone and may be repeated; `restore` is called once at start with
-/// every live attachment: what is in it is held, everything else of ours in the kernel (links, nft elements, namespaces) is removed
-/// and reported.
-pub trait Driver: Send + Sync + std::fmt::Debug {
-    /// Ready, or a sentence that says what to do.
-    fn status(&self) -> Result<(), String>;
-    /// New pod CIDRs from UpdateRuntimeConfig; persisted.
-    fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<(), Error>;
-    /// A fresh namespace bind-mounted as `<netns_dir>/<id>`, with `lo` up.
-    fn create_namespace(&self, id: &str) -> Result<NetNs, Error>;
-    /// Opens a namespace made earlier.
-    fn open_namespace(&self, id: &str) -> Result<Option<NetNs>, Error>;
-    /// Unmounts and unlinks it; absent is fine.
-    fn remove_namespace(&self, id: &str) -> Result<(), Error>;
-    /// Decides addresses and ports.
-    fn reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error>;
-    /// Gives up a reservation that was never attached.
-    fn abandon(&self, attachment: &Attachment);
-    /// Makes it real. A foreign plugin may change the addresses: the returned attachment is the true one.
-    fn attach(&self, ns: &NetNs, endpoint: &Endpoint, reserved: Attachment) -> Result<Attachment, Error>;
-    /// Takes it down.
-    fn detach(&self, ns: Option<&NetNs>, attachment: &Attachment) -> Result<(), Error>;
-    /// Start-up reconciliation; returns what was found and removed, one line each.
-    fn restore(&self, live: &[Attachment]) -> Result<Vec<String>, Error>;
-    /// Counters of the pod's interfaces.
-    fn stats(&self, ns: &NetNs) -> Result<Vec<InterfaceStats>, Error>;
+/// # Errors
+///
+/// A configuration that cannot work (prefix, CIDRs), or a state file that is damaged.
+pub fn open(config: Config) -> Result<Arc<dyn Driver>, Error> {
+    Ok(Arc::new(routed::Routed::open(config)?))
 }
-
-/// What went wrong; replaced by the crate's real error type, which keeps `kind`.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub struct Error(pub String);
-
-// pub fn open(config: Config) -> Result<std::sync::Arc<dyn Driver>, Error>

@@ -1,0 +1,264 @@
+//! Who holds which address and port: computed from live pods, never stored.
+//!
+//! The engine journals each pod's [`Attachment`](crate::Attachment); at start it hands all live ones to `restore`, and
+//! from then on the ledger in memory is exact. No pod record, no allocation: an address cannot leak.
+//!
+//! ```text
+//!   free ──take──▶ held ──release──▶ leaving ──link gone──▶ free
+//!                    └────abandon───────────────────────────▲
+//! ```
+//!
+//! A released address is *leaving* until the pod's link has vanished from the node, else a new pod could meet the old
+//! one's route. Nobody waits for that: whether the link is gone is asked when the address's turn comes again, and
+//! allocation goes round the subnet before it comes back.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::cidr::Cidr;
+use crate::error::Error;
+use crate::{HostPort, Protocol};
+
+/// How many holders an exhaustion error names.
+const NAMED: usize = 5;
+
+/// A published port: protocol, IPv4 or IPv6, node address (`None`: all of the family), port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Publication {
+    pub(crate) protocol: Protocol,
+    pub(crate) ipv4: bool,
+    pub(crate) on: Option<IpAddr>,
+    pub(crate) port: u16,
+}
+
+#[derive(Debug)]
+struct Pool {
+    cidr: Cidr,
+    /// Offset tried first next time.
+    next: u128,
+}
+
+#[derive(Debug)]
+struct Holding {
+    pod: String,
+    link: String,
+    leaving: bool,
+}
+
+/// Addresses, ports and links in use.
+#[derive(Debug, Default)]
+pub(crate) struct Ledger {
+    pools: Vec<Pool>,
+    addresses: HashMap<IpAddr, Holding>,
+    ports: HashMap<Publication, String>,
+    /// Link name to pod id, leaving ones included.
+    links: HashMap<String, String>,
+}
+
+impl Ledger {
+    /// Allocates from these subnets from now on; what is held elsewhere stays held.
+    pub(crate) fn set_cidrs(&mut self, cidrs: &[Cidr]) {
+        let old = std::mem::take(&mut self.pools);
+        self.pools = cidrs
+            .iter()
+            .map(|cidr| {
+                let next =
+                    old.iter().find(|p| p.cidr == *cidr).map_or(*cidr.pod_offsets().start(), |p| p.next);
+                Pool { cidr: *cidr, next }
+            })
+            .collect();
+    }
+
+    pub(crate) fn cidrs(&self) -> impl Iterator<Item = Cidr> + '_ {
+        self.pools.iter().map(|p| p.cidr)
+    }
+
+    /// Whether a subnet of that family is there.
+    pub(crate) fn has_family(&self, ipv4: bool) -> bool {
+        self.pools.iter().any(|p| p.cidr.is_ipv4() == ipv4)
+    }
+
+    /// Whether a pod or one that is leaving has that link.
+    pub(crate) fn has_link(&self, link: &str) -> bool {
+        self.links.contains_key(link)
+    }
+
+    /// Addresses the pod holds.
+    pub(crate) fn addresses_of(&self, pod: &str) -> Vec<IpAddr> {
+        let mut all: Vec<IpAddr> =
+            self.addresses.iter().filter(|(_, h)| !h.leaving && h.pod == pod).map(|(a, _)| *a).collect();
+        all.sort_unstable();
+        all
+    }
+
+    /// Number of held and of leaving addresses.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let leaving = self.addresses.values().filter(|h| h.leaving).count();
+        (self.addresses.len() - leaving, leaving)
+    }
+
+    /// Takes the next free address of a family, and the subnet it is from. `gone` tells whether a link has vanished.
+    pub(crate) fn take(
+        &mut self,
+        pod: &str,
+        link: &str,
+        ipv4: bool,
+        mut gone: impl FnMut(&str) -> bool,
+    ) -> Result<(IpAddr, Cidr), Error> {
+        for index in 0..self.pools.len() {
+            let Some(pool) = self.pools.get(index).filter(|p| p.cidr.is_ipv4() == ipv4) else { continue };
+            let (cidr, from) = (pool.cidr, pool.next);
+            let offsets = cidr.pod_offsets();
+            let (first, last) = (*offsets.start(), *offsets.end());
+            // Round once, from where the last search ended. Longer than the number of holdings it never takes.
+            for offset in (from..=last).chain(first..from) {
+                let address = cidr.at(offset);
+                if !self.is_free(address, &mut gone) {
+                    continue;
+                }
+                self.hold(address, pod, link);
+                if let Some(pool) = self.pools.get_mut(index) {
+                    pool.next = if offset < last { offset + 1 } else { first };
+                }
+                return Ok((address, cidr));
+            }
+        }
+        Err(self.exhausted(ipv4))
+    }
+
+    fn is_free(&mut self, address: IpAddr, gone: &mut impl FnMut(&str) -> bool) -> bool {
+        match self.addresses.get(&address) {
+            None => true,
+            Some(holding) if holding.leaving && gone(&holding.link) => {
+                let link = holding.link.clone();
+                self.forget_link(&link);
+                true
+            }
+            Some(_) => false,
+        }
+    }
+
+    /// Records that a pod has an address.
+    pub(crate) fn hold(&mut self, address: IpAddr, pod: &str, link: &str) {
+        self.links.insert(link.to_owned(), pod.to_owned());
+        self.addresses
+            .insert(address, Holding { pod: pod.to_owned(), link: link.to_owned(), leaving: false });
+    }
+
+    /// Publishes a pod's ports, all or none.
+    pub(crate) fn publish(&mut self, pod: &str, ports: &[Publication]) -> Result<(), Error> {
+        for (position, port) in ports.iter().enumerate() {
+            if ports.iter().take(position).any(|other| other.collides(port)) {
+                return Err(Error::Port { port: port.text(), why: "the pod publishes it twice" });
+            }
+            if let Some((taken, owner)) = self.ports.iter().find(|(other, _)| other.collides(port)) {
+                return Err(Error::PortTaken { port: taken.text(), owner: owner.clone() });
+            }
+        }
+        self.ports.extend(ports.iter().map(|p| (*p, pod.to_owned())));
+        Ok(())
+    }
+
+    /// Gives up what a pod holds, at once: nothing was made in the kernel.
+    pub(crate) fn abandon(&mut self, pod: &str) {
+        self.addresses.retain(|_, h| h.leaving || h.pod != pod);
+        self.unpublish(pod);
+        let kept: Vec<String> = self.addresses.values().map(|h| h.link.clone()).collect();
+        self.links.retain(|link, owner| owner != pod || kept.contains(link));
+    }
+
+    /// Gives up what a pod holds; its addresses are leaving until its link is gone.
+    pub(crate) fn release(&mut self, pod: &str) {
+        self.addresses.values_mut().filter(|h| h.pod == pod).for_each(|h| h.leaving = true);
+        self.unpublish(pod);
+    }
+
+    /// Frees what was leaving by way of links that are gone.
+    pub(crate) fn settle(&mut self, mut gone: impl FnMut(&str) -> bool) {
+        let mut links: Vec<String> =
+            self.addresses.values().filter(|h| h.leaving).map(|h| h.link.clone()).collect();
+        links.sort_unstable();
+        links.dedup();
+        links.iter().filter(|link| gone(link)).for_each(|link| self.forget_link(link));
+    }
+
+    fn forget_link(&mut self, link: &str) {
+        self.addresses.retain(|_, h| !(h.leaving && h.link == link));
+        self.links.remove(link);
+    }
+
+    fn unpublish(&mut self, pod: &str) {
+        self.ports.retain(|_, owner| owner != pod);
+    }
+
+    fn exhausted(&self, ipv4: bool) -> Error {
+        let pools: Vec<&Pool> = self.pools.iter().filter(|p| p.cidr.is_ipv4() == ipv4).collect();
+        let inside = |a: &IpAddr| pools.iter().any(|p| p.cidr.offset(*a).is_some());
+        let held = self.addresses.iter().filter(|(a, h)| inside(a) && !h.leaving);
+        let mut pods: Vec<&str> = held.map(|(_, h)| h.pod.as_str()).collect();
+        pods.sort_unstable();
+        let mut holders = pods.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+        if pods.len() > NAMED {
+            holders.push_str(&format!(" and {} more", pods.len() - NAMED));
+        }
+        Error::Exhausted {
+            family: if ipv4 { "IPv4" } else { "IPv6" },
+            cidrs: pools.iter().map(|p| p.cidr.to_string()).collect::<Vec<_>>().join(", "),
+            held: pods.len(),
+            leaving: self.addresses.iter().filter(|(a, h)| inside(a) && h.leaving).count(),
+            holders: if pods.is_empty() {
+                "no pod holds one".into()
+            } else {
+                format!("held by pods {holders}")
+            },
+        }
+    }
+}
+
+impl Publication {
+    /// What a host port means for a pod with these families. `0.0.0.0` and `::` stand for every address of theirs.
+    pub(crate) fn of(port: &HostPort, ipv4: bool, ipv6: bool) -> Result<Vec<Self>, Error> {
+        let on = port.host_ip.map(|ip| ip.to_canonical());
+        let make = |ipv4, on| Self { protocol: port.protocol, ipv4, on, port: port.host_port };
+        let refuse = |why| Err(Error::Port { port: make(true, on).text(), why });
+        if port.host_port == 0 || port.container_port == 0 {
+            return refuse("port 0 cannot be published");
+        }
+        match on {
+            None => Ok([ipv4.then(|| make(true, None)), ipv6.then(|| make(false, None))]
+                .into_iter()
+                .flatten()
+                .collect()),
+            Some(ip) if (ip.is_ipv4() && !ipv4) || (ip.is_ipv6() && !ipv6) => {
+                refuse("the pod has no address of the host IP's family")
+            }
+            Some(ip) if ip.is_unspecified() => Ok(vec![make(ip.is_ipv4(), None)]),
+            Some(ip) if ip.is_multicast() => refuse("the host IP is a multicast address"),
+            Some(IpAddr::V6(ip)) if ip.is_loopback() => {
+                refuse("::1 cannot lead to a pod: IPv6 has no route_localnet")
+            }
+            Some(ip) => Ok(vec![make(ip.is_ipv4(), Some(ip))]),
+        }
+    }
+
+    /// Two publications that cannot both be had: the scheduler's rule, by which "every address" collides with each one.
+    fn collides(&self, other: &Self) -> bool {
+        self.protocol == other.protocol
+            && self.ipv4 == other.ipv4
+            && self.port == other.port
+            && (self.on.is_none() || other.on.is_none() || self.on == other.on)
+    }
+
+    /// `10.0.0.1:80/tcp`, or `80/tcp`.
+    pub(crate) fn text(&self) -> String {
+        let protocol = self.protocol.name();
+        match self.on {
+            Some(IpAddr::V6(ip)) => format!("[{ip}]:{}/{protocol}", self.port),
+            Some(ip) => format!("{ip}:{}/{protocol}", self.port),
+            None => format!("{}/{protocol}", self.port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

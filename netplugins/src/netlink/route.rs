@@ -1,0 +1,395 @@
+//! rtnetlink(7) operations as data, and the executor that carries them out.
+//!
+//! An [`Op`] names links by name; its `Display` is the verb phrase used in errors and golden tests. [`run`] resolves names
+//! to indices on the way: a lookup rides in the same datagram as the operation that creates the link.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use netlink_packet_core::NetlinkSerializable;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::link::{
+    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State, Stats64,
+};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
+use rustix::io::Errno;
+
+use super::wire::Frame;
+use super::{Batch, Failure, Socket, flag};
+use crate::error::Error;
+
+/// An Ethernet address.
+pub(crate) type Mac = [u8; 6];
+
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
+const RTM_GETROUTE: u16 = 26;
+
+/// One change of the network stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// A veth pair: this end here and up, the other end under its final name in the target namespace, down.
+    Veth {
+        /// Name here.
+        name: String,
+        /// Ethernet address here.
+        mac: Mac,
+        /// MTU of both ends.
+        mtu: u32,
+        /// Name there.
+        peer: String,
+        /// Ethernet address there.
+        peer_mac: Mac,
+    },
+    /// Sets a link up.
+    Up(String),
+    /// Deletes a link. Waits for an RCU grace period, about 30 ms: never in a pod's way.
+    Delete(String),
+    /// Adds an address that is usable at once: no duplicate address detection.
+    Address {
+        /// The link.
+        link: String,
+        /// The address.
+        address: IpAddr,
+        /// Prefix length.
+        prefix: u8,
+    },
+    /// Adds a neighbour that is never asked for and never forgotten.
+    Neighbour {
+        /// The link.
+        link: String,
+        /// Its address.
+        address: IpAddr,
+        /// Its Ethernet address.
+        mac: Mac,
+    },
+    /// Adds a unicast route to the main table.
+    Route {
+        /// The link.
+        link: String,
+        /// Destination; `/0`: default route.
+        to: (IpAddr, u8),
+        /// Next hop; taken to be on the link.
+        via: Option<IpAddr>,
+    },
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Veth { name, mac, mtu, peer, peer_mac } => write!(
+                f,
+                "add link {name} address {} mtu {mtu} up type veth peer {peer} address {}",
+                mac_text(*mac),
+                mac_text(*peer_mac)
+            ),
+            Self::Up(link) => write!(f, "set {link} up"),
+            Self::Delete(link) => write!(f, "delete link {link}"),
+            Self::Address { link, address, prefix } => write!(f, "add address {address}/{prefix} to {link}"),
+            Self::Neighbour { link, address, mac } => {
+                write!(f, "add neighbour {address} at {} on {link}", mac_text(*mac))
+            }
+            Self::Route { link, to: (to, prefix), via: None } => {
+                write!(f, "add route {to}/{prefix} dev {link}")
+            }
+            Self::Route { link, to: (to, prefix), via: Some(via) } => {
+                write!(f, "add route {to}/{prefix} via {via} dev {link}")
+            }
+        }
+    }
+}
+
+/// What a link dump tells about one link.
+#[derive(Clone, Debug)]
+pub(crate) struct Link {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mtu: u32,
+    /// Operational state is "up", or the kind of link does not tell.
+    pub(crate) operational: bool,
+    pub(crate) loopback: bool,
+    pub(crate) stats: Stats64,
+}
+
+/// Carries out the operations in order through `socket`. `target` is the namespace a veth's other end is born in.
+///
+/// Everything up to an unknown link name goes in one datagram, which ends with the question for that name.
+pub(crate) fn run(socket: &mut Socket, ops: &[Op], target: Option<BorrowedFd<'_>>) -> Result<(), Error> {
+    let mut index = HashMap::new();
+    let mut next = 0;
+    while next < ops.len() {
+        let mut batch = Batch::default();
+        let begin = next;
+        let mut wanted = None;
+        while let Some(op) = ops.get(next) {
+            match message(op, &index, target) {
+                Ok((flags, message)) => push(&mut batch, flags, &message),
+                Err(link) => {
+                    wanted = Some(link);
+                    break;
+                }
+            }
+            next += 1;
+        }
+        if let Some(link) = &wanted {
+            push(&mut batch, 0, &Message::GetLink(by_name(link)));
+        }
+        let outcome = socket.transact(&mut batch, |_, frame| {
+            if let Some(link) = decode_link(&frame) {
+                index.insert(link.name, link.index);
+            }
+        });
+        outcome.map_err(|r| {
+            let at = begin + r.index.unwrap_or_default();
+            let doing = match ops.get(at) {
+                Some(op) if at < next => op.to_string(),
+                _ => format!("find link {}", wanted.as_deref().unwrap_or_default()),
+            };
+            Error::Kernel { doing, source: r.failure }
+        })?;
+        if let Some(link) = wanted.filter(|l| !index.contains_key(l)) {
+            return Err(Error::Kernel {
+                doing: format!("find link {link}"),
+                source: Failure::Malformed("no answer"),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// All links of the socket's namespace.
+pub(crate) fn links(socket: &mut Socket) -> Result<Vec<Link>, Failure> {
+    let request = Message::GetLink(LinkMessage::default());
+    socket.dump(RTM_GETLINK, &body(&request), |frame| decode_link(&frame))
+}
+
+/// One link, or `None`.
+pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>, Failure> {
+    let mut batch = Batch::default();
+    push(&mut batch, 0, &Message::GetLink(by_name(name)));
+    let mut found = None;
+    match socket.transact(&mut batch, |_, frame| found = decode_link(&frame)) {
+        Ok(()) => Ok(found),
+        Err(r) if r.failure.errno() == Some(Errno::NODEV) => Ok(None),
+        Err(r) => Err(r.failure),
+    }
+}
+
+/// Deletes a link; absent is fine.
+pub(crate) fn delete(socket: &mut Socket, name: &str) -> Result<(), Failure> {
+    let mut batch = Batch::default();
+    push(&mut batch, 0, &Message::DelLink(by_name(name)));
+    match socket.transact(&mut batch, |_, _| {}) {
+        Ok(()) => Ok(()),
+        Err(r) if r.failure.errno() == Some(Errno::NODEV) => Ok(()),
+        Err(r) => Err(r.failure),
+    }
+}
+
+/// Smallest MTU among the links that default routes lead to; `None` without a default route.
+pub(crate) fn uplink_mtu(socket: &mut Socket) -> Result<Option<u32>, Failure> {
+    let mut uplinks = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        let request = Message::GetRoute(request);
+        uplinks.extend(socket.dump(RTM_GETROUTE, &body(&request), |frame| decode_default_route(&frame))?);
+    }
+    let links = links(socket)?;
+    Ok(links.iter().filter(|l| uplinks.contains(&l.index)).map(|l| l.mtu).min())
+}
+
+/// `0a:58:0a:58:00:05` and the like.
+pub(crate) fn mac_text(mac: Mac) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
+}
+
+/// Request flags and message of an operation, or the link name whose index is needed first.
+fn message(
+    op: &Op,
+    index: &HashMap<String, u32>,
+    target: Option<BorrowedFd<'_>>,
+) -> Result<(u16, Message), String> {
+    let known = |link: &String| index.get(link).copied().ok_or_else(|| link.clone());
+    let new = flag::CREATE | flag::EXCL;
+    Ok(match op {
+        Op::Veth { .. } => (new, Message::NewLink(veth(op, target))),
+        Op::Up(link) => {
+            let mut message = by_name(link);
+            set_up(&mut message);
+            (0, Message::SetLink(message))
+        }
+        Op::Delete(link) => (0, Message::DelLink(by_name(link))),
+        Op::Address { link, address, prefix } => (
+            flag::CREATE | flag::REPLACE,
+            Message::NewAddress(address_message(known(link)?, *address, *prefix)),
+        ),
+        Op::Neighbour { link, address, mac } => {
+            (flag::CREATE | flag::REPLACE, Message::NewNeighbour(neighbour(known(link)?, *address, *mac)))
+        }
+        Op::Route { link, to, via } => {
+            (flag::CREATE | flag::REPLACE, Message::NewRoute(route(known(link)?, *to, *via)))
+        }
+    })
+}
+
+fn veth(op: &Op, target: Option<BorrowedFd<'_>>) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    let Op::Veth { name, mac, mtu, peer, peer_mac } = op else { return message };
+    // The peer must not carry IFF_UP here: veth_open refuses while its other end has no device yet.
+    let mut other = by_name(peer);
+    other.attributes.push(LinkAttribute::Address(peer_mac.to_vec()));
+    other.attributes.push(LinkAttribute::Mtu(*mtu));
+    if let Some(fd) = target {
+        other.attributes.push(LinkAttribute::NetNsFd(fd.as_raw_fd()));
+    }
+    set_up(&mut message);
+    message.attributes = vec![
+        LinkAttribute::IfName(name.clone()),
+        LinkAttribute::Address(mac.to_vec()),
+        LinkAttribute::Mtu(*mtu),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
+        ]),
+    ];
+    message
+}
+
+fn set_up(message: &mut LinkMessage) {
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+}
+
+fn by_name(name: &str) -> LinkMessage {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::IfName(name.to_owned()));
+    message
+}
+
+fn address_message(index: u32, address: IpAddr, prefix: u8) -> AddressMessage {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.family = family(address);
+    message.header.prefix_len = prefix;
+    message.header.scope = AddressScope::Universe;
+    message.attributes = vec![
+        AddressAttribute::Local(address),
+        AddressAttribute::Address(address),
+        AddressAttribute::Flags(AddressFlags::Nodad),
+    ];
+    message
+}
+
+fn neighbour(index: u32, address: IpAddr, mac: Mac) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = family(address);
+    message.header.ifindex = index;
+    message.header.state = NeighbourState::Permanent;
+    message.header.kind = RouteType::Unicast;
+    message.attributes = vec![
+        NeighbourAttribute::Destination(match address {
+            IpAddr::V4(a) => NeighbourAddress::Inet(a),
+            IpAddr::V6(a) => NeighbourAddress::Inet6(a),
+        }),
+        NeighbourAttribute::LinkLayerAddress(mac.to_vec()),
+    ];
+    message
+}
+
+fn route(index: u32, to: (IpAddr, u8), via: Option<IpAddr>) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: family(to.0),
+        destination_prefix_length: to.1,
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: RouteProtocol::Static,
+        scope: if via.is_none() && to.0.is_ipv4() { RouteScope::Link } else { RouteScope::Universe },
+        kind: RouteType::Unicast,
+        // The next hop is on the link by decree: its own route need not exist.
+        flags: if via.is_some() { RouteFlags::Onlink } else { RouteFlags::empty() },
+        ..RouteHeader::default()
+    };
+    message.attributes.push(RouteAttribute::Oif(index));
+    if to.1 > 0 {
+        message.attributes.push(RouteAttribute::Destination(route_address(to.0)));
+    }
+    if let Some(via) = via {
+        message.attributes.push(RouteAttribute::Gateway(route_address(via)));
+    }
+    message
+}
+
+fn route_address(address: IpAddr) -> RouteAddress {
+    match address {
+        IpAddr::V4(a) => RouteAddress::Inet(a),
+        IpAddr::V6(a) => RouteAddress::Inet6(a),
+    }
+}
+
+fn family(address: IpAddr) -> AddressFamily {
+    if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
+}
+
+fn decode(frame: &Frame<'_>) -> Option<Message> {
+    use netlink_packet_core::ParseableParametrized;
+    Message::parse_with_param(frame.payload, frame.kind).ok()
+}
+
+fn decode_link(frame: &Frame<'_>) -> Option<Link> {
+    if frame.kind != RTM_NEWLINK {
+        return None;
+    }
+    let Message::NewLink(message) = decode(frame)? else { return None };
+    let mut link = Link {
+        index: message.header.index,
+        name: String::new(),
+        mtu: 0,
+        operational: true,
+        loopback: message.header.flags.contains(LinkFlags::Loopback),
+        stats: Stats64::default(),
+    };
+    for attribute in message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name = name,
+            LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::OperState(state) => link.operational = matches!(state, State::Up | State::Unknown),
+            LinkAttribute::Stats64(stats) => link.stats = stats,
+            _ => {}
+        }
+    }
+    Some(link)
+}
+
+fn decode_default_route(frame: &Frame<'_>) -> Option<u32> {
+    let Message::NewRoute(message) = decode(frame)? else { return None };
+    let header = &message.header;
+    if header.destination_prefix_length != 0 || header.kind != RouteType::Unicast {
+        return None;
+    }
+    message.attributes.iter().find_map(|a| match a {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    })
+}
+
+fn push(batch: &mut Batch, flags: u16, message: &Message) {
+    batch.push(message.message_type(), flags, |out| out.extend_from_slice(&body(message)));
+}
+
+fn body(message: &Message) -> Vec<u8> {
+    let mut bytes = vec![0; NetlinkSerializable::buffer_len(message)];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+#[cfg(test)]
+mod tests;

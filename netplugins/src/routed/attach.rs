@@ -1,0 +1,153 @@
+//! Making an attachment real, and unmaking it: one recipe each.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::plan::{self, Private};
+use super::{Routed, State};
+use crate::error::Error;
+use crate::netlink::watch::LinkWatch;
+use crate::netlink::{Failure, Refusal, Socket, route};
+use crate::nft::Transaction;
+use crate::nft::element::Element;
+use crate::{Attachment, NetNs, sysctl};
+
+/// The kernel brings the node's end up within a millisecond of the pod's; a second means that it never will.
+const CARRIER: Duration = Duration::from_secs(1);
+
+impl Routed {
+    /// Carries out the plan; on failure nothing of it is left.
+    pub(super) fn execute(
+        &self,
+        ns: &NetNs,
+        pod: &mut Socket,
+        attachment: &Attachment,
+        private: &Private,
+    ) -> Result<(), Error> {
+        let plan = plan::plan(attachment, private)?;
+        let done = self.carry_out(&plan, ns, pod, attachment, !private.ports.is_empty());
+        if done.is_err() {
+            self.roll_back(attachment);
+        }
+        done
+    }
+
+    fn carry_out(
+        &self,
+        plan: &plan::Plan,
+        ns: &NetNs,
+        pod: &mut Socket,
+        attachment: &Attachment,
+        publishes: bool,
+    ) -> Result<(), Error> {
+        let link = &attachment.host_interface;
+        // The pair, the node's addresses, and the way to the pod.
+        self.with_route(|socket| route::run(socket, &plan.host, Some(ns.as_fd())))?;
+        // A pod must not announce itself as the node's router (CVE-2020-13401).
+        if attachment.addresses.iter().any(|(a, _)| a.is_ipv6()) {
+            sysctl::set(&format!("ipv6/conf/{link}/accept_ra"), "0")?;
+        }
+        // Replies to a node process that used 127.0.0.1 come back by this link; the guard chain drops all other
+        // packets to 127/8 from it.
+        if publishes {
+            sysctl::set(&format!("ipv4/conf/{link}/route_localnet"), "1")?;
+        }
+        // Addresses, link, default routes inside.
+        route::run(pod, &plan.pod, None)?;
+        // Masquerade, hairpin, host ports.
+        self.add_elements(attachment, &plan.elements)?;
+        // Until the kernel has noticed the carrier, the node's end drops what is sent.
+        self.await_carrier(link)
+    }
+
+    /// Leaves the node as it was. Deleting the link takes its other end, addresses, routes and neighbours along.
+    fn roll_back(&self, attachment: &Attachment) {
+        let link = &attachment.host_interface;
+        let elements = self.remove_elements(attachment);
+        let links = self.with_route(|socket| {
+            route::delete(socket, link).map_err(Error::kernel(format!("delete link {link}")))
+        });
+        for error in [elements, links].into_iter().filter_map(Result::err) {
+            tracing::warn!(pod = attachment.id, "left behind: {}", error.chain());
+        }
+    }
+
+    /// Adds a pod's nft entries. If somebody flushed the ruleset, all of it is put back.
+    fn add_elements(&self, attachment: &Attachment, elements: &[Element]) -> Result<(), Error> {
+        let prefix = &self.config.link_prefix;
+        let added = self.with_nft(|socket| {
+            let mut transaction = Transaction::new(prefix);
+            transaction.add_elements(elements);
+            Ok(transaction.commit(socket))
+        })?;
+        match added {
+            Ok(()) => Ok(()),
+            Err(r) if r.failure.errno() == Some(Errno::NOENT) => {
+                tracing::warn!(table = prefix, "the nft table was gone; installing it again");
+                let mut state = self.state();
+                state.live.insert(attachment.id.clone(), attachment.clone());
+                let installed = self.install(&state);
+                forget_if_failed(&mut state, attachment, &installed);
+                installed
+            }
+            Err(r) => Err(Error::kernel(format!("add nft entries of pod {}", attachment.id))(r.failure)),
+        }
+    }
+
+    /// Deletes a pod's nft entries; absent ones are fine.
+    pub(super) fn remove_elements(&self, attachment: &Attachment) -> Result<(), Error> {
+        let elements = plan::elements(attachment, &Private::of(attachment)?)?;
+        self.with_nft(|socket| {
+            let doing = || Error::kernel(format!("delete nft entries of pod {}", attachment.id));
+            match self.delete(socket, &elements) {
+                Err(r) if r.failure.errno() == Some(Errno::NOENT) => {}
+                other => return other.map_err(|r| doing()(r.failure)),
+            }
+            // Some are gone already, so each for itself.
+            for element in &elements {
+                match self.delete(socket, std::slice::from_ref(element)) {
+                    Err(r) if r.failure.errno() != Some(Errno::NOENT) => return Err(doing()(r.failure)),
+                    _ => {}
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn delete(&self, socket: &mut Socket, elements: &[Element]) -> Result<(), Refusal> {
+        let mut transaction = Transaction::new(&self.config.link_prefix);
+        transaction.delete_elements(elements);
+        transaction.commit(socket)
+    }
+
+    fn await_carrier(&self, link: &str) -> Result<(), Error> {
+        let doing = || Error::kernel(format!("wait for link {link} to come up"));
+        let up = || {
+            self.with_route(|socket| {
+                Ok(route::link(socket, link).map_err(doing())?.is_some_and(|l| l.operational))
+            })
+        };
+        if up()? {
+            return Ok(());
+        }
+        let deadline = Instant::now() + CARRIER;
+        let mut watch = LinkWatch::open().map_err(doing())?;
+        while !up()? {
+            if !watch.changed(deadline).map_err(doing())? {
+                return Err(doing()(Failure::Refused {
+                    source: Errno::TIMEDOUT.into(),
+                    text: "no carrier".into(),
+                }));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn forget_if_failed(state: &mut State, attachment: &Attachment, outcome: &Result<(), Error>) {
+    if outcome.is_err() {
+        state.live.remove(&attachment.id);
+    }
+}

@@ -1,0 +1,355 @@
+//! The built-in network: routed, dual stack, one veth per pod, no bridge and no process ever executed.
+//!
+//! `reserve` decides ([`Ledger`] and [`plan`]), `attach` executes: the veth is born in place under its final names, the
+//! pod's side is configured by one datagram, its nft entries by one transaction. `detach` removes the entries; the kernel
+//! dismantles the link when the namespace dies. [`restore`] makes the kernel agree with the live pods.
+
+mod attach;
+mod plan;
+mod restore;
+
+use std::collections::HashMap;
+use std::fs;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::cidr::{Cidr, width};
+use crate::error::Error;
+use crate::ledger::Ledger;
+use crate::netlink::watch::LinkWatch;
+use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, Socket, route};
+use crate::netns::{Namespaces, socket_in};
+use crate::nft::{self, ruleset};
+use crate::{Attachment, Config, Driver, Endpoint, InterfaceStats, Inventory, NetNs, name, state, sysctl};
+
+use plan::Private;
+
+/// Interface name in the pod.
+const POD_LINK: &str = "eth0";
+/// Ethernet's, where the node has no default route to learn from.
+const DEFAULT_MTU: u32 = 1500;
+
+/// The built-in driver.
+#[derive(Debug)]
+pub(crate) struct Routed {
+    config: Config,
+    namespaces: Namespaces,
+    state: Mutex<State>,
+    /// Idle sockets of the node's namespace.
+    route_sockets: Mutex<Vec<Socket>>,
+    nft_sockets: Mutex<Vec<Socket>>,
+}
+
+#[derive(Debug)]
+struct State {
+    ledger: Ledger,
+    /// Attached pods, by id.
+    live: HashMap<String, Attachment>,
+    /// Sockets inside namespaces that were just made; the first `attach` takes them.
+    fresh: HashMap<String, Socket>,
+    restored: bool,
+    ipv6: bool,
+    mtu: u32,
+    boot_id: String,
+}
+
+impl Routed {
+    pub(crate) fn open(config: Config) -> Result<Self, Error> {
+        name::check_prefix(&config.link_prefix)?;
+        let cidrs = state::load(&config.state_dir)?.unwrap_or_else(|| config.pod_cidrs.clone());
+        let cidrs = parse(&cidrs)?;
+        let mut ledger = Ledger::default();
+        ledger.set_cidrs(&cidrs);
+        let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .map_err(Error::file("read", "/proc/sys/kernel/random/boot_id"))?;
+        let state = State {
+            ledger,
+            live: HashMap::new(),
+            fresh: HashMap::new(),
+            restored: false,
+            ipv6: false,
+            mtu: DEFAULT_MTU,
+            boot_id: boot_id.trim().to_owned(),
+        };
+        Ok(Self {
+            namespaces: Namespaces::new(&config.netns_dir, &config.state_dir),
+            config,
+            state: Mutex::new(state),
+            route_sockets: Mutex::default(),
+            nft_sockets: Mutex::default(),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change of the state is complete before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Works with a socket of the node's namespace; it is kept only after success.
+    fn with_route<T>(&self, work: impl FnOnce(&mut Socket) -> Result<T, Error>) -> Result<T, Error> {
+        with(&self.route_sockets, NETLINK_ROUTE, work)
+    }
+
+    fn with_nft<T>(&self, work: impl FnOnce(&mut Socket) -> Result<T, Error>) -> Result<T, Error> {
+        with(&self.nft_sockets, NETLINK_NETFILTER, work)
+    }
+
+    /// Refuses work while another configuration rules, or before `restore`.
+    fn ready(&self) -> Result<(), Error> {
+        if let Some(file) = self.foreign_configuration() {
+            return Err(Error::NotReady(format!(
+                "{} configures the network, and CNI plugins are not supported yet; remove it to use the built-in network",
+                file.display()
+            )));
+        }
+        let state = self.state();
+        if !state.restored {
+            return Err(Error::NotReady("the network is still being restored; try again shortly".into()));
+        }
+        if state.ledger.cidrs().next().is_none() {
+            return Err(Error::NotReady(
+                "no pod CIDR is known; set network.pod_cidrs, or let the kubelet send one (node.spec.podCIDR)".into(),
+            ));
+        }
+        Ok(())
+    }
+
+    /// The first CNI configuration file, by name.
+    fn foreign_configuration(&self) -> Option<PathBuf> {
+        let entries = fs::read_dir(&self.config.conf_dir).ok()?;
+        let is_configuration = |path: &PathBuf| {
+            path.extension().is_some_and(|e| e == "conf" || e == "conflist" || e == "json") && path.is_file()
+        };
+        entries.flatten().map(|e| e.path()).filter(is_configuration).min()
+    }
+
+    /// Whether a link of the node is gone.
+    fn is_gone(&self, link: &str) -> bool {
+        self.with_route(|socket| {
+            route::link(socket, link).map_err(Error::kernel(format!("look for link {link}")))
+        })
+        .is_ok_and(|found| found.is_none())
+    }
+
+    /// Replaces the nft table by one that holds exactly the live pods.
+    fn install(&self, state: &State) -> Result<(), Error> {
+        let mut elements = ruleset::unmasqueraded(state.ledger.cidrs().map(Cidr::parts));
+        for attachment in state.live.values() {
+            elements.extend(plan::elements(attachment, &Private::of(attachment)?)?);
+        }
+        let prefix = &self.config.link_prefix;
+        self.with_nft(|socket| {
+            socket.widen().map_err(Error::kernel("widen a netlink socket"))?;
+            ruleset::install(prefix, &elements, socket)
+                .map_err(Error::kernel(format!("install the nft table {prefix}")))
+        })
+    }
+}
+
+impl Driver for Routed {
+    fn status(&self) -> Result<(), String> {
+        self.ready().map_err(|e| e.to_string())
+    }
+
+    fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<(), Error> {
+        let cidrs: Vec<String> =
+            cidrs.iter().flat_map(|c| c.split(',')).map(|c| c.trim().to_owned()).collect();
+        let parsed = parse(&cidrs)?;
+        if self.state().ledger.cidrs().eq(parsed.iter().copied()) {
+            return Ok(());
+        }
+        state::store(&self.config.state_dir, &cidrs)?;
+        let mut state = self.state();
+        state.ledger.set_cidrs(&parsed);
+        if state.restored { self.install(&state) } else { Ok(()) }
+    }
+
+    fn create_namespace(&self, id: &str) -> Result<NetNs, Error> {
+        let (ns, socket) = self.namespaces.create(id, sysctl::pod_defaults)?;
+        self.state().fresh.insert(id.to_owned(), socket);
+        Ok(ns)
+    }
+
+    fn open_namespace(&self, id: &str) -> Result<Option<NetNs>, Error> {
+        self.namespaces.open(id)
+    }
+
+    fn remove_namespace(&self, id: &str) -> Result<(), Error> {
+        self.state().fresh.remove(id);
+        self.namespaces.remove(id)
+    }
+
+    fn reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error> {
+        name::check_id(&endpoint.id, "a pod")?;
+        self.ready()?;
+        let mut state = self.state();
+        let reserved = self.decide(&mut state, endpoint);
+        if matches!(&reserved, Err(e) if !matches!(e, Error::Held { .. })) {
+            state.ledger.abandon(&endpoint.id);
+        }
+        reserved
+    }
+
+    fn abandon(&self, attachment: &Attachment) {
+        let mut state = self.state();
+        state.live.remove(&attachment.id);
+        state.ledger.abandon(&attachment.id);
+    }
+
+    fn attach(&self, ns: &NetNs, endpoint: &Endpoint, reserved: Attachment) -> Result<Attachment, Error> {
+        let private = Private::of(&reserved)?;
+        let fresh = self.state().fresh.remove(&endpoint.id);
+        let mut pod = fresh.map_or_else(|| socket_in(ns.as_fd()), Ok)?;
+        self.execute(ns, &mut pod, &reserved, &private)?;
+        self.state().live.insert(reserved.id.clone(), reserved.clone());
+        Ok(reserved)
+    }
+
+    fn detach(&self, _ns: Option<&NetNs>, attachment: &Attachment) -> Result<(), Error> {
+        self.state().fresh.remove(&attachment.id);
+        if attachment.boot_id == self.state().boot_id {
+            self.remove_elements(attachment)?;
+        }
+        let mut state = self.state();
+        state.live.remove(&attachment.id);
+        state.ledger.release(&attachment.id);
+        Ok(())
+    }
+
+    fn restore(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
+        self.reconcile(live)
+    }
+
+    fn stats(&self, ns: &NetNs) -> Result<Vec<InterfaceStats>, Error> {
+        let mut socket = socket_in(ns.as_fd())?;
+        let links = route::links(&mut socket).map_err(Error::kernel("list the links of a pod"))?;
+        Ok(links.into_iter().filter(|l| !l.loopback).map(interface_stats).collect())
+    }
+
+    fn wait_gone(&self, links: &[String], deadline: Instant) -> Result<Vec<String>, Error> {
+        let mut watch = LinkWatch::open().map_err(Error::kernel("watch links"))?;
+        loop {
+            let left: Vec<String> = links.iter().filter(|l| !self.is_gone(l)).cloned().collect();
+            if left.is_empty() || !watch.changed(deadline).map_err(Error::kernel("watch links"))? {
+                return Ok(left);
+            }
+        }
+    }
+
+    fn inventory(&self) -> Result<Inventory, Error> {
+        let links = self.our_links()?;
+        let elements = self.our_elements()?.iter().map(ToString::to_string).collect();
+        let mut state = self.state();
+        state.ledger.settle(|link| !links.iter().any(|l| l == link));
+        let (addresses, leaving) = state.ledger.count();
+        drop(state);
+        let namespaces = self.namespaces.marked()?.into_iter().collect();
+        Ok(Inventory { links, elements, namespaces, addresses, leaving })
+    }
+
+    fn retire(&self) -> Result<(), Error> {
+        let mut state = self.state();
+        if let Some(id) = state.live.keys().next() {
+            return Err(Error::NotReady(format!("pod {id} is still attached")));
+        }
+        state.restored = false;
+        let prefix = &self.config.link_prefix;
+        self.with_nft(|socket| {
+            let mut transaction = nft::Transaction::new(prefix);
+            transaction.add_table().delete_table();
+            transaction
+                .commit(socket)
+                .map_err(|r| Error::kernel(format!("delete the nft table {prefix}"))(r.failure))
+        })
+    }
+}
+
+impl Routed {
+    /// Decides links, addresses and ports of a pod, and holds them.
+    fn decide(&self, state: &mut State, endpoint: &Endpoint) -> Result<Attachment, Error> {
+        let held = state.ledger.addresses_of(&endpoint.id);
+        if !held.is_empty() {
+            let addresses = held.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+            return Err(Error::Held { id: endpoint.id.clone(), addresses });
+        }
+        let prefix = &self.config.link_prefix;
+        let host_interface = (0..).map(|salt| name::host_link(prefix, &endpoint.id, salt));
+        let host_interface =
+            host_interface.into_iter().find(|l| !state.ledger.has_link(l)).unwrap_or_default();
+
+        let mut addresses = Vec::new();
+        let mut gateways = Vec::new();
+        for ipv4 in [true, false] {
+            if !state.ledger.has_family(ipv4) || (!ipv4 && !state.ipv6) {
+                continue;
+            }
+            let (address, from) =
+                state.ledger.take(&endpoint.id, &host_interface, ipv4, |link| self.is_gone(link))?;
+            addresses.push((address, width(address)));
+            gateways.push(from.gateway());
+        }
+        let Some((primary, _)) = addresses.first().copied() else {
+            return Err(Error::NotReady("the only pod CIDRs are IPv6, and IPv6 is off on this node".into()));
+        };
+        let (mac, host_mac) = plan::macs(primary);
+        let private = Private {
+            version: Private::VERSION,
+            mac,
+            host_mac,
+            mtu: state.mtu,
+            gateways,
+            ports: endpoint.host_ports.clone(),
+        };
+        let attachment = Attachment {
+            id: endpoint.id.clone(),
+            interface: POD_LINK.to_owned(),
+            host_interface,
+            addresses,
+            boot_id: state.boot_id.clone(),
+            private: serde_json::to_value(&private)
+                .map_err(|e| Error::Format { path: "network record".into(), why: e.to_string() })?,
+        };
+        state.ledger.publish(&endpoint.id, &private.publications(&attachment)?)?;
+        Ok(attachment)
+    }
+}
+
+fn with<T>(
+    idle: &Mutex<Vec<Socket>>,
+    protocol: isize,
+    work: impl FnOnce(&mut Socket) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let kept = idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+    let mut socket = match kept {
+        Some(socket) => socket,
+        None => Socket::open(protocol).map_err(Error::kernel("open a netlink socket"))?,
+    };
+    let done = work(&mut socket)?;
+    idle.lock().unwrap_or_else(PoisonError::into_inner).push(socket);
+    Ok(done)
+}
+
+/// Parses pod CIDRs and refuses overlaps.
+fn parse(cidrs: &[String]) -> Result<Vec<Cidr>, Error> {
+    let parsed: Vec<Cidr> = cidrs.iter().map(|c| Cidr::parse(c)).collect::<Result<_, _>>()?;
+    for (position, cidr) in parsed.iter().enumerate() {
+        if parsed.iter().take(position).any(|other| other.overlaps(*cidr)) {
+            return Err(Error::Cidr { cidr: cidr.to_string(), why: "it overlaps another one" });
+        }
+    }
+    Ok(parsed)
+}
+
+fn interface_stats(link: route::Link) -> InterfaceStats {
+    let s = link.stats;
+    InterfaceStats {
+        name: link.name,
+        rx: [s.rx_bytes, s.rx_packets, s.rx_errors, s.rx_dropped],
+        tx: [s.tx_bytes, s.tx_packets, s.tx_errors, s.tx_dropped],
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,12 +1,47 @@
 //! The image store: registry client, layers, images, snapshot drivers.
 //!
-//! The public face is [`Store`]; everything else is reached through it. Interface fixed for the engine:
+//! The public face is [`Store`]; everything else is reached through it.
+//!
+//! Modules, in reading order:
+//! [`reference`] and [`digest`] (names) · [`manifest`] (what a registry says an image is) · [`registry`] (client: hosts, TLS,
+//! tokens, retries) · [`layer`] (tar, compression, the one-pass pipeline) · `tree` (layers merged by the OCI rules) · `erofs`
+//! (metadata writer) · [`snapshot`] (the drivers) · `graph` (records on disk) · `pull` (one pull, start to end) · [`store`].
+//!
+//! Tasks spawned: one tokio task per layer being fetched and, beside it, blocking threads that hash and inflate; all of them end
+//! when the last pull that waits for the layer is dropped.
+//!
+//! Files owned, all under [`Config::root`], directories 0700:
+//! ```text
+//! lock                        flock, one process per store
+//! layers/sha256/<diffID>/     tar (uncompressed, as in the image), entries (parsed headers), record.json
+//! images/<config hex>/        config, manifest, record.json, and what the driver builds (index.erofs)
+//! refs.json                   tags and digest references of all images
+//! containers/<name>/          record.json, upper/, work/
+//! staging/                    being written; emptied at open
+//! trash/                      renamed here to vanish atomically, then unlinked
+//! ```
+//! Written, `fdatasync`ed, renamed, directory `fsync`ed, in that order: what a name leads to is complete and durable.
+
+#![forbid(unsafe_code)]
 
 use std::collections::BTreeMap;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::SystemTime;
+
+pub mod digest;
+pub mod error;
+pub mod layer;
+pub mod manifest;
+pub mod reference;
+pub mod registry;
+pub mod snapshot;
+pub mod store;
+
+pub use digest::Digest;
+pub use error::{ErrorKind, FileError, OpenError, PullError, RemoveError, SnapshotError};
+pub use reference::ImageRef;
+pub use store::Store;
 
 /// Where and how images are kept.
 #[derive(Clone, Debug)]
@@ -117,19 +152,3 @@ pub struct RootfsOptions<'a> {
     /// SELinux mount label.
     pub mount_label: Option<String>,
 }
-
-// pub struct Store; with:
-//   pub fn open(config: Config) -> Result<Arc<Store>, OpenError>                       blocking
-//   pub async fn pull(self: &Arc<Self>, image: &str, credentials: Option<Credentials>,
-//                     progress: watch::Sender<PullProgress>) -> Result<Arc<Image>, PullError>   cancel-safe: dropping aborts
-//   pub fn images(&self) -> Vec<Arc<Image>>                                            snapshot, never waits
-//   pub fn find(&self, name: &str) -> Option<Arc<Image>>                               tag, digest ref, id, id prefix
-//   pub fn remove(&self, name: &str) -> Result<(), RemoveError>                        all tags of that id; absent = Ok; in use = Err
-//   pub fn usage(&self) -> Usage / pub fn root(&self) -> &Path / pub fn driver_name(&self) -> &'static str
-//   pub fn prepare(&self, image_id: &str, container: &str) -> Result<(), SnapshotError>    upper+work dirs, pins the image; idempotent
-//   pub fn mount(&self, container: &str, options: &RootfsOptions) -> Result<OwnedFd, SnapshotError>  detached mount; idempotent
-//   pub fn release(&self, container: &str) -> Result<(), SnapshotError>                absent = Ok; unpins
-//   pub fn retain(&self, live: &dyn Fn(&str) -> bool) -> Vec<String>                   sweep containers' layers after a crash; names what was swept
-//   pub fn container_usage(&self, container: &str) -> Option<Usage>                    writable layer
-//   pub fn mount_image(&self, image_id: &str, sub_path: &str) -> Result<OwnedFd, SnapshotError>  read-only detached mount (image volumes)
-// Every error has `fn kind(&self) -> ErrorKind { NotFound, InvalidArgument, PermissionDenied, Unavailable, FailedPrecondition, ResourceExhausted, DeadlineExceeded, Internal }`.

@@ -183,5 +183,8 @@ fn configuration(site: &Site) -> String {
         ("netns_dir".to_owned(), path(site.netns())),
         ("conf_dir".to_owned(), path(site.directory.join("no-cni"))),
     ]);
-    Table::from_iter([("network".to_owned(), Value::Table(network))]).to_string()
+    let supervisors = Value::String(format!("{}/podd", site.cgroup));
+    let native = Table::from_iter([("supervisor_cgroup".to_owned(), supervisors)]);
+    Table::from_iter([("network".to_owned(), Value::Table(network)), ("native".to_owned(), Value::Table(native))])
+        .to_string()
 }

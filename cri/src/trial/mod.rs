@@ -27,6 +27,7 @@ pub mod scenario;
 pub mod site;
 pub mod tar;
 
+
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};

@@ -263,8 +263,8 @@ mod tests {
     fn a_table_made_by_nft_is_listed_with_its_elements_and_removed() {
         let name = format!("berthtest{}", std::process::id());
         let script = format!(
-            "table inet {name} {{ set pods {{ type ipv4_addr; elements = {{ 10.1.2.3, 10.1.2.4 }} }}\n\
-             map ports {{ type inet_service : ipv4_addr; elements = {{ 80 : 10.1.2.3 }} }} }}"
+            "table inet {name} {{ set pods {{ type ipv4_addr; elements = {{ 10.1.2.3, 10.1.2.4 }}; }};
+             map ports {{ type inet_service : ipv4_addr; elements = {{ 80 : 10.1.2.3 }}; }}; }}"
         );
         let made = std::process::Command::new("nft").args([&script]).status();
         assert!(made.is_ok_and(|status| status.success()), "nft(8) could not make the table");

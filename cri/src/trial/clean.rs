@@ -99,7 +99,8 @@ fn kill_processes(site: &Site) -> Option<String> {
             Ok(processes) => processes,
             Err(error) => return Some(super::chain(&error)),
         };
-        let Some(one) = processes.first() else { return None };
+        // None left: nothing to complain about.
+        let one = processes.first()?;
         if begun.elapsed() > GONE_WITHIN {
             return Some(format!("process {} ({}) does not die, state {}", one.pid, one.command, one.state));
         }

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
@@ -66,17 +67,19 @@ pub struct Client {
     admin: AdminClient<Channel>,
 }
 
-/// Waits for an answer, but not for ever.
-async fn call<T>(
+/// Waits for an answer, but not for ever. On the heap, because tonic's futures are large.
+fn call<'a, T: Send + 'a>(
     rpc: &'static str,
     within: Duration,
-    answer: impl Future<Output = Result<Response<T>, Status>>,
-) -> Result<T, CallError> {
-    match tokio::time::timeout(within, answer).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) => Err(CallError::Status { rpc, status: Box::new(status) }),
-        Err(_) => Err(CallError::Deadline { rpc, within }),
-    }
+    answer: impl Future<Output = Result<Response<T>, Status>> + Send + 'a,
+) -> BoxFuture<'a, Result<T, CallError>> {
+    Box::pin(async move {
+        match tokio::time::timeout(within, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(CallError::Status { rpc, status: Box::new(status) }),
+            Err(_) => Err(CallError::Deadline { rpc, within }),
+        }
+    })
 }
 
 /// A request that tells the server its deadline.

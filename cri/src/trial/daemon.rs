@@ -185,6 +185,9 @@ fn configuration(site: &Site) -> String {
     ]);
     let supervisors = Value::String(format!("{}/podd", site.cgroup));
     let native = Table::from_iter([("supervisor_cgroup".to_owned(), supervisors)]);
-    Table::from_iter([("network".to_owned(), Value::Table(network)), ("native".to_owned(), Value::Table(native))])
-        .to_string()
+    Table::from_iter([
+        ("network".to_owned(), Value::Table(network)),
+        ("native".to_owned(), Value::Table(native)),
+    ])
+    .to_string()
 }

@@ -123,6 +123,11 @@ impl Snapshot {
         self.objects.difference(&before.objects).cloned().collect()
     }
 
+    /// Whether an object is in it.
+    pub fn contains(&self, object: &Object) -> bool {
+        self.objects.contains(object)
+    }
+
     /// Number of objects of a kind.
     pub fn count(&self, kind: Kind) -> usize {
         self.objects.iter().filter(|object| object.kind == kind).count()

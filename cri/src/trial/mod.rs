@@ -27,12 +27,11 @@ pub mod scenario;
 pub mod site;
 pub mod tar;
 
-
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use leaks::collect::snapshot;
+use leaks::collect::{forwarding, snapshot};
 use leaks::{Kind, Object, Snapshot};
 use report::Report;
 use scenario::Stage;
@@ -134,6 +133,7 @@ async fn supervised(report: &Report, image: Option<&str>, command: &[String]) ->
     report.line(&format!("berth {} try in {}", env!("CARGO_PKG_VERSION"), site.directory.display()));
     let mut stage = Stage::new(site, image, command);
     let before = snapshot(&stage.marks);
+    let switches = forwarding();
 
     let outcome = tokio::select! {
         outcome = scenario::run(&mut stage, report) => Some(outcome),
@@ -157,6 +157,9 @@ async fn supervised(report: &Report, image: Option<&str>, command: &[String]) ->
             return ExitCode::from(INTERRUPTED);
         }
     };
+    for ((name, was), (_, is)) in switches.iter().zip(forwarding()).filter(|((_, was), (_, is))| was != is) {
+        report.line(&format!("note: {name} was {was}, is {is} now, and stays: others may count on it"));
+    }
     report_leaks(report, leaked.as_deref());
     match leaked {
         Some(leaked) if leaked.is_empty() => status,
@@ -210,18 +213,39 @@ async fn take_back(
         report.complain(&chain(&error));
     }
     clean::reap();
+    // The pods' parent cgroup is the client's to remove: nothing may be left in it.
     clean::remove_cgroups(&stage.site).iter().for_each(|problem| report.complain(problem));
 
-    // Files are the daemon's own; those of the pods were counted while it ran.
-    let after = snapshot(&stage.marks).map_err(|error| report.complain(&chain(&error))).ok();
+    // First what pods left beside the daemon, then what came with its end, then what cannot even be removed by force.
     let mut leaked = std::mem::take(&mut stage.left);
-    let outlived = after.as_ref().zip(before.as_ref()).map(|(after, before)| after.since(before));
-    leaked.extend(outlived.iter().flatten().filter(|object| object.kind != Kind::File).cloned());
+    let counted = count_end(stage, before.as_ref()?, &mut leaked, report);
     leaked.sort();
     leaked.dedup();
+    match counted {
+        Ok(()) => Some(leaked),
+        Err(error) => {
+            report.complain(&chain(&error));
+            None
+        }
+    }
+}
 
+/// Counts after the daemon's end and once more after everything marked was removed. What the idle daemon keeps for itself
+/// (its directories, its nft table) is no leak while it is installed, and is removed here.
+fn count_end(
+    stage: &Stage,
+    before: &Snapshot,
+    leaked: &mut Vec<Object>,
+    report: &Report,
+) -> Result<(), leaks::collect::CollectError> {
+    let outlived = snapshot(&stage.marks)?;
+    let is_file = |object: &Object| object.kind == Kind::File;
+    leaked.extend(
+        outlived.since(before).into_iter().filter(|object| !stage.idle.contains(object) && !is_file(object)),
+    );
     clean::by_force(&stage.site).iter().for_each(|problem| report.complain(problem));
-    outlived.map(|_| leaked)
+    leaked.extend(snapshot(&stage.marks)?.since(before));
+    Ok(())
 }
 
 /// The last lines: each leaked object, then the count.

@@ -88,7 +88,6 @@ pub fn container(image: &str, command: &[String], arguments: &[String]) -> cri::
                 ]),
                 ..Default::default()
             }),
-            ..Default::default()
         }),
         ..Default::default()
     }

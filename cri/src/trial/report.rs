@@ -87,7 +87,13 @@ pub fn waterfall(jobs: &[Job]) -> Vec<String> {
         let offset = start_of(job) - begin;
         lines.push(bar_line(&job.name, offset, job.took, axis, '━'));
         for step in &job.steps {
-            lines.push(bar_line(&format!("  {}", step.name), offset.saturating_add(step.offset), step.took, axis, '▪'));
+            lines.push(bar_line(
+                &format!("  {}", step.name),
+                offset.saturating_add(step.offset),
+                step.took,
+                axis,
+                '▪',
+            ));
         }
     }
     lines

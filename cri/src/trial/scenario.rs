@@ -131,6 +131,8 @@ pub struct Stage {
     pub start_jobs: Vec<Job>,
     /// What was still there after everything had been removed.
     pub left: Vec<Object>,
+    /// What the daemon keeps for itself when it has nothing to do.
+    pub idle: Snapshot,
     /// By what the run's objects are known: grows with every pod and container.
     pub marks: Marks,
     own_image: bool,
@@ -141,7 +143,6 @@ pub struct Stage {
     registry: Option<Registry>,
     web: Pod,
     visitor: Pod,
-    idle: Snapshot,
 }
 
 impl Stage {

@@ -1,7 +1,5 @@
 //! The native driver: one supervisor per pod, one plan per process, no other program involved.
 
-pub mod seccomp;
-
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -51,15 +51,15 @@ const DUMP_TRIES: usize = 8;
 #[non_exhaustive]
 pub enum Failure {
     /// The kernel refused the request.
-    #[error("{errno}{}{text}", if text.is_empty() { "" } else { ": " })]
+    #[error("{source}{}{text}", if text.is_empty() { "" } else { ": " })]
     Refused {
         /// The errno it gave.
-        errno: io::Error,
+        source: io::Error,
         /// Its extended acknowledgement text; may be empty.
         text: String,
     },
     /// A call on the socket failed.
-    #[error("netlink {call}")]
+    #[error("netlink {call}: {source}")]
     Socket {
         /// The call.
         call: &'static str,
@@ -78,7 +78,7 @@ impl Failure {
     /// The errno of a refusal.
     pub(crate) fn errno(&self) -> Option<rustix::io::Errno> {
         match self {
-            Self::Refused { errno, .. } => rustix::io::Errno::from_io_error(errno),
+            Self::Refused { source, .. } => rustix::io::Errno::from_io_error(source),
             _ => None,
         }
     }
@@ -119,6 +119,10 @@ pub(crate) struct Socket {
 impl Batch {
     pub(crate) fn len(&self) -> usize {
         self.answered.len()
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.answered.is_empty()
     }
 
     /// Adds a message whose body `write` appends. Asks for an acknowledgement.
@@ -298,7 +302,7 @@ fn extended_text(payload: &[u8]) -> String {
 }
 
 fn refused(code: i32, text: String) -> Failure {
-    Failure::Refused { errno: io::Error::from_raw_os_error(code.saturating_neg()), text }
+    Failure::Refused { source: io::Error::from_raw_os_error(code.saturating_neg()), text }
 }
 
 fn failed(call: &'static str) -> impl FnOnce(io::Error) -> Failure {

@@ -27,23 +27,14 @@ impl Routed {
         private: &Private,
     ) -> Result<(), Error> {
         let plan = plan::plan(attachment, private)?;
-        let link = &attachment.host_interface;
-        let made = self.make_links(&plan, ns, pod, attachment, !private.ports.is_empty());
-        // Masquerade, hairpin, host ports: all or none of them.
-        let made = made.and_then(|()| self.add_elements(attachment, &plan.elements));
-        let Err(error) = made else {
-            // Until the kernel has noticed the carrier, the node's end drops what is sent.
-            return self.await_carrier(link).inspect_err(|_| {
-                self.report(attachment, self.remove_elements(attachment));
-                self.report(attachment, self.delete_link(link));
-            });
-        };
-        // Deleting the link takes its other end, addresses, routes and neighbours along.
-        self.report(attachment, self.delete_link(link));
-        Err(error)
+        let done = self.carry_out(&plan, ns, pod, attachment, !private.ports.is_empty());
+        if done.is_err() {
+            self.roll_back(attachment);
+        }
+        done
     }
 
-    fn make_links(
+    fn carry_out(
         &self,
         plan: &plan::Plan,
         ns: &NetNs,
@@ -64,18 +55,21 @@ impl Routed {
             sysctl::set(&format!("ipv4/conf/{link}/route_localnet"), "1")?;
         }
         // Addresses, link, default routes inside.
-        route::run(pod, &plan.pod, None)
+        route::run(pod, &plan.pod, None)?;
+        // Masquerade, hairpin, host ports.
+        self.add_elements(attachment, &plan.elements)?;
+        // Until the kernel has noticed the carrier, the node's end drops what is sent.
+        self.await_carrier(link)
     }
 
-    fn delete_link(&self, link: &str) -> Result<(), Error> {
-        self.with_route(|socket| {
+    /// Leaves the node as it was. Deleting the link takes its other end, addresses, routes and neighbours along.
+    fn roll_back(&self, attachment: &Attachment) {
+        let link = &attachment.host_interface;
+        let elements = self.remove_elements(attachment);
+        let links = self.with_route(|socket| {
             route::delete(socket, link).map_err(Error::kernel(format!("delete link {link}")))
-        })
-    }
-
-    /// A roll-back that fails changes nothing about the error; the next start removes what is left.
-    fn report(&self, attachment: &Attachment, outcome: Result<(), Error>) {
-        if let Err(error) = outcome {
+        });
+        for error in [elements, links].into_iter().filter_map(Result::err) {
             tracing::warn!(pod = attachment.id, "left behind: {}", error.chain());
         }
     }
@@ -143,7 +137,7 @@ impl Routed {
         while !up()? {
             if !watch.changed(deadline).map_err(doing())? {
                 return Err(doing()(Failure::Refused {
-                    errno: Errno::TIMEDOUT.into(),
+                    source: Errno::TIMEDOUT.into(),
                     text: "no carrier".into(),
                 }));
             }

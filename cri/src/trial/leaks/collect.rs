@@ -207,6 +207,15 @@ fn addresses(marks: &Marks) -> Result<Vec<Object>, CollectError> {
     Ok(routes.iter().filter(ours).map(object).collect())
 }
 
+/// The two switches of the node that a pod network needs, with their values. They are shared by everybody on the node, so
+/// nobody can switch them off again without asking the others; a change is shown, not undone.
+pub fn forwarding() -> [(&'static str, String); 2] {
+    ["net/ipv4/ip_forward", "net/ipv6/conf/all/forwarding"].map(|name| {
+        let value = std::fs::read_to_string(Path::new("/proc/sys").join(name)).unwrap_or_default();
+        (name, value.trim_end().to_owned())
+    })
+}
+
 // === files ===
 
 /// Files, links and sockets below a directory, and directories that are named after an id.

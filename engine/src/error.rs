@@ -1,6 +1,7 @@
 //! The engine's error: what happened, to which object, and which class of answer it deserves.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// Class of an error. The `cri` crate maps it to a gRPC code; nothing else depends on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,12 +30,12 @@ pub enum Kind {
     Internal,
 }
 
-/// An error with its class and cause.
-#[derive(Debug)]
+/// An error with its class and cause. Cloning shares the cause: several callers may wait for one job.
+#[derive(Clone, Debug)]
 pub struct Error {
     kind: Kind,
     message: String,
-    source: Option<Box<dyn std::error::Error + Send + Sync>>,
+    source: Option<Arc<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Error {
@@ -49,7 +50,12 @@ impl Error {
         message: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        Self { kind, message: message.into(), source: Some(source.into()) }
+        Self { kind, message: message.into(), source: Some(Arc::from(source.into())) }
+    }
+
+    /// A driver's error: its text and those of its causes, on one line.
+    pub fn of(kind: Kind, error: &dyn std::error::Error) -> Self {
+        Self::new(kind, chain(error))
     }
 
     /// The named object does not exist.
@@ -62,6 +68,12 @@ impl Error {
         Self::new(Kind::InvalidArgument, format!("{field}: {why}"))
     }
 
+    /// The same error with more words in front: `context: message`.
+    pub fn context(mut self, context: impl fmt::Display) -> Self {
+        self.message = format!("{context}: {}", self.message);
+        self
+    }
+
     /// Class of the error.
     pub fn kind(&self) -> Kind {
         self.kind
@@ -69,14 +81,7 @@ impl Error {
 
     /// The message and all its causes on one line: what a client is shown.
     pub fn chain(&self) -> String {
-        let mut text = self.message.clone();
-        let mut next = std::error::Error::source(self);
-        while let Some(cause) = next {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            next = cause.source();
-        }
-        text
+        chain(self)
     }
 }
 
@@ -90,4 +95,15 @@ impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         self.source.as_deref().map(|e| e as _)
     }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
 }

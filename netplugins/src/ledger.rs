@@ -145,13 +145,15 @@ impl Ledger {
             .insert(address, Holding { pod: pod.to_owned(), link: link.to_owned(), leaving: false });
     }
 
-    /// Publishes a pod's ports, all or none.
+    /// Publishes a pod's ports, all or none. What the pod has already it may publish again.
     pub(crate) fn publish(&mut self, pod: &str, ports: &[Publication]) -> Result<(), Error> {
         for (position, port) in ports.iter().enumerate() {
             if ports.iter().take(position).any(|other| other.collides(port)) {
                 return Err(Error::Port { port: port.text(), why: "the pod publishes it twice" });
             }
-            if let Some((taken, owner)) = self.ports.iter().find(|(other, _)| other.collides(port)) {
+            if let Some((taken, owner)) =
+                self.ports.iter().find(|(other, owner)| *owner != pod && other.collides(port))
+            {
                 return Err(Error::PortTaken { port: taken.text(), owner: owner.clone() });
             }
         }

@@ -26,7 +26,15 @@ impl TempDir {
 
 impl Drop for TempDir {
     fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).unwrap();
+        if std::thread::panicking() {
+            // A failed test leaves namespaces mounted; the machine must not keep them.
+            for entry in std::fs::read_dir(self.0.join("netns")).into_iter().flatten().flatten() {
+                let _ = rustix::mount::unmount(entry.path(), rustix::mount::UnmountFlags::DETACH);
+            }
+            let _ = std::fs::remove_dir_all(&self.0);
+        } else {
+            std::fs::remove_dir_all(&self.0).unwrap();
+        }
     }
 }
 

@@ -210,6 +210,10 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn recorded_exits(&self, dir: &Path) -> BTreeMap<String, Exit>;
     /// Kills whatever still runs in a cgroup and removes the cgroup on every hierarchy; absent is fine.
     fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()>;
+    /// Changes the limits of a live cgroup. Blocking.
+    fn update_cgroup(&self, cgroup: &str, resources: &crate::spec::Resources) -> Result<(), Error> {
+        cgroup::update(cgroup, resources)
+    }
 }
 
 /// A pod's supervisor. All calls are safe to repeat; every call has an internal deadline of its own.

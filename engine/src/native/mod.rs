@@ -1,5 +1,7 @@
 //! The native driver: one supervisor per pod, one plan per process, no other program involved.
 
+pub mod seccomp;
+
 use std::ffi::OsString;
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -51,15 +51,15 @@ const DUMP_TRIES: usize = 8;
 #[non_exhaustive]
 pub enum Failure {
     /// The kernel refused the request.
-    #[error("{source}{}{text}", if text.is_empty() { "" } else { ": " })]
+    #[error("{errno}{}{text}", if text.is_empty() { "" } else { ": " })]
     Refused {
         /// The errno it gave.
-        source: io::Error,
+        errno: io::Error,
         /// Its extended acknowledgement text; may be empty.
         text: String,
     },
     /// A call on the socket failed.
-    #[error("netlink {call}: {source}")]
+    #[error("netlink {call}")]
     Socket {
         /// The call.
         call: &'static str,
@@ -78,7 +78,7 @@ impl Failure {
     /// The errno of a refusal.
     pub(crate) fn errno(&self) -> Option<rustix::io::Errno> {
         match self {
-            Self::Refused { source, .. } => rustix::io::Errno::from_io_error(source),
+            Self::Refused { errno, .. } => rustix::io::Errno::from_io_error(errno),
             _ => None,
         }
     }
@@ -119,10 +119,6 @@ pub(crate) struct Socket {
 impl Batch {
     pub(crate) fn len(&self) -> usize {
         self.answered.len()
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.answered.is_empty()
     }
 
     /// Adds a message whose body `write` appends. Asks for an acknowledgement.
@@ -302,7 +298,7 @@ fn extended_text(payload: &[u8]) -> String {
 }
 
 fn refused(code: i32, text: String) -> Failure {
-    Failure::Refused { source: io::Error::from_raw_os_error(code.saturating_neg()), text }
+    Failure::Refused { errno: io::Error::from_raw_os_error(code.saturating_neg()), text }
 }
 
 fn failed(call: &'static str) -> impl FnOnce(io::Error) -> Failure {

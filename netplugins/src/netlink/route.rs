@@ -51,8 +51,6 @@ pub(crate) enum Op {
     },
     /// Sets a link up.
     Up(String),
-    /// Deletes a link. Waits for an RCU grace period, about 30 ms: never in a pod's way.
-    Delete(String),
     /// Adds an address that is usable at once: no duplicate address detection.
     Address {
         /// The link.
@@ -92,7 +90,6 @@ impl fmt::Display for Op {
                 mac_text(*peer_mac)
             ),
             Self::Up(link) => write!(f, "set {link} up"),
-            Self::Delete(link) => write!(f, "delete link {link}"),
             Self::Address { link, address, prefix } => write!(f, "add address {address}/{prefix} to {link}"),
             Self::Neighbour { link, address, mac } => {
                 write!(f, "add neighbour {address} at {} on {link}", mac_text(*mac))
@@ -183,7 +180,7 @@ pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>, Fail
     }
 }
 
-/// Deletes a link; absent is fine.
+/// Deletes a link; absent is fine. Waits for RCU grace periods, some 30 ms: never in a pod's way.
 pub(crate) fn delete(socket: &mut Socket, name: &str) -> Result<(), Failure> {
     let mut batch = Batch::default();
     push(&mut batch, 0, &Message::DelLink(by_name(name)));
@@ -227,7 +224,6 @@ fn message(
             set_up(&mut message);
             (0, Message::SetLink(message))
         }
-        Op::Delete(link) => (0, Message::DelLink(by_name(link))),
         Op::Address { link, address, prefix } => (
             flag::CREATE | flag::REPLACE,
             Message::NewAddress(address_message(known(link)?, *address, *prefix)),
@@ -390,6 +386,3 @@ fn body(message: &Message) -> Vec<u8> {
     message.serialize(&mut bytes);
     bytes
 }
-
-#[cfg(test)]
-mod tests;

@@ -70,11 +70,6 @@ pub(crate) fn attribute(bytes: &[u8], kind: u16) -> Option<&[u8]> {
     attributes(bytes).find(|a| a.kind == kind).map(|a| a.value)
 }
 
-/// A string attribute without its final NUL.
-pub(crate) fn text(value: &[u8]) -> String {
-    String::from_utf8_lossy(value.split(|b| *b == 0).next().unwrap_or_default()).into_owned()
-}
-
 pub(crate) fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
     bytes.get(at..)?.first_chunk().map(|b| u16::from_ne_bytes(*b))
 }
@@ -139,11 +134,6 @@ pub(crate) fn put_text(out: &mut Vec<u8>, kind: u16, value: &str) {
 /// Appends a number in network byte order (nf_tables).
 pub(crate) fn put_be32(out: &mut Vec<u8>, kind: u16, value: u32) {
     put(out, kind, &value.to_be_bytes());
-}
-
-/// Appends a number in host byte order (rtnetlink).
-pub(crate) fn put_u32(out: &mut Vec<u8>, kind: u16, value: u32) {
-    put(out, kind, &value.to_ne_bytes());
 }
 
 /// Appends an attribute that holds attributes.

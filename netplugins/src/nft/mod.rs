@@ -63,7 +63,7 @@ pub(crate) struct Transaction<'a> {
 impl<'a> Transaction<'a> {
     pub(crate) fn new(table: &'a str) -> Self {
         let mut batch = Batch::default();
-        batch.push_silent(NFNL_MSG_BATCH_BEGIN, 0, |out| bracket(out));
+        batch.push_silent(NFNL_MSG_BATCH_BEGIN, 0, bracket);
         Self { table, batch, next_set: 1 }
     }
 
@@ -102,9 +102,7 @@ impl<'a> Transaction<'a> {
         self.push(NFT_MSG_NEWRULE, flag::CREATE | flag::APPEND, |out| {
             put_text(out, 1, table);
             put_text(out, 2, chain);
-            nest(out, 4, |out| {
-                expressions.iter().for_each(|e| nest(out, NFTA_LIST_ELEM, |out| e.encode(out)))
-            });
+            list(out, 4, expressions.iter(), expr::Expr::encode);
         })
     }
 
@@ -141,7 +139,7 @@ impl<'a> Transaction<'a> {
 
     /// Takes effect, or fails as a whole.
     pub(crate) fn commit(mut self, socket: &mut Socket) -> Result<(), Refusal> {
-        self.batch.push_silent(NFNL_MSG_BATCH_END, 0, |out| bracket(out));
+        self.batch.push_silent(NFNL_MSG_BATCH_END, 0, bracket);
         socket.transact(&mut self.batch, |_, _| {})
     }
 
@@ -160,9 +158,7 @@ impl<'a> Transaction<'a> {
                 self.push(message, flags, |out| {
                     put_text(out, 1, table);
                     put_text(out, 2, set);
-                    nest(out, 3, |out| {
-                        chunk.iter().for_each(|e| nest(out, NFTA_LIST_ELEM, |out| e.encode(out)))
-                    });
+                    list(out, 3, chunk.iter().copied(), Element::encode);
                 });
             }
         }
@@ -189,6 +185,20 @@ pub(crate) fn dump(socket: &mut Socket, table: &str, set: &'static str) -> Resul
         Err(e) if e.errno() == Some(rustix::io::Errno::NOENT) => Ok(Vec::new()),
         Err(e) => Err(e),
     }
+}
+
+/// An attribute that holds a list.
+fn list<'a, T: 'a>(
+    out: &mut Vec<u8>,
+    kind: u16,
+    items: impl Iterator<Item = &'a T>,
+    encode: fn(&T, &mut Vec<u8>),
+) {
+    nest(out, kind, |out| {
+        for item in items {
+            nest(out, NFTA_LIST_ELEM, |out| encode(item, out));
+        }
+    });
 }
 
 /// Body of a batch bracket: `struct nfgenmsg` whose resource is the nf_tables subsystem.

@@ -12,7 +12,7 @@
 //!   chain prerouting  { nat prerouting -95;     fib daddr type local goto hostports }
 //!   chain output      { nat output -95;         fib daddr type local goto hostports }
 //!   chain hostports   { dnat ip to ip daddr . meta l4proto . th dport map @hpip4
-//!                       dnat ip to meta l4proto . th dport map @hp4            # then the same for ip6 }
+//!                       meta nfproto ipv4 dnat ip to meta l4proto . th dport map @hp4            # then the same for ip6 }
 //!   chain postrouting { nat postrouting 105
 //!                       ct status dnat ip saddr . ip daddr @self4 masquerade   # and ip6
 //!                       ct status dnat ip saddr 127.0.0.0/8 oifname "P*" masquerade

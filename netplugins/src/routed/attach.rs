@@ -27,14 +27,23 @@ impl Routed {
         private: &Private,
     ) -> Result<(), Error> {
         let plan = plan::plan(attachment, private)?;
-        let done = self.carry_out(&plan, ns, pod, attachment, !private.ports.is_empty());
-        if done.is_err() {
-            self.roll_back(attachment);
-        }
-        done
+        let link = &attachment.host_interface;
+        let made = self.make_links(&plan, ns, pod, attachment, !private.ports.is_empty());
+        // Masquerade, hairpin, host ports: all or none of them.
+        let made = made.and_then(|()| self.add_elements(attachment, &plan.elements));
+        let Err(error) = made else {
+            // Until the kernel has noticed the carrier, the node's end drops what is sent.
+            return self.await_carrier(link).inspect_err(|_| {
+                self.report(attachment, self.remove_elements(attachment));
+                self.report(attachment, self.delete_link(link));
+            });
+        };
+        // Deleting the link takes its other end, addresses, routes and neighbours along.
+        self.report(attachment, self.delete_link(link));
+        Err(error)
     }
 
-    fn carry_out(
+    fn make_links(
         &self,
         plan: &plan::Plan,
         ns: &NetNs,
@@ -55,21 +64,18 @@ impl Routed {
             sysctl::set(&format!("ipv4/conf/{link}/route_localnet"), "1")?;
         }
         // Addresses, link, default routes inside.
-        route::run(pod, &plan.pod, None)?;
-        // Masquerade, hairpin, host ports.
-        self.add_elements(attachment, &plan.elements)?;
-        // Until the kernel has noticed the carrier, the node's end drops what is sent.
-        self.await_carrier(link)
+        route::run(pod, &plan.pod, None)
     }
 
-    /// Leaves the node as it was. Deleting the link takes its other end, addresses, routes and neighbours along.
-    fn roll_back(&self, attachment: &Attachment) {
-        let link = &attachment.host_interface;
-        let elements = self.remove_elements(attachment);
-        let links = self.with_route(|socket| {
+    fn delete_link(&self, link: &str) -> Result<(), Error> {
+        self.with_route(|socket| {
             route::delete(socket, link).map_err(Error::kernel(format!("delete link {link}")))
-        });
-        for error in [elements, links].into_iter().filter_map(Result::err) {
+        })
+    }
+
+    /// A roll-back that fails changes nothing about the error; the next start removes what is left.
+    fn report(&self, attachment: &Attachment, outcome: Result<(), Error>) {
+        if let Err(error) = outcome {
             tracing::warn!(pod = attachment.id, "left behind: {}", error.chain());
         }
     }
@@ -137,7 +143,7 @@ impl Routed {
         while !up()? {
             if !watch.changed(deadline).map_err(doing())? {
                 return Err(doing()(Failure::Refused {
-                    source: Errno::TIMEDOUT.into(),
+                    errno: Errno::TIMEDOUT.into(),
                     text: "no carrier".into(),
                 }));
             }

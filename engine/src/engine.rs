@@ -1,0 +1,323 @@
+//! The engine: drivers, pods, jobs, composed; snapshots for readers.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Instant;
+
+use tokio::sync::broadcast;
+
+use crate::api::{ContainerView, JobView, PodEvent, PodView, Readiness};
+use crate::config::Config;
+use crate::container::Container;
+use crate::drivers::{Execution, Image, Network, Volume};
+use crate::exec::Features;
+use crate::job::{Job, Table};
+use crate::journal::Journal;
+use crate::pod::{Pod, State, Surroundings};
+use crate::stats::Meter;
+use crate::{Error, Kind, volume};
+
+/// The engine of a node.
+#[derive(Debug)]
+pub struct Engine {
+    pub(crate) config: Config,
+    pub(crate) images: Arc<dyn Image>,
+    pub(crate) network: Arc<dyn Network>,
+    pub(crate) volumes: Arc<dyn Volume>,
+    pub(crate) exec: Vec<Arc<dyn Execution>>,
+    pub(crate) journal: Arc<Journal>,
+    pub(crate) meter: Meter,
+    pub(crate) boot_id: String,
+    pub(crate) node_name: String,
+    jobs: Arc<Table>,
+    events: broadcast::Sender<PodEvent>,
+    pods: RwLock<Index>,
+}
+
+/// Who is who. Locked only to look up or to put in one entry, never across work.
+#[derive(Debug, Default)]
+struct Index {
+    pods: BTreeMap<Arc<str>, Arc<Pod>>,
+    /// Container id to its pod.
+    containers: BTreeMap<Arc<str>, Arc<Pod>>,
+}
+
+impl Engine {
+    /// Opens the engine: reads the journal, finds the supervisors of a previous daemon, settles what was half done and
+    /// sweeps what has no record.
+    pub async fn open(
+        config: Config,
+        store: Arc<dyn Image>,
+        network: Arc<dyn Network>,
+        exec: Vec<Arc<dyn Execution>>,
+    ) -> Result<Arc<Self>, Error> {
+        if exec.is_empty() {
+            return Err(Error::invalid("exec", "no execution driver was given"));
+        }
+        let journal = Arc::new(Journal::open(&config.root)?);
+        crate::journal::file::make_dir(&config.state.join("pods"))?;
+        let engine = Arc::new(Self {
+            volumes: Arc::new(volume::Local::new(store.clone(), config.create_missing_host_paths)),
+            images: store,
+            network,
+            exec,
+            journal,
+            meter: Meter::default(),
+            boot_id: boot_id()?,
+            node_name: crate::pod::files::node_name(),
+            jobs: Arc::new(Table::new(config.recent_jobs)),
+            events: broadcast::Sender::new(config.event_queue),
+            pods: RwLock::default(),
+            config,
+        });
+        crate::restore::restore(&engine).await?;
+        Ok(engine)
+    }
+
+    /// Runs a job, or joins the running job of the same identity.
+    pub async fn run<J: Job>(
+        self: &Arc<Self>,
+        job: J,
+        deadline: Option<Instant>,
+    ) -> Result<J::Output, Error> {
+        self.jobs.run(self, job, deadline).await
+    }
+
+    // === snapshots: none of these waits for a job ===
+
+    /// All pods, by id.
+    pub fn pods(&self) -> Vec<Arc<PodView>> {
+        let snapshots = self.all_pods().into_iter().map(|pod| pod.snapshot());
+        snapshots.filter(|s| s.state.status.phase.shown()).map(|s| s.pod.clone()).collect()
+    }
+
+    /// One pod, by id or unique prefix.
+    pub fn pod(&self, id: &str) -> Result<Arc<PodView>, Error> {
+        Ok(self.find_pod(id)?.snapshot().pod.clone())
+    }
+
+    /// All containers, by pod and id.
+    pub fn containers(&self) -> Vec<Arc<ContainerView>> {
+        self.all_pods()
+            .iter()
+            .flat_map(|pod| pod.snapshot().containers.values().cloned().collect::<Vec<_>>())
+            .collect()
+    }
+
+    /// One container, by id or unique prefix.
+    pub fn container(&self, id: &str) -> Result<Arc<ContainerView>, Error> {
+        let (pod, id) = self.find_container(id)?;
+        let view = pod.snapshot().containers.get(&id).cloned();
+        view.ok_or_else(|| Error::not_found("container", &id))
+    }
+
+    /// Containers of a pod; none for an unknown pod.
+    pub fn containers_of(&self, pod: &str) -> Vec<Arc<ContainerView>> {
+        let pod = self.find_pod(pod).ok();
+        pod.map(|pod| pod.snapshot().containers.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// The image store.
+    pub fn store(&self) -> &Arc<dyn Image> {
+        &self.images
+    }
+
+    /// Whether pods can be run.
+    pub fn readiness(&self) -> Readiness {
+        Readiness { runtime: Ok(()), network: self.network.status() }
+    }
+
+    /// What a handler can do; `""` is the default one.
+    pub fn features(&self, handler: &str) -> Option<Features> {
+        self.driver(handler).ok().map(|driver| driver.features())
+    }
+
+    /// Names of the handlers, the default one first.
+    pub fn handlers(&self) -> Vec<String> {
+        self.exec.iter().map(|driver| driver.name().to_owned()).collect()
+    }
+
+    /// Running jobs, then recent ones.
+    pub fn jobs(&self) -> Vec<JobView> {
+        self.jobs.views()
+    }
+
+    /// Events from now on. A subscriber that lags is told so by the channel, and goes on from [`Engine::pods`].
+    pub fn events(&self) -> broadcast::Receiver<PodEvent> {
+        self.events.subscribe()
+    }
+
+    // === for jobs ===
+
+    /// The execution driver of a handler.
+    pub(crate) fn driver(&self, handler: &str) -> Result<Arc<dyn Execution>, Error> {
+        let driver = match handler {
+            "" => self.exec.first(),
+            name => self.exec.iter().find(|driver| driver.name() == name),
+        };
+        driver.cloned().ok_or_else(|| {
+            let known = self.handlers().join(", ");
+            Error::invalid("runtime_handler", format!("\"{handler}\" is not configured; known: {known}"))
+        })
+    }
+
+    /// The supervisor's directory of a pod.
+    pub(crate) fn state_dir(&self, pod: &str) -> PathBuf {
+        self.config.state.join("pods").join(pod)
+    }
+
+    /// Takes a pod into the index and starts its task.
+    pub(crate) fn adopt(&self, state: State) -> Result<Arc<Pod>, Error> {
+        let around = Surroundings {
+            journal: self.journal.clone(),
+            events: self.events.clone(),
+            exec: self.driver(&state.record.handler)?,
+            dir: self.state_dir(&state.record.id),
+        };
+        let containers: Vec<Arc<str>> = state.containers.keys().cloned().collect();
+        let pod = Pod::start(state, around);
+        let mut index = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        index.pods.insert(pod.id().clone(), pod.clone());
+        for container in containers {
+            index.containers.insert(container, pod.clone());
+        }
+        Ok(pod)
+    }
+
+    /// Makes a container findable.
+    pub(crate) fn index_container(&self, container: &Arc<str>, pod: &Arc<Pod>) {
+        let mut index = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        index.containers.insert(container.clone(), pod.clone());
+    }
+
+    /// Makes it unfindable.
+    pub(crate) fn drop_container(&self, container: &str) {
+        let mut index = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        index.containers.remove(container);
+    }
+
+    /// Forgets a pod: journal, index, directory; its task ends with its last holder.
+    pub(crate) async fn forget(&self, pod: &Arc<Pod>) -> Result<(), Error> {
+        let (journal, id, dir) = (self.journal.clone(), pod.id().clone(), self.state_dir(pod.id()));
+        blocking(move || {
+            crate::journal::file::remove_tree(&dir)?;
+            Ok(journal.forget(&id)?)
+        })
+        .await?;
+        let mut index = self.pods.write().unwrap_or_else(PoisonError::into_inner);
+        index.pods.remove(pod.id());
+        index.containers.retain(|_, of| of.id() != pod.id());
+        Ok(())
+    }
+
+    /// Announces what no snapshot can show any more.
+    pub(crate) fn announce(&self, event: PodEvent) {
+        let _ = self.events.send(event);
+    }
+
+    /// Every pod, also those in the making.
+    pub(crate) fn all_pods(&self) -> Vec<Arc<Pod>> {
+        self.pods.read().unwrap_or_else(PoisonError::into_inner).pods.values().cloned().collect()
+    }
+
+    /// A pod that is shown, by id or unique prefix.
+    pub(crate) fn find_pod(&self, id: &str) -> Result<Arc<Pod>, Error> {
+        let index = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        let shown = |pod: &Pod| pod.snapshot().state.status.phase.shown();
+        unique("pod", id, &index.pods, |_, pod| shown(pod)).map(|(_, pod)| pod)
+    }
+
+    /// A container that is shown, by id or unique prefix: its pod and full id.
+    pub(crate) fn find_container(&self, id: &str) -> Result<(Arc<Pod>, Arc<str>), Error> {
+        let index = self.pods.read().unwrap_or_else(PoisonError::into_inner);
+        let shown = |id: &str, pod: &Pod| pod.snapshot().containers.contains_key(id);
+        unique("container", id, &index.containers, shown).map(|(id, pod)| (pod, id))
+    }
+
+    /// A container with its state.
+    pub(crate) fn container_state(&self, id: &str) -> Result<(Arc<Pod>, Container), Error> {
+        let (pod, id) = self.find_container(id)?;
+        let container = pod.container(&id).ok_or_else(|| Error::not_found("container", &id))?;
+        Ok((pod, container))
+    }
+
+    /// The full id if there is one, for the identity of jobs.
+    pub(crate) fn full_container_id(&self, id: &str) -> String {
+        self.find_container(id).map_or_else(|_| id.to_owned(), |(_, id)| id.to_string())
+    }
+
+    /// The full id if there is one, for the identity of jobs.
+    pub(crate) fn full_pod_id(&self, id: &str) -> String {
+        self.find_pod(id).map_or_else(|_| id.to_owned(), |pod| pod.id().to_string())
+    }
+}
+
+/// The one entry whose key is `id` or begins with it.
+fn unique(
+    what: &str,
+    id: &str,
+    among: &BTreeMap<Arc<str>, Arc<Pod>>,
+    shown: impl Fn(&str, &Pod) -> bool,
+) -> Result<(Arc<str>, Arc<Pod>), Error> {
+    if id.is_empty() {
+        return Err(Error::invalid(&format!("{what} id"), "must not be empty"));
+    }
+    let from = among
+        .range::<str, _>((Bound::Included(id), Bound::Unbounded))
+        .take_while(|(key, _)| key.starts_with(id));
+    let mut matches = from.filter(|(key, pod)| shown(key, pod));
+    match (matches.next(), matches.next()) {
+        (None, _) => Err(Error::not_found(what, id)),
+        (Some((key, pod)), other) if other.is_none() || &**key == id => Ok((key.clone(), pod.clone())),
+        _ => Err(Error::invalid(
+            &format!("{what} id"),
+            format!("\"{id}\" is the beginning of more than one id"),
+        )),
+    }
+}
+
+/// `Ok(None)` for an absent object: Stop and Remove of it succeed.
+pub(crate) fn absent_is_fine<T>(result: Result<T, Error>) -> Result<Option<T>, Error> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.kind() == Kind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Runs a blocking call on a blocking thread.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work).await.map_err(|e| Error::with(Kind::Internal, "blocking task", e))?
+}
+
+/// 256 random bits as 64 hex digits.
+pub(crate) fn new_id() -> Result<Arc<str>, Error> {
+    let mut bytes = [0_u8; 32];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::with(Kind::Internal, "getrandom", e))?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>().into())
+}
+
+/// The kernel's boot id: a new one after each reboot.
+fn boot_id() -> Result<String, Error> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    let id = std::fs::read_to_string(path).map_err(|e| Error::with(Kind::Internal, path, e))?;
+    Ok(id.trim().to_owned())
+}
+
+/// The network driver's error as ours.
+pub(crate) fn network_error(error: netplugins::Error) -> Error {
+    let kind = match error.kind() {
+        netplugins::Kind::InvalidArgument => Kind::InvalidArgument,
+        netplugins::Kind::Exhausted => Kind::ResourceExhausted,
+        netplugins::Kind::Conflict => Kind::AlreadyExists,
+        netplugins::Kind::NotReady => Kind::Unavailable,
+        netplugins::Kind::Timeout => Kind::DeadlineExceeded,
+        netplugins::Kind::Internal => Kind::Internal,
+    };
+    Error::of(kind, &error)
+}

@@ -1,0 +1,203 @@
+//! CreateContainer.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use storage::{Image, RootfsOptions};
+
+use crate::container::{Container, ContainerPhase, ContainerRecord, ContainerStatus, policy, process};
+use crate::engine::{blocking, new_id};
+use crate::exec::{ResolvedUser, nanos, user};
+use crate::job::{Cx, Job};
+use crate::jobs::teardown;
+use crate::pod::{Pod, Snapshot};
+use crate::spec::{ContainerSpec, NamespaceMode};
+use crate::{Engine, Error, Kind};
+
+/// Makes a container in a ready pod: record, layer, identity. A repeat joins, or finds the container created.
+#[derive(Clone, Debug)]
+pub struct CreateContainer {
+    /// Pod id or unique prefix.
+    pub pod: String,
+    /// The container as requested.
+    pub spec: ContainerSpec,
+}
+
+impl Job for CreateContainer {
+    const NAME: &'static str = "CreateContainer";
+    type Output = String;
+
+    fn identity(&self, engine: &Engine) -> Option<String> {
+        Some(format!("{}/{}/{}", engine.full_pod_id(&self.pod), self.spec.name, self.spec.attempt))
+    }
+
+    fn subject(&self) -> String {
+        format!("{} in {}", self.spec.name, self.pod)
+    }
+
+    async fn run(self, engine: Arc<Engine>, cx: Cx) -> Result<String, Error> {
+        let pod = engine.find_pod(&self.pod)?;
+        let snapshot = pod.snapshot();
+        if let Some(id) = already_there(&snapshot, &self.spec)? {
+            return Ok(id);
+        }
+        check(&engine, &snapshot, &self.spec)?;
+        let image = find_image(&engine, &self.spec.image.image)?;
+        let spec = Arc::new(self.spec);
+        cx.step("check mounts", check_mounts(&engine, spec.clone())).await?;
+
+        // Intent before the layer exists.
+        let container = plan(&engine, &snapshot, &spec, &image)?;
+        let (id, live) = (container.record.id.clone(), container.live.clone());
+        let _turn = live.lane.lock().await;
+        cx.step("journal intent", intend(&engine, &pod, container)).await?;
+        cx.subject(&id);
+        cx.undo().push("forget the container", forget(engine.clone(), pod.clone(), id.clone()));
+
+        // The user is looked up in the root the container will have; the mount waits for the start.
+        let rootfs = cx.step("mount root", mount_root(&engine, &id, image.id.clone(), spec.clone())).await?;
+        let (rootfs, user, home) = cx.step("look up user", look_up(rootfs, spec, image)).await?;
+        live.keep_rootfs(rootfs);
+        cx.step("publish", publish(&pod, &id, user, home)).await?;
+        Ok(id.to_string())
+    }
+}
+
+/// The container a repeated request means.
+fn already_there(snapshot: &Snapshot, spec: &ContainerSpec) -> Result<Option<String>, Error> {
+    let same = |c: &&Container| c.record.spec.name == spec.name && c.record.spec.attempt == spec.attempt;
+    match snapshot.state.containers.values().find(same) {
+        None => Ok(None),
+        Some(container) if container.status.phase == ContainerPhase::Created => {
+            Ok(Some(container.record.id.to_string()))
+        }
+        Some(container) => Err(Error::new(
+            Kind::AlreadyExists,
+            format!(
+                "container \"{}\" has this name and attempt already: remove it or raise attempt",
+                container.record.id
+            ),
+        )),
+    }
+}
+
+fn check(engine: &Engine, snapshot: &Snapshot, spec: &ContainerSpec) -> Result<(), Error> {
+    let state = &snapshot.state;
+    state.must_be_ready()?;
+    let features = engine.driver(&state.record.handler)?.features();
+    policy::check(spec, &state.record.spec, features)?;
+    let namespaces = &spec.security.namespaces;
+    if namespaces.pid == NamespaceMode::Target {
+        let target = state.containers.get(namespaces.target_id.as_str());
+        if target.is_none_or(|c| c.status.phase != ContainerPhase::Running) {
+            let why = format!(
+                "\"{}\" is not a running container of pod \"{}\"",
+                namespaces.target_id, state.record.id
+            );
+            return Err(Error::invalid("target_id", why));
+        }
+    }
+    Ok(())
+}
+
+fn find_image(engine: &Engine, name: &str) -> Result<Arc<Image>, Error> {
+    let absent =
+        || Error::new(Kind::NotFound, format!("image \"{name}\" is not on this node: pull it first"));
+    engine.images.find(name).ok_or_else(absent)
+}
+
+/// Everything that can be decided before anything is made.
+fn plan(
+    engine: &Engine,
+    snapshot: &Snapshot,
+    spec: &Arc<ContainerSpec>,
+    image: &Image,
+) -> Result<Container, Error> {
+    let pod = &snapshot.state.record;
+    let id = new_id()?;
+    let hostname = if pod.spec.hostname.is_empty() { &engine.node_name } else { &pod.spec.hostname };
+    let log = !spec.log_path.as_os_str().is_empty() && !pod.spec.log_directory.as_os_str().is_empty();
+    let record = ContainerRecord {
+        cgroup: format!("{}/{id}", pod.cgroup),
+        pod: pod.id.clone(),
+        created_at: nanos(SystemTime::now()),
+        image_id: image.id.clone(),
+        image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
+        volumes: image.config.volumes.clone(),
+        process: process::merge(spec, &image.config, hostname)?,
+        stop_signal: process::stop_signal(spec, &image.config)?,
+        log_path: if log { pod.spec.log_directory.join(&spec.log_path) } else { Default::default() },
+        spec: spec.clone(),
+        id,
+    };
+    let status = ContainerStatus { resources: spec.resources.clone(), ..ContainerStatus::default() };
+    Ok(Container::new(record, status))
+}
+
+async fn check_mounts(engine: &Arc<Engine>, spec: Arc<ContainerSpec>) -> Result<(), Error> {
+    let volumes = engine.volumes.clone();
+    blocking(move || spec.mounts.iter().try_for_each(|mount| volumes.check(mount))).await
+}
+
+async fn intend(engine: &Arc<Engine>, pod: &Arc<Pod>, container: Container) -> Result<(), Error> {
+    let id = container.record.id.clone();
+    let key = id.clone();
+    pod.change(move |state| {
+        state.must_be_ready()?;
+        state.containers.insert(key, container);
+        Ok(())
+    })
+    .await?;
+    engine.index_container(&id, pod);
+    Ok(())
+}
+
+async fn mount_root(
+    engine: &Arc<Engine>,
+    id: &Arc<str>,
+    image: String,
+    spec: Arc<ContainerSpec>,
+) -> Result<OwnedFd, Error> {
+    let (images, id) = (engine.images.clone(), id.clone());
+    blocking(move || {
+        images.prepare(&image, &id)?;
+        images.mount(&id, &rootfs_options(&spec))
+    })
+    .await
+}
+
+/// How the root of a container is mounted.
+pub(crate) fn rootfs_options(spec: &ContainerSpec) -> RootfsOptions<'static> {
+    RootfsOptions { readonly: spec.security.readonly_rootfs, ..RootfsOptions::default() }
+}
+
+async fn look_up(
+    rootfs: OwnedFd,
+    spec: Arc<ContainerSpec>,
+    image: Arc<Image>,
+) -> Result<(OwnedFd, ResolvedUser, String), Error> {
+    blocking(move || {
+        let found = user::resolve(rootfs.as_fd(), &spec.security.user, &image.config.user)?;
+        let home = user::home(rootfs.as_fd(), found.uid)?;
+        Ok((rootfs, found, home))
+    })
+    .await
+}
+
+async fn publish(pod: &Arc<Pod>, id: &Arc<str>, user: ResolvedUser, home: String) -> Result<(), Error> {
+    let id = id.clone();
+    pod.change(move |state| {
+        state.must_be_ready()?;
+        let container = state.containers.get_mut(&id).ok_or_else(|| Error::not_found("container", &id))?;
+        container.status.user = user;
+        container.status.home = home;
+        container.status.phase = ContainerPhase::Created;
+        Ok(())
+    })
+    .await
+}
+
+async fn forget(engine: Arc<Engine>, pod: Arc<Pod>, id: Arc<str>) -> Result<(), Error> {
+    teardown::remove_container(&engine, &pod, &id).await
+}

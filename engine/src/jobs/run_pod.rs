@@ -1,0 +1,194 @@
+//! RunPodSandbox.
+
+use std::collections::BTreeMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use netplugins::NetNs;
+
+use crate::engine::{blocking, network_error, new_id};
+use crate::exec::{PodLaunch, nanos};
+use crate::job::{Cx, Job};
+use crate::jobs::teardown;
+use crate::pod::{Pod, PodPhase, PodRecord, PodStatus, State, files, policy};
+use crate::spec::{NamespaceMode, PodSpec};
+use crate::{Engine, Error, Kind};
+
+/// Makes a pod: namespaces, network, files, supervisor. A repeat joins, or finds the pod ready.
+#[derive(Clone, Debug)]
+pub struct RunPod {
+    /// The pod as requested.
+    pub spec: PodSpec,
+}
+
+impl Job for RunPod {
+    const NAME: &'static str = "RunPodSandbox";
+    type Output = String;
+
+    fn identity(&self, _: &Engine) -> Option<String> {
+        let spec = &self.spec;
+        Some(format!("{}/{}/{}/{}", spec.namespace, spec.name, spec.uid, spec.attempt))
+    }
+
+    fn subject(&self) -> String {
+        format!("{}/{}", self.spec.namespace, self.spec.name)
+    }
+
+    async fn run(self, engine: Arc<Engine>, cx: Cx) -> Result<String, Error> {
+        let driver = engine.driver(&self.spec.handler)?;
+        policy::check(&self.spec, driver.features())?;
+        if let Some(id) = cx.step("look for a repeat", already_there(&engine, &self.spec)).await? {
+            return Ok(id);
+        }
+
+        // Intent before kernel objects: whatever happens from here on, a restart knows what to give back.
+        let pod = cx.step("journal intent", intend(&engine, self.spec)).await?;
+        cx.subject(pod.id());
+        cx.undo().push("forget the pod", teardown::forget_or_keep(engine.clone(), pod.clone()));
+
+        // Namespace and addresses do not depend on each other. Both are in the record before anything is attached, and
+        // both are waited for even if one fails: undo must not overtake them.
+        cx.undo().push("release the network", teardown::network(engine.clone(), pod.clone()));
+        let (namespace, addresses) = tokio::join!(
+            cx.step("make namespace", make_namespace(&engine, &pod)),
+            cx.step("reserve addresses", reserve(&engine, &pod))
+        );
+        let netns = namespace?;
+        addresses?;
+        cx.step("attach network", attach(&engine, &pod, netns.clone())).await?;
+
+        // The supervisor makes the other namespaces and stays.
+        cx.undo().push("end the supervisor", teardown::supervisor(engine.clone(), pod.clone()));
+        let spec = policy::effective(
+            &pod.snapshot().state.record.spec,
+            &engine.node_name,
+            engine.config.unprivileged_ports,
+        );
+        let spec = Arc::new(spec);
+        cx.step("write files", write_files(&engine, &pod, spec.clone())).await?;
+        cx.step("start supervisor", launch(&engine, &pod, &spec, netns.as_deref())).await?;
+
+        // From here on List shows it.
+        cx.step("publish", publish(&pod)).await?;
+        Ok(pod.id().to_string())
+    }
+}
+
+/// The pod a repeated request means. One of the same identity that failed half-way is cleared away first.
+async fn already_there(engine: &Arc<Engine>, spec: &PodSpec) -> Result<Option<String>, Error> {
+    let same = |other: &PodSpec| {
+        (&other.namespace, &other.name, &other.uid, other.attempt)
+            == (&spec.namespace, &spec.name, &spec.uid, spec.attempt)
+    };
+    let pods = engine.all_pods();
+    let Some(pod) = pods.into_iter().find(|pod| same(&pod.snapshot().state.record.spec)) else {
+        return Ok(None);
+    };
+    let state = pod.snapshot().state.clone();
+    match state.status.phase {
+        PodPhase::Ready => Ok(Some(pod.id().to_string())),
+        PodPhase::Stopped | PodPhase::Stopping if !state.containers.is_empty() => Err(Error::new(
+            Kind::AlreadyExists,
+            format!(
+                "pod \"{}\" of this name, uid and attempt has been stopped: remove it or raise attempt",
+                pod.id()
+            ),
+        )),
+        _ => teardown::remove(engine, &pod).await.map(|()| None),
+    }
+}
+
+async fn intend(engine: &Arc<Engine>, spec: PodSpec) -> Result<Arc<Pod>, Error> {
+    let id = new_id()?;
+    let cgroup = match spec.cgroup_parent.trim_end_matches('/') {
+        "" => format!("{}/{id}", engine.config.cgroup_parent),
+        parent => parent.to_owned(),
+    };
+    let mut status = PodStatus::default();
+    status.holds.namespace = spec.security.namespaces.network == NamespaceMode::Pod;
+    status.holds.supervisor = true;
+    let record = PodRecord {
+        id,
+        created_at: nanos(SystemTime::now()),
+        boot_id: engine.boot_id.clone(),
+        handler: engine.driver(&spec.handler)?.name().to_owned(),
+        cgroup,
+        spec: Arc::new(spec),
+    };
+    let state = State { record: Arc::new(record), status, containers: BTreeMap::new() };
+    let (journal, first) = (engine.journal.clone(), state.clone());
+    blocking(move || Ok(journal.save(None, &first)?)).await?;
+    engine.adopt(state)
+}
+
+/// `None` with the node's network, which needs none of this.
+async fn make_namespace(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<Option<Arc<NetNs>>, Error> {
+    if !pod.snapshot().state.status.holds.namespace {
+        return Ok(None);
+    }
+    let (network, id) = (engine.network.clone(), pod.id().clone());
+    blocking(move || Ok(Some(Arc::new(network.create_namespace(&id).map_err(network_error)?)))).await
+}
+
+async fn reserve(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), Error> {
+    let state = pod.snapshot().state.clone();
+    if !state.status.holds.namespace {
+        return Ok(());
+    }
+    let (network, endpoint) = (engine.network.clone(), policy::endpoint(&state.record)?);
+    let reserved = blocking(move || network.reserve(&endpoint).map_err(network_error)).await?;
+    let held = reserved.clone();
+    let noted = pod.change(move |state| {
+        state.status.holds.attachment = Some(held);
+        Ok(())
+    });
+    // What cannot be written down cannot be held.
+    noted.await.inspect_err(|_| engine.network.abandon(&reserved))
+}
+
+async fn attach(engine: &Arc<Engine>, pod: &Arc<Pod>, netns: Option<Arc<NetNs>>) -> Result<(), Error> {
+    let state = pod.snapshot().state.clone();
+    let (Some(netns), Some(reserved)) = (netns, state.status.holds.attachment) else { return Ok(()) };
+    let (network, endpoint, path) =
+        (engine.network.clone(), policy::endpoint(&state.record)?, netns.path.clone());
+    let made = blocking(move || network.attach(&netns, &endpoint, reserved).map_err(network_error)).await?;
+    pod.change(move |state| {
+        state.status.ips = made.addresses.iter().map(|(ip, _)| *ip).collect();
+        state.status.netns = Some(path);
+        state.status.holds.attachment = Some(made);
+        Ok(())
+    })
+    .await
+}
+
+async fn write_files(engine: &Arc<Engine>, pod: &Arc<Pod>, spec: Arc<PodSpec>) -> Result<(), Error> {
+    let (dir, config) = (engine.state_dir(pod.id()), engine.config.clone());
+    let ips = pod.snapshot().state.status.ips.clone();
+    blocking(move || {
+        crate::journal::file::make_dir(&dir)?;
+        files::write(&dir, &config, &spec, &ips)
+    })
+    .await
+}
+
+async fn launch(
+    engine: &Arc<Engine>,
+    pod: &Arc<Pod>,
+    spec: &PodSpec,
+    netns: Option<&NetNs>,
+) -> Result<(), Error> {
+    let driver = engine.driver(&pod.snapshot().state.record.handler)?;
+    let dir = engine.state_dir(pod.id());
+    let launch = PodLaunch { pod: pod.id(), dir: &dir, spec, netns: netns.map(AsFd::as_fd) };
+    pod.supervise(driver.launch(launch).await?);
+    Ok(())
+}
+
+async fn publish(pod: &Arc<Pod>) -> Result<(), Error> {
+    pod.change(|state| {
+        state.status.phase = PodPhase::Ready;
+        Ok(())
+    })
+    .await
+}

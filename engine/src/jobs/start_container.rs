@@ -1,0 +1,181 @@
+//! StartContainer.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::container::{Container, ContainerPhase};
+use crate::engine::blocking;
+use crate::exec::{ContainerLaunch, PreparedMount, Started};
+use crate::job::{Cx, Job};
+use crate::jobs::create_container::rootfs_options;
+use crate::pod::Pod;
+use crate::volume::{self, Request};
+use crate::{Engine, Error, Kind};
+
+/// Starts a created container. Running already: fine. A failure ends the container: StartError, code 128.
+#[derive(Clone, Debug)]
+pub struct StartContainer {
+    /// Container id or unique prefix.
+    pub container: String,
+}
+
+impl Job for StartContainer {
+    const NAME: &'static str = "StartContainer";
+    type Output = ();
+
+    fn identity(&self, engine: &Engine) -> Option<String> {
+        Some(engine.full_container_id(&self.container))
+    }
+
+    fn subject(&self) -> String {
+        self.container.clone()
+    }
+
+    async fn run(self, engine: Arc<Engine>, cx: Cx) -> Result<(), Error> {
+        let (pod, container) = engine.container_state(&self.container)?;
+        let _turn = container.live.lane.lock().await;
+        if !cx.step("journal intent", intend(&pod, &container)).await? {
+            return Ok(());
+        }
+        match launch(&engine, &cx, &pod, &container).await {
+            Ok(started) => cx.step("publish", publish(&engine, &pod, &container, started)).await,
+            Err(error) => {
+                fail(&pod, &container, &error).await?;
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Claims the start; false: it runs already.
+async fn intend(pod: &Arc<Pod>, container: &Container) -> Result<bool, Error> {
+    let id = container.record.id.clone();
+    pod.change(move |state| {
+        state.must_be_ready()?;
+        let container = state.containers.get_mut(&id).ok_or_else(|| Error::not_found("container", &id))?;
+        match container.status.phase {
+            ContainerPhase::Running => Ok(false),
+            ContainerPhase::Created => {
+                container.status.phase = ContainerPhase::Starting;
+                Ok(true)
+            }
+            _ => Err(Error::new(
+                Kind::FailedPrecondition,
+                format!("container \"{id}\" has been started before and has ended"),
+            )),
+        }
+    })
+    .await
+}
+
+/// What the process needs is opened side by side, then the supervisor clones.
+async fn launch(
+    engine: &Arc<Engine>,
+    cx: &Cx,
+    pod: &Arc<Pod>,
+    container: &Container,
+) -> Result<Started, Error> {
+    let supervisor = pod.supervisor()?;
+    let (rootfs, mounts, log) = tokio::join!(
+        cx.step("mount root", rootfs(engine, container)),
+        cx.step("prepare volumes", mounts(engine, pod, container)),
+        cx.step("open log", open_log(pod, container)),
+    );
+    let spec = current_spec(container);
+    let snapshot = pod.snapshot();
+    let launch = ContainerLaunch {
+        id: &container.record.id,
+        pod: &snapshot.state.record.spec,
+        spec: &spec,
+        process: &container.process(),
+        rootfs: rootfs?,
+        mounts: mounts?,
+        cgroup: &container.record.cgroup,
+        log: log?,
+    };
+    cx.step("start process", supervisor.start(launch)).await
+}
+
+/// The request with the resources now in force.
+fn current_spec(container: &Container) -> Arc<crate::spec::ContainerSpec> {
+    let mut spec = container.record.spec.clone();
+    if spec.resources != container.status.resources {
+        Arc::make_mut(&mut spec).resources = container.status.resources.clone();
+    }
+    spec
+}
+
+/// The mount left by CreateContainer, or a new one after a restart.
+async fn rootfs(engine: &Arc<Engine>, container: &Container) -> Result<OwnedFd, Error> {
+    if let Some(rootfs) = container.live.take_rootfs() {
+        return Ok(rootfs);
+    }
+    let (images, record) = (engine.images.clone(), container.record.clone());
+    blocking(move || images.mount(&record.id, &rootfs_options(&record.spec))).await
+}
+
+async fn mounts(
+    engine: &Arc<Engine>,
+    pod: &Arc<Pod>,
+    container: &Container,
+) -> Result<Vec<PreparedMount>, Error> {
+    let (volumes, images) = (engine.volumes.clone(), engine.images.clone());
+    let record = container.record.clone();
+    let own = engine.journal.container_dir(pod.id(), &record.id);
+    let files = engine.state_dir(pod.id());
+    blocking(move || {
+        let image = images.find(&record.image_id);
+        let request = Request {
+            spec: &record.spec,
+            image_id: image.as_ref().map_or(record.image_id.as_str(), |image| image.id.as_str()),
+            image_volumes: &record.volumes,
+            directory: &own,
+            pod_files: &files,
+        };
+        volumes.prepare(&request)
+    })
+    .await
+}
+
+async fn open_log(pod: &Arc<Pod>, container: &Container) -> Result<Option<OwnedFd>, Error> {
+    let directory = pod.snapshot().state.record.spec.log_directory.clone();
+    let record = container.record.clone();
+    if record.log_path.as_os_str().is_empty() {
+        return Ok(None);
+    }
+    blocking(move || volume::log::open(&directory, &record.spec.log_path).map(Some)).await
+}
+
+/// The process runs, so it must be recorded or ended.
+async fn publish(
+    engine: &Arc<Engine>,
+    pod: &Arc<Pod>,
+    container: &Container,
+    started: Started,
+) -> Result<(), Error> {
+    let id = container.record.id.clone();
+    let key = id.clone();
+    let noted = pod.change(move |state| {
+        let container = state.containers.get_mut(&key).ok_or_else(|| Error::not_found("container", &key))?;
+        container.status.started(started);
+        Ok(())
+    });
+    container.live.stopping.store(false, Ordering::Relaxed);
+    if let Err(error) = noted.await {
+        crate::jobs::teardown::kill(engine, pod, &id).await?;
+        return Err(error);
+    }
+    Ok(())
+}
+
+async fn fail(pod: &Arc<Pod>, container: &Container, error: &Error) -> Result<(), Error> {
+    let (id, error) = (container.record.id.clone(), error.clone());
+    pod.change(move |state| {
+        if let Some(container) = state.containers.get_mut(&id) {
+            container.status.start_failed(&error);
+        }
+        Ok(())
+    })
+    .await
+}

@@ -1,0 +1,83 @@
+//! A pipe or terminal as an asynchronous stream.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::{Error, Kind};
+
+/// Reads from and writes to a descriptor without blocking a thread. Dropping it closes the descriptor.
+#[derive(Debug)]
+pub struct Pipe {
+    fd: AsyncFd<OwnedFd>,
+}
+
+impl Pipe {
+    /// Takes over a descriptor that can be polled; sets it non-blocking.
+    #[expect(
+        deprecated,
+        reason = "the new one is unsafe, for types that may change their descriptor; OwnedFd cannot"
+    )]
+    pub fn new(fd: OwnedFd) -> Result<Self, Error> {
+        let failed = |e: io::Error| Error::with(Kind::Internal, "stream of a process", e);
+        let flags = fcntl_getfl(&fd).map_err(|e| failed(e.into()))?;
+        fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
+        Ok(Self { fd: AsyncFd::new(fd).map_err(failed)? })
+    }
+
+    /// Another handle of the same open file.
+    pub fn try_clone(&self) -> Result<Self, Error> {
+        let fd = self.fd.get_ref().try_clone();
+        Self::new(fd.map_err(|e| Error::with(Kind::Internal, "stream of a process", e))?)
+    }
+}
+
+impl AsyncRead for Pipe {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
+            let result = guard.try_io(|fd| match rustix::io::read(fd, buffer.initialize_unfilled()) {
+                // The other side of a terminal is gone: the end of the stream.
+                Err(Errno::IO) => Ok(0),
+                result => result.map_err(io::Error::from),
+            });
+            match result {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(result) => return Poll::Ready(result.map(|count| buffer.advance(count))),
+                Err(_would_block) => {}
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Pipe {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let mut guard = ready!(self.fd.poll_write_ready(cx))?;
+            match guard.try_io(|fd| rustix::io::write(fd, bytes).map_err(io::Error::from)) {
+                Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(result) => return Poll::Ready(result),
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Closing is dropping; there is nothing to wait for.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,35 @@
+//! `suites [SUITE…]`: runs suites on this machine, which should be a private one (`tests/machine`).
+
+use std::process::ExitCode;
+
+use tests::report::{Report, line};
+use tests::suites;
+use tests::world::World;
+
+fn main() -> ExitCode {
+    let asked: Vec<String> = std::env::args().skip(1).collect();
+    let world = match World::open() {
+        Ok(world) => world,
+        Err(error) => {
+            line(format_args!("suites: {error:#}"));
+            return ExitCode::FAILURE;
+        }
+    };
+    let mut report = Report::default();
+    for (name, run) in suites::ALL {
+        let wanted =
+            if asked.is_empty() { name != "critest-full" } else { asked.iter().any(|word| word == name) };
+        if wanted {
+            report.suite(name);
+            if let Err(error) = run(&world, &mut report) {
+                report.record("the suite can run", 0.0, Some(format!("{error:#}")));
+            }
+        }
+    }
+    let passed = report.close();
+    if passed {
+        let _ = std::fs::remove_dir_all(&world.dir);
+        return ExitCode::SUCCESS;
+    }
+    ExitCode::FAILURE
+}

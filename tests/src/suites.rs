@@ -1,0 +1,53 @@
+//! One file per suite; each is one function that reports its cases.
+
+pub mod badinput;
+pub mod compat;
+pub mod crictl;
+pub mod critest;
+pub mod deploy;
+pub mod kubelet;
+pub mod restart;
+pub mod tidy;
+pub mod trial;
+
+use anyhow::Result;
+
+use crate::census::Census;
+use crate::node::Node;
+use crate::report::Report;
+use crate::world::World;
+
+/// A suite by its name on the command line.
+pub type Suite = fn(&World, &mut Report) -> Result<()>;
+
+/// Every suite, in the order in which a full run takes them; `critest-full` runs only when asked for.
+pub const ALL: [(&str, Suite); 10] = [
+    ("tidy", tidy::run),
+    ("compat", compat::run),
+    ("deploy", deploy::run),
+    ("crictl", crictl::run),
+    ("badinput", badinput::run),
+    ("restart", restart::run),
+    ("try", trial::run),
+    ("critest", critest::focused),
+    ("kubelet", kubelet::run),
+    ("critest-full", critest::full),
+];
+
+/// A node for a suite, and what exists once it is up.
+///
+/// # Errors
+/// The daemon does not start.
+pub fn node(world: &World, name: &str) -> Result<(Node, Census)> {
+    let node = Node::start(world, name)?;
+    let census = Census::take(node.pid())?;
+    Ok((node, census))
+}
+
+/// Lets async code of a suite run to its end.
+///
+/// # Errors
+/// The code's own.
+pub fn wait<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future)
+}

@@ -1,0 +1,47 @@
+//! What `deploy/` holds is accepted by the programs it is for.
+
+use anyhow::{Result, ensure};
+
+use crate::report::Report;
+use crate::shell;
+use crate::world::World;
+
+/// Runs the suite.
+///
+/// # Errors
+/// None.
+pub fn run(world: &World, report: &mut Report) -> Result<()> {
+    let chart = world.tree.join("deploy/helm/berth").display().to_string();
+    if let Some(helm) = world.tool("HELM") {
+        report.case("helm lint finds no fault with the chart", || {
+            shell::run(60, &helm, &["lint", "--strict", &chart]).map(drop)
+        });
+        report.case("helm template renders the chart with its defaults", || {
+            let text = shell::run(60, &helm, &["template", "berth", &chart, "--namespace", "kube-system"])?;
+            ensure!(text.contains("kind: DaemonSet"), "{text}");
+            Ok(())
+        });
+    } else {
+        report.skip("helm lint and template", "helm");
+    }
+    report.case("the configuration in deploy/ is accepted by the binary", || {
+        let config = world.tree.join("deploy/config.toml").display().to_string();
+        let berth = world.berth.display().to_string();
+        shell::run(20, &berth, &["config", "check", "--config", &config]).map(drop)
+    });
+    if shell::installed("systemd-analyze") {
+        report.case("systemd accepts the unit", || {
+            let unit = world.tree.join("deploy/berth.service").display().to_string();
+            let output = shell::output(60, "systemd-analyze", &["verify", "--man=no", &unit])?;
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            // The binary is not installed where the unit will look for it; that is all it may complain of.
+            let complaint =
+                text.lines().find(|line| line.contains("berth.service") && !line.contains("not executable"));
+            ensure!(complaint.is_none(), "{text}");
+            Ok(())
+        });
+    } else {
+        report.skip("systemd accepts the unit", "systemd-analyze");
+    }
+    Ok(())
+}

@@ -174,7 +174,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     }
     /// What of ours exists now, measured in the kernel and on disk: for leak counts.
     fn inventory(&self) -> Result<Inventory, Error>;
-    /// Removes what the driver itself keeps on the node (the nft table). Refused while a pod is attached.
+    /// Removes what the driver itself keeps on the node (the nft table and the gateway link). Refused while a pod is attached.
     fn retire(&self) -> Result<(), Error>;
 }
 

@@ -38,22 +38,32 @@ struct Pool {
     next: u128,
 }
 
-#[derive(Debug)]
-struct Holding {
+/// One pod's share. A leaving pod's share stays under its link until that is gone.
+#[derive(Debug, Default)]
+struct Share {
     pod: String,
-    link: String,
+    addresses: Vec<IpAddr>,
     leaving: bool,
 }
 
-/// Addresses, ports and links in use.
+/// Addresses, ports and links in use. All questions that a pod asks cost the same however many there are.
 #[derive(Debug, Default)]
 pub(crate) struct Ledger {
     pools: Vec<Pool>,
-    addresses: HashMap<IpAddr, Holding>,
-    ports: HashMap<Publication, String>,
-    /// Link name to pod id, leaving ones included.
+    /// Link of the holder.
+    addresses: HashMap<IpAddr, String>,
+    /// By link.
+    shares: HashMap<String, Share>,
+    /// Link of each pod that is not leaving.
     links: HashMap<String, String>,
+    /// Owners of a port, by node address.
+    ports: HashMap<Slot, Vec<(Option<IpAddr>, String)>>,
+    /// Ports of each pod.
+    published: HashMap<String, Vec<Publication>>,
 }
+
+/// Protocol, IPv4 or not, port.
+type Slot = (Protocol, bool, u16);
 
 impl Ledger {
     /// Allocates from these subnets from now on; what is held elsewhere stays held.
@@ -80,21 +90,19 @@ impl Ledger {
 
     /// Whether a pod or one that is leaving has that link.
     pub(crate) fn has_link(&self, link: &str) -> bool {
-        self.links.contains_key(link)
+        self.shares.contains_key(link)
     }
 
     /// Addresses the pod holds.
-    pub(crate) fn addresses_of(&self, pod: &str) -> Vec<IpAddr> {
-        let mut all: Vec<IpAddr> =
-            self.addresses.iter().filter(|(_, h)| !h.leaving && h.pod == pod).map(|(a, _)| *a).collect();
-        all.sort_unstable();
-        all
+    pub(crate) fn addresses_of(&self, pod: &str) -> &[IpAddr] {
+        self.links.get(pod).and_then(|link| self.shares.get(link)).map_or(&[], |share| &share.addresses)
     }
 
     /// Number of held and of leaving addresses.
     pub(crate) fn count(&self) -> (usize, usize) {
-        let leaving = self.addresses.values().filter(|h| h.leaving).count();
-        (self.addresses.len() - leaving, leaving)
+        let of =
+            |leaving| self.shares.values().filter(|s| s.leaving == leaving).map(|s| s.addresses.len()).sum();
+        (of(false), of(true))
     }
 
     /// Takes the next free address of a family, and the subnet it is from. `gone` tells whether a link has vanished.
@@ -127,77 +135,96 @@ impl Ledger {
     }
 
     fn is_free(&mut self, address: IpAddr, gone: &mut impl FnMut(&str) -> bool) -> bool {
-        match self.addresses.get(&address) {
-            None => true,
-            Some(holding) if holding.leaving && gone(&holding.link) => {
-                let link = holding.link.clone();
-                self.forget_link(&link);
-                true
-            }
-            Some(_) => false,
+        let Some(link) = self.addresses.get(&address) else { return true };
+        if !self.shares.get(link).is_some_and(|share| share.leaving) || !gone(link) {
+            return false;
         }
+        let link = link.clone();
+        self.forget_link(&link);
+        true
     }
 
     /// Records that a pod has an address.
     pub(crate) fn hold(&mut self, address: IpAddr, pod: &str, link: &str) {
-        self.links.insert(link.to_owned(), pod.to_owned());
-        self.addresses
-            .insert(address, Holding { pod: pod.to_owned(), link: link.to_owned(), leaving: false });
+        self.addresses.insert(address, link.to_owned());
+        self.links.insert(pod.to_owned(), link.to_owned());
+        let share = self.shares.entry(link.to_owned()).or_default();
+        pod.clone_into(&mut share.pod);
+        if !share.addresses.contains(&address) {
+            share.addresses.push(address);
+        }
     }
 
     /// Publishes a pod's ports, all or none. What the pod has already it may publish again.
     pub(crate) fn publish(&mut self, pod: &str, ports: &[Publication]) -> Result<(), Error> {
         for (position, port) in ports.iter().enumerate() {
-            if ports.iter().take(position).any(|other| other.collides(port)) {
+            if ports.iter().take(position).any(|other| other.slot() == port.slot() && port.collides(other.on))
+            {
                 return Err(Error::Port { port: port.text(), why: "the pod publishes it twice" });
             }
-            if let Some((taken, owner)) =
-                self.ports.iter().find(|(other, owner)| *owner != pod && other.collides(port))
-            {
-                return Err(Error::PortTaken { port: taken.text(), owner: owner.clone() });
+            let owners = self.ports.get(&port.slot()).map_or(&[][..], Vec::as_slice);
+            if let Some((on, owner)) = owners.iter().find(|(on, owner)| owner != pod && port.collides(*on)) {
+                return Err(Error::PortTaken {
+                    port: Publication { on: *on, ..*port }.text(),
+                    owner: owner.clone(),
+                });
             }
         }
-        self.ports.extend(ports.iter().map(|p| (*p, pod.to_owned())));
+        self.unpublish(pod);
+        for port in ports {
+            self.ports.entry(port.slot()).or_default().push((port.on, pod.to_owned()));
+        }
+        self.published.insert(pod.to_owned(), ports.to_vec());
         Ok(())
     }
 
     /// Gives up what a pod holds, at once: nothing was made in the kernel.
     pub(crate) fn abandon(&mut self, pod: &str) {
-        self.addresses.retain(|_, h| h.leaving || h.pod != pod);
         self.unpublish(pod);
-        let kept: Vec<String> = self.addresses.values().map(|h| h.link.clone()).collect();
-        self.links.retain(|link, owner| owner != pod || kept.contains(link));
+        if let Some(link) = self.links.remove(pod) {
+            self.forget_link(&link);
+        }
     }
 
     /// Gives up what a pod holds; its addresses are leaving until its link is gone.
     pub(crate) fn release(&mut self, pod: &str) {
-        self.addresses.values_mut().filter(|h| h.pod == pod).for_each(|h| h.leaving = true);
         self.unpublish(pod);
+        if let Some(share) = self.links.remove(pod).and_then(|link| self.shares.get_mut(&link)) {
+            share.leaving = true;
+        }
     }
 
     /// Frees what was leaving by way of links that are gone.
     pub(crate) fn settle(&mut self, mut gone: impl FnMut(&str) -> bool) {
-        let mut links: Vec<String> =
-            self.addresses.values().filter(|h| h.leaving).map(|h| h.link.clone()).collect();
-        links.sort_unstable();
-        links.dedup();
-        links.iter().filter(|link| gone(link)).for_each(|link| self.forget_link(link));
+        let leaving = self.shares.iter().filter(|(_, share)| share.leaving).map(|(link, _)| link.clone());
+        for link in leaving.collect::<Vec<_>>() {
+            if gone(&link) {
+                self.forget_link(&link);
+            }
+        }
     }
 
     fn forget_link(&mut self, link: &str) {
-        self.addresses.retain(|_, h| !(h.leaving && h.link == link));
-        self.links.remove(link);
+        for address in self.shares.remove(link).unwrap_or_default().addresses {
+            self.addresses.remove(&address);
+        }
     }
 
     fn unpublish(&mut self, pod: &str) {
-        self.ports.retain(|_, owner| owner != pod);
+        for port in self.published.remove(pod).unwrap_or_default() {
+            if let Some(owners) = self.ports.get_mut(&port.slot()) {
+                owners.retain(|(_, owner)| owner != pod);
+            }
+        }
     }
 
     fn exhausted(&self, ipv4: bool) -> Error {
         let pools: Vec<&Pool> = self.pools.iter().filter(|p| p.cidr.is_ipv4() == ipv4).collect();
-        let inside = |a: &IpAddr| pools.iter().any(|p| p.cidr.offset(*a).is_some());
-        let held = self.addresses.iter().filter(|(a, h)| inside(a) && !h.leaving);
-        let mut pods: Vec<&str> = held.map(|(_, h)| h.pod.as_str()).collect();
+        let inside = |share: &Share| {
+            share.addresses.iter().filter(|a| pools.iter().any(|p| p.cidr.offset(**a).is_some())).count()
+        };
+        let held = self.shares.values().filter(|share| !share.leaving && inside(share) > 0);
+        let mut pods: Vec<&str> = held.map(|share| share.pod.as_str()).collect();
         pods.sort_unstable();
         let mut holders = pods.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
         if pods.len() > NAMED {
@@ -207,7 +234,7 @@ impl Ledger {
             family: if ipv4 { "IPv4" } else { "IPv6" },
             cidrs: pools.iter().map(|p| p.cidr.to_string()).collect::<Vec<_>>().join(", "),
             held: pods.len(),
-            leaving: self.addresses.iter().filter(|(a, h)| inside(a) && h.leaving).count(),
+            leaving: self.shares.values().filter(|share| share.leaving).map(inside).sum(),
             holders: if pods.is_empty() {
                 "no pod holds one".into()
             } else {
@@ -243,12 +270,14 @@ impl Publication {
         }
     }
 
-    /// Two publications that cannot both be had: the scheduler's rule, by which "every address" collides with each one.
-    fn collides(&self, other: &Self) -> bool {
-        self.protocol == other.protocol
-            && self.ipv4 == other.ipv4
-            && self.port == other.port
-            && (self.on.is_none() || other.on.is_none() || self.on == other.on)
+    fn slot(&self) -> Slot {
+        (self.protocol, self.ipv4, self.port)
+    }
+
+    /// Whether it cannot be had beside one of the same slot on that node address: the scheduler's rule, by which "every
+    /// address" collides with each one.
+    fn collides(&self, on: Option<IpAddr>) -> bool {
+        self.on.is_none() || on.is_none() || self.on == on
     }
 
     /// `10.0.0.1:80/tcp`, or `80/tcp`.

@@ -50,10 +50,10 @@ impl Namespaces {
     }
 
     /// A fresh namespace with `lo` up, mounted under its id, and a netlink socket inside it.
-    pub(crate) fn create(&self, id: &str, tune: fn() -> io::Result<()>) -> Result<(NetNs, Socket), Error> {
+    pub(crate) fn create(&self, id: &str) -> Result<(NetNs, Socket), Error> {
         name::check_id(id, "a network namespace")?;
         self.mark(id)?;
-        let made = self.make(id, tune);
+        let made = self.make(id);
         if made.is_err() {
             // What is left is still marked: if this fails as well, the next start removes it.
             let _ = self.remove(id);
@@ -61,8 +61,8 @@ impl Namespaces {
         made
     }
 
-    fn make(&self, id: &str, tune: fn() -> io::Result<()>) -> Result<(NetNs, Socket), Error> {
-        let Fresh { fd, mut socket } = unshare(tune)?;
+    fn make(&self, id: &str) -> Result<(NetNs, Socket), Error> {
+        let Fresh { fd, mut socket } = unshare()?;
         route::run(&mut socket, &[route::Op::Up("lo".into())], None)?;
         let path = self.mount(fd.as_fd(), id)?;
         Ok((NetNs { fd, path }, socket))
@@ -143,12 +143,11 @@ impl Namespaces {
     }
 }
 
-/// Makes a namespace on a thread of its own; `tune` runs inside it before any link exists.
-fn unshare(tune: fn() -> io::Result<()>) -> Result<Fresh, Error> {
+/// Makes a namespace on a thread of its own.
+fn unshare() -> Result<Fresh, Error> {
     on_own_thread(move || {
         nix::sched::unshare(CloneFlags::CLONE_NEWNET)
             .map_err(|e| Error::namespace("make a network namespace")(e.into()))?;
-        tune().map_err(Error::namespace("set the defaults of a new network namespace"))?;
         let fd = current().map_err(Error::namespace("open a new network namespace"))?;
         let socket =
             Socket::open(NETLINK_ROUTE).map_err(Error::kernel("open a socket in a new network namespace"))?;

@@ -1,6 +1,7 @@
-//! Settings of the node's and the pods' network stacks, through `/proc/sys/net`.
+//! Settings of the node's network stack, through `/proc/sys/net`.
 //!
-//! These files belong to the network namespace of the thread that opens them.
+//! These files belong to the network namespace of the thread that opens them. Pods' own are left alone: every name opened
+//! in another namespace lengthens one chain of the dentry cache that all namespaces share.
 
 use std::fs;
 use std::io;
@@ -55,13 +56,9 @@ pub(crate) fn forward(ipv6: bool) -> Result<(), Error> {
     Ok(())
 }
 
-/// Defaults of a pod's namespace, written before its first link exists: addresses are unique by construction, so IPv6
-/// duplicate address detection would only delay them by a second or two.
-pub(crate) fn pod_defaults() -> io::Result<()> {
-    match fs::write(path("ipv6/conf/default/accept_dad"), "0") {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()), // no IPv6
-        other => other,
-    }
+/// Whether new links accept router advertisements although the node forwards.
+pub(crate) fn hears_routers() -> bool {
+    get("ipv6/conf/default/accept_ra").is_ok_and(|value| value.as_deref() == Some("2"))
 }
 
 fn set_unless(name: &str, value: &str) -> Result<(), Error> {

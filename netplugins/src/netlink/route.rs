@@ -8,10 +8,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use netlink_packet_core::NetlinkSerializable;
+use netlink_packet_core::{DefaultNla, NetlinkSerializable};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    InfoData, InfoKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State, Stats64,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage, State, Stats64,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -22,7 +23,7 @@ use netlink_packet_route::route::{
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use rustix::io::Errno;
 
-use super::wire::Frame;
+use super::wire::{self, Frame};
 use super::{Batch, Failure, Socket, flag};
 use crate::error::Error;
 
@@ -36,7 +37,9 @@ const RTM_GETROUTE: u16 = 26;
 /// One change of the network stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
-    /// A veth pair: this end here and up, the other end under its final name in the target namespace, down.
+    /// A bridge without ports, a place for addresses; existing is fine.
+    Bridge(String),
+    /// A veth pair: this end here, the other end under its final name in the target namespace; both down.
     Veth {
         /// Name here.
         name: String,
@@ -51,6 +54,16 @@ pub(crate) enum Op {
     },
     /// Sets a link up.
     Up(String),
+    /// Sets a link of the node up: without an IPv6 link-local address of its own (`quiet`), and willing to deliver
+    /// packets to 127/8 that come in by it (`localnet`: route_localnet of ip-sysctl).
+    Raise {
+        /// The link.
+        link: String,
+        /// No IPv6 address generation; for kernels with IPv6.
+        quiet: bool,
+        /// route_localnet.
+        localnet: bool,
+    },
     /// Adds an address that is usable at once: no duplicate address detection.
     Address {
         /// The link.
@@ -83,9 +96,15 @@ pub(crate) enum Op {
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Bridge(link) => write!(f, "add link {link} type bridge"),
+            Self::Raise { link, quiet, localnet } => {
+                let quiet = if *quiet { " without link-local address" } else { "" };
+                let localnet = if *localnet { " with route_localnet" } else { "" };
+                write!(f, "set {link} up{quiet}{localnet}")
+            }
             Self::Veth { name, mac, mtu, peer, peer_mac } => write!(
                 f,
-                "add link {name} address {} mtu {mtu} up type veth peer {peer} address {}",
+                "add link {name} address {} mtu {mtu} type veth peer {peer} address {}",
                 mac_text(*mac),
                 mac_text(*peer_mac)
             ),
@@ -218,7 +237,13 @@ fn message(
     let known = |link: &String| index.get(link).copied().ok_or_else(|| link.clone());
     let new = flag::CREATE | flag::EXCL;
     Ok(match op {
+        Op::Bridge(name) => {
+            let mut message = by_name(name);
+            message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
+            (flag::CREATE, Message::NewLink(message))
+        }
         Op::Veth { .. } => (new, Message::NewLink(veth(op, target))),
+        Op::Raise { link, quiet, localnet } => (0, Message::SetLink(raise(link, *quiet, *localnet))),
         Op::Up(link) => {
             let mut message = by_name(link);
             set_up(&mut message);
@@ -240,14 +265,12 @@ fn message(
 fn veth(op: &Op, target: Option<BorrowedFd<'_>>) -> LinkMessage {
     let mut message = LinkMessage::default();
     let Op::Veth { name, mac, mtu, peer, peer_mac } = op else { return message };
-    // The peer must not carry IFF_UP here: veth_open refuses while its other end has no device yet.
     let mut other = by_name(peer);
     other.attributes.push(LinkAttribute::Address(peer_mac.to_vec()));
     other.attributes.push(LinkAttribute::Mtu(*mtu));
     if let Some(fd) = target {
         other.attributes.push(LinkAttribute::NetNsFd(fd.as_raw_fd()));
     }
-    set_up(&mut message);
     message.attributes = vec![
         LinkAttribute::IfName(name.clone()),
         LinkAttribute::Address(mac.to_vec()),
@@ -257,6 +280,28 @@ fn veth(op: &Op, target: Option<BorrowedFd<'_>>) -> LinkMessage {
             LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(other))),
         ]),
     ];
+    message
+}
+
+fn raise(link: &str, quiet: bool, localnet: bool) -> LinkMessage {
+    /// `IFLA_INET_CONF`, which holds one attribute per setting to change.
+    const CONF: u16 = 1;
+    /// `IPV4_DEVCONF_ROUTE_LOCALNET` of `linux/ip.h`.
+    const ROUTE_LOCALNET: u16 = 26;
+    let mut message = by_name(link);
+    set_up(&mut message);
+    let mut families = Vec::new();
+    if localnet {
+        let mut settings = Vec::new();
+        wire::put(&mut settings, ROUTE_LOCALNET, &1u32.to_ne_bytes());
+        families.push(AfSpecUnspec::Inet(vec![AfSpecInet::Other(DefaultNla::new(CONF, settings))]));
+    }
+    if quiet {
+        families.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]));
+    }
+    if !families.is_empty() {
+        message.attributes.push(LinkAttribute::AfSpecUnspec(families));
+    }
     message
 }
 

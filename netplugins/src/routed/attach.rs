@@ -28,7 +28,7 @@ impl Routed {
     ) -> Result<(), Error> {
         let plan = plan::plan(attachment, private)?;
         let link = &attachment.host_interface;
-        let made = self.make_links(&plan, ns, pod, attachment, !private.ports.is_empty());
+        let made = self.make_links(&plan, ns, pod, attachment);
         // Masquerade, hairpin, host ports: all or none of them.
         let made = made.and_then(|()| self.add_elements(attachment, &plan.elements));
         let Err(error) = made else {
@@ -49,25 +49,20 @@ impl Routed {
         ns: &NetNs,
         pod: &mut Socket,
         attachment: &Attachment,
-        publishes: bool,
     ) -> Result<(), Error> {
         let link = &attachment.host_interface;
-        // The pair, the node's addresses, and the way to the pod.
+        // The pair, and the way to the pod.
         self.with_route(|socket| route::run(socket, &plan.host, Some(ns.as_fd())))?;
-        // A pod must not announce itself as the node's router (CVE-2020-13401).
-        if attachment.addresses.iter().any(|(a, _)| a.is_ipv6()) {
+        // A pod must not announce itself as the node's router (CVE-2020-13401). A forwarding node does not listen,
+        // unless it was told to do so on every link.
+        if self.state().hears_routers {
             sysctl::set(&format!("ipv6/conf/{link}/accept_ra"), "0")?;
-        }
-        // Replies to a node process that used 127.0.0.1 come back by this link; the guard chain drops all other
-        // packets to 127/8 from it.
-        if publishes {
-            sysctl::set(&format!("ipv4/conf/{link}/route_localnet"), "1")?;
         }
         // Addresses, link, default routes inside.
         route::run(pod, &plan.pod, None)
     }
 
-    fn delete_link(&self, link: &str) -> Result<(), Error> {
+    pub(super) fn delete_link(&self, link: &str) -> Result<(), Error> {
         self.with_route(|socket| {
             route::delete(socket, link).map_err(Error::kernel(format!("delete link {link}")))
         })

@@ -4,6 +4,7 @@
 //! pod's side is configured by one datagram, its nft entries by one transaction. `detach` removes the entries; the kernel
 //! dismantles the link when the namespace dies. [`restore`] makes the kernel agree with the live pods.
 
+mod anchor;
 mod attach;
 mod plan;
 mod restore;
@@ -22,7 +23,7 @@ use crate::netlink::watch::LinkWatch;
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, Socket, route};
 use crate::netns::{Namespaces, socket_in};
 use crate::nft::{self, ruleset};
-use crate::{Attachment, Config, Driver, Endpoint, InterfaceStats, Inventory, NetNs, name, state, sysctl};
+use crate::{Attachment, Config, Driver, Endpoint, InterfaceStats, Inventory, NetNs, name, state};
 
 use plan::Private;
 
@@ -51,6 +52,7 @@ struct State {
     fresh: HashMap<String, Socket>,
     restored: bool,
     ipv6: bool,
+    hears_routers: bool,
     mtu: u32,
     boot_id: String,
 }
@@ -70,6 +72,7 @@ impl Routed {
             fresh: HashMap::new(),
             restored: false,
             ipv6: false,
+            hears_routers: false,
             mtu: DEFAULT_MTU,
             boot_id: boot_id.trim().to_owned(),
         };
@@ -163,11 +166,15 @@ impl Driver for Routed {
         state::store(&self.config.state_dir, &cidrs)?;
         let mut state = self.state();
         state.ledger.set_cidrs(&parsed);
-        if state.restored { self.install(&state) } else { Ok(()) }
+        if !state.restored {
+            return Ok(());
+        }
+        self.anchor(&state)?;
+        self.install(&state)
     }
 
     fn create_namespace(&self, id: &str) -> Result<NetNs, Error> {
-        let (ns, socket) = self.namespaces.create(id, sysctl::pod_defaults)?;
+        let (ns, socket) = self.namespaces.create(id)?;
         self.state().fresh.insert(id.to_owned(), socket);
         Ok(ns)
     }
@@ -255,6 +262,7 @@ impl Driver for Routed {
             return Err(Error::NotReady(format!("pod {id} is still attached")));
         }
         state.restored = false;
+        self.delete_link(&self.anchor_link())?;
         let prefix = &self.config.link_prefix;
         self.with_nft(|socket| {
             let mut transaction = nft::Transaction::new(prefix);
@@ -299,6 +307,7 @@ impl Routed {
             mac,
             host_mac,
             mtu: state.mtu,
+            quiet: state.ipv6,
             gateways,
             ports: endpoint.host_ports.clone(),
         };

@@ -1,9 +1,12 @@
 //! What one pod needs in the kernel, decided before anything is touched.
 //!
-//! The pod has `/32` and `/128` addresses and no subnet. Its default route leads to the gateway address, which every
-//! node-side link carries; a host route leads back. Both ends know each other as permanent neighbours with addresses
-//! derived from the pod's IP, so there is no ARP, no neighbour discovery and no duplicate address detection to wait for,
-//! and nobody can claim the other's address.
+//! The pod has `/32` and `/128` addresses and no subnet. Its default route leads to the gateway address, which the node
+//! has once, on the [anchor](super::anchor); a host route leads back. Both ends know each other as permanent neighbours
+//! with addresses derived from the pod's IP, so there is no ARP, no neighbour discovery and no duplicate address
+//! detection to wait for, and nobody can claim the other's address.
+//!
+//! The node's end has no address at all, not even a link-local one: the kernel walks every IPv6 address of the node each
+//! time one is added, which would make the thousandth pod dearer than the first.
 
 use std::net::IpAddr;
 
@@ -27,6 +30,8 @@ pub(crate) struct Private {
     pub(crate) host_mac: Mac,
     /// MTU of both ends.
     pub(crate) mtu: u32,
+    /// Whether the node's end must be kept from making an IPv6 link-local address.
+    pub(crate) quiet: bool,
     /// One per family, in the order of the addresses.
     pub(crate) gateways: Vec<IpAddr>,
     /// Published ports.
@@ -87,17 +92,18 @@ pub(crate) fn macs(primary: IpAddr) -> (Mac, Mac) {
 /// Decides.
 pub(crate) fn plan(attachment: &Attachment, private: &Private) -> Result<Plan, Error> {
     let (host, pod) = (&attachment.host_interface, &attachment.interface);
-    let mut on_host = vec![Op::Veth {
+    let pair = Op::Veth {
         name: host.clone(),
         mac: private.host_mac,
         mtu: private.mtu,
         peer: pod.clone(),
         peer_mac: private.mac,
-    }];
+    };
+    // Replies to a node process that used 127.0.0.1 come back by this link; the guard chain drops every other packet to
+    // 127/8 from it.
+    let localnet = !private.ports.is_empty();
+    let mut on_host = vec![pair, Op::Raise { link: host.clone(), quiet: private.quiet, localnet }];
     let mut in_pod = Vec::new();
-    for gateway in &private.gateways {
-        on_host.push(Op::Address { link: host.clone(), address: *gateway, prefix: width(*gateway) });
-    }
     for (address, prefix) in &attachment.addresses {
         on_host.push(Op::Neighbour { link: host.clone(), address: *address, mac: private.mac });
         on_host.push(Op::Route { link: host.clone(), to: (*address, width(*address)), via: None });

@@ -23,6 +23,7 @@ impl Routed {
 
         let mut state = self.state();
         state.ipv6 = ipv6;
+        state.hears_routers = sysctl::hears_routers();
         state.mtu = mtu.unwrap_or(DEFAULT_MTU);
         if !ipv6 && state.ledger.has_family(false) {
             tracing::warn!(
@@ -34,6 +35,7 @@ impl Routed {
         self.sweep_namespaces(&ids, &mut found)?;
         self.sweep_links(&state, &mut found)?;
         self.sweep_elements(&state, &mut found)?;
+        self.anchor(&state)?;
         state.restored = true;
         Ok(found)
     }

@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::*;
 use crate::netns;
 use crate::testing::{TempDir, on_a_node};
-use crate::{HostPort, Kind, Protocol};
+use crate::{HostPort, Kind, Protocol, sysctl};
 
 /// A node with a daemon: its own namespace is the calling thread's.
 struct Node {
@@ -166,7 +166,9 @@ fn outside() -> OwnedFd {
     let wire =
         route::Op::Veth { name: "up0".into(), mac: mac(1), mtu: 1400, peer: "out0".into(), peer_mac: mac(9) };
     route::run(&mut Socket::open(NETLINK_ROUTE).unwrap(), &[wire], Some(ns.as_fd())).unwrap();
-    sh("ip addr add 192.0.2.1/24 dev up0 && ip -6 addr add 2001:db8::1/64 dev up0 nodad");
+    sh(
+        "ip link set up0 up && ip addr add 192.0.2.1/24 dev up0 && ip -6 addr add 2001:db8::1/64 dev up0 nodad",
+    );
     in_outside(&ns, || {
         sh(
             "ip link set lo up && ip addr add 192.0.2.9/24 dev out0 && ip -6 addr add 2001:db8::9/64 dev out0 nodad",

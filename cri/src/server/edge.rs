@@ -1,0 +1,118 @@
+//! What every call passes: its deadline on the way in; code and log line on the way out.
+
+use std::time::{Duration, Instant};
+
+use engine::{Error, Kind};
+use tonic::metadata::MetadataMap;
+use tonic::{Code, Request, Response, Status};
+
+/// When the caller stops waiting; `None`: never.
+pub type Deadline = Option<Instant>;
+
+/// A call being answered.
+#[derive(Clone, Copy, Debug)]
+pub struct Call {
+    /// Name of the RPC.
+    pub name: &'static str,
+    /// The caller's deadline.
+    pub deadline: Deadline,
+    started: Instant,
+}
+
+impl Call {
+    /// Notes the deadline of a request that has just arrived.
+    pub fn of<T>(name: &'static str, request: &Request<T>) -> Self {
+        let started = Instant::now();
+        let deadline = timeout(request.metadata()).and_then(|t| started.checked_add(t));
+        Self { name, deadline, started }
+    }
+
+    /// The answer as gRPC has it. Errors are logged here and nowhere else.
+    pub fn answer<T>(self, result: Result<T, Error>) -> Result<Response<T>, Status> {
+        let took = self.started.elapsed();
+        match result {
+            Ok(answer) => {
+                tracing::debug!(rpc = self.name, ?took, "answered");
+                Ok(Response::new(answer))
+            }
+            Err(error) => {
+                let message = error.chain();
+                match error.kind() {
+                    Kind::Internal => tracing::error!(rpc = self.name, ?took, "{message}"),
+                    Kind::NotFound | Kind::Cancelled => tracing::debug!(rpc = self.name, ?took, "{message}"),
+                    _ => tracing::warn!(rpc = self.name, ?took, "{message}"),
+                }
+                Err(Status::new(code(error.kind()), message))
+            }
+        }
+    }
+}
+
+/// The gRPC code of an error class.
+pub fn code(kind: Kind) -> Code {
+    match kind {
+        Kind::NotFound => Code::NotFound,
+        Kind::InvalidArgument => Code::InvalidArgument,
+        Kind::FailedPrecondition => Code::FailedPrecondition,
+        Kind::AlreadyExists => Code::AlreadyExists,
+        Kind::ResourceExhausted => Code::ResourceExhausted,
+        Kind::PermissionDenied => Code::PermissionDenied,
+        Kind::DeadlineExceeded => Code::DeadlineExceeded,
+        Kind::Cancelled => Code::Cancelled,
+        Kind::Unavailable => Code::Unavailable,
+        Kind::Unimplemented => Code::Unimplemented,
+        Kind::Internal => Code::Internal,
+    }
+}
+
+/// The `grpc-timeout` header: at most eight digits and a unit (gRPC over HTTP/2, "Timeout"). Anything else is no
+/// deadline.
+fn timeout(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let n: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(n * 3600),
+        "M" => Duration::from_secs(n * 60),
+        "S" => Duration::from_secs(n),
+        "m" => Duration::from_millis(n),
+        "u" => Duration::from_micros(n),
+        "n" => Duration::from_nanos(n),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(header: &str) -> Option<Duration> {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("grpc-timeout", header.parse().unwrap());
+        timeout(&metadata)
+    }
+
+    #[test]
+    fn the_callers_deadline_is_read_in_every_unit() {
+        for (header, expected) in [
+            ("2H", Duration::from_secs(7200)),
+            ("3M", Duration::from_secs(180)),
+            ("120S", Duration::from_secs(120)),
+            ("1m", Duration::from_millis(1)),
+            ("99999999u", Duration::from_micros(99_999_999)),
+            ("7n", Duration::from_nanos(7)),
+        ] {
+            assert_eq!(parsed(header), Some(expected), "{header}");
+        }
+    }
+
+    #[test]
+    fn a_malformed_deadline_is_no_deadline() {
+        for header in ["S", "12", "-1S", "123456789S", "1x", "1 S"] {
+            assert_eq!(parsed(header), None, "{header}");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! The CRI server: one file per RPC, each of them decode → engine job or snapshot → encode.
+//!
+//! [`runtime`] and [`images`] register the RPCs of the two services and do nothing but name the file; [`edge`] is what
+//! every call passes on its way in and out (deadline, error code, log line, histogram); [`filter`] picks what lists show;
+//! [`batch`] cuts lists into messages; [`admin`] is Berth's own service beside them.
+//!
+//! Reads are answered from the engine's snapshots and never wait for a job. Tasks spawned: none; files owned: none.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use engine::Engine;
+use tonic::service::Routes;
+
+use crate::proto::admin::admin_server::AdminServer;
+use crate::proto::image_service_server::ImageServiceServer;
+use crate::proto::runtime_service_server::RuntimeServiceServer;
+use crate::streaming;
+
+pub mod admin;
+pub mod batch;
+pub mod edge;
+pub mod filter;
+pub mod images;
+pub mod runtime;
+pub mod sessions;
+
+mod attach;
+mod checkpoint;
+mod container_stats;
+mod container_status;
+mod create_container;
+mod exec;
+mod exec_sync;
+mod get_container_events;
+mod image_fs_info;
+mod image_status;
+mod list_container_stats;
+mod list_containers;
+mod list_images;
+mod list_metric_descriptors;
+mod list_pod_sandbox;
+mod list_pod_sandbox_metrics;
+mod list_pod_sandbox_stats;
+mod pod_sandbox_stats;
+mod pod_sandbox_status;
+mod port_forward;
+mod pull_image;
+mod remove_container;
+mod remove_image;
+mod remove_pod_sandbox;
+mod reopen_container_log;
+mod run_pod_sandbox;
+mod runtime_config;
+mod start_container;
+mod status;
+mod stop_container;
+mod stop_pod_sandbox;
+mod update_container_resources;
+mod update_pod_sandbox_resources;
+mod update_runtime_config;
+mod version;
+
+/// Largest message in either direction, as kubelet and crictl have it.
+pub const LARGEST_MESSAGE: usize = 16 << 20;
+
+/// What the RPCs work on.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Pods, containers, images.
+    pub engine: Arc<Engine>,
+    /// Hands out the URLs of Exec, Attach and PortForward.
+    pub streaming: Arc<streaming::Server>,
+    /// `/run/berth`, shown in Status.
+    pub state: PathBuf,
+    /// `/var/lib/berth`, shown in Status.
+    pub root: PathBuf,
+}
+
+/// All services, ready to be served.
+pub fn routes(service: &Service) -> Routes {
+    let runtime = RuntimeServiceServer::new(service.clone())
+        .max_decoding_message_size(LARGEST_MESSAGE)
+        .max_encoding_message_size(LARGEST_MESSAGE);
+    let images = ImageServiceServer::new(service.clone())
+        .max_decoding_message_size(LARGEST_MESSAGE)
+        .max_encoding_message_size(LARGEST_MESSAGE);
+    Routes::new(runtime).add_service(images).add_service(AdminServer::new(service.clone()))
+}

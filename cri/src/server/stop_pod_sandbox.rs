@@ -1,0 +1,17 @@
+//! StopPodSandbox: an absent or stopped pod is a success.
+
+use engine::Error;
+use engine::jobs::StopPod;
+
+use super::Service;
+use super::edge::Deadline;
+use crate::proto::{StopPodSandboxRequest, StopPodSandboxResponse};
+
+pub(super) async fn handle(
+    service: &Service,
+    request: StopPodSandboxRequest,
+    deadline: Deadline,
+) -> Result<StopPodSandboxResponse, Error> {
+    service.engine.run(StopPod { pod: request.pod_sandbox_id }, deadline).await?;
+    Ok(StopPodSandboxResponse {})
+}

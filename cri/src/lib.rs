@@ -1,6 +1,22 @@
-//! The CRI face of Berth.
+//! The CRI face of Berth, and the `berth` binary.
+//!
+//! This crate alone knows gRPC and Kubernetes. In reading order:
+//! - [`proto`]: the wire types, generated from `proto/`.
+//! - [`convert`]: between the wire and the engine, pure; [`fields`]: what becomes of every field.
+//! - [`server`]: one file per RPC; [`metrics`]: the numbers a kubelet may ask for; [`streaming`]: exec, attach, port-forward.
+//! - [`config`]: files and flags; [`serve`]: the daemon put together.
+//! - [`cli`]: the roles of the binary; [`trial`]: `berth try`.
+//!
+//! Tasks spawned: see [`serve`], [`streaming`] and [`trial`]; the server itself spawns none. Files owned: the daemon's
+//! sockets and `daemon.pid` ([`serve`]); configuration is only read.
+#![forbid(unsafe_code)]
 
+pub mod cli;
+pub mod config;
+pub mod convert;
+pub mod metrics;
 pub mod proto;
+pub mod serve;
+pub mod server;
 pub mod streaming;
-
 pub mod trial;

@@ -1,0 +1,138 @@
+//! The one binary and its roles, chosen by argv[0] or the first argument.
+//!
+//! | argument | role | in |
+//! |---|---|---|
+//! | `serve` | the daemon | [`crate::serve`] |
+//! | `podd`, `init` | supervisor of a pod, first process of a shared PID namespace | `engine` |
+//! | `cni`, or argv[0] of a plugin | a CNI executable | `netplugins` |
+//! | `oci`, or argv[0] `runc` | an OCI runtime command line | `engine` |
+//! | `try` | the main job on a private daemon | [`crate::trial`] |
+//! | `version`, `jobs`, `job` | for administrators | here |
+//!
+//! Roles that must stay single-threaded are entered before anything else happens.
+
+use std::ffi::OsString;
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+
+pub mod args;
+pub mod connect;
+pub mod jobs;
+pub mod serve;
+pub mod version;
+
+use args::Args;
+
+/// Exit code for a command line that makes no sense (sysexits(3), EX_USAGE).
+pub const USAGE: u8 = 64;
+
+const HELP: &str = "\
+berth: a Kubernetes node runtime in one binary
+
+usage: berth COMMAND [OPTIONS]
+
+  serve                 run the daemon (the CRI on unix:///run/berth/berth.sock)
+  try [IMAGE [CMD...]]  run the main job against a private daemon in a temporary directory
+
+  version               versions of this program and of the daemon
+  jobs                  running and recent jobs of the daemon
+  job ID                one job, its steps drawn as a waterfall
+
+  cni                   be a CNI plugin (also by the plugin's name as argv[0])
+  oci                   be an OCI runtime (also by the name runc as argv[0])
+
+berth COMMAND --help tells the options of a command.
+";
+
+/// Runs the role that the arguments name.
+pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let mut argv = argv.into_iter();
+    let name = argv.next().unwrap_or_default();
+    let arguments: Vec<OsString> = argv.collect();
+    if let Some(role) = by_name(&name, &arguments) {
+        return role;
+    }
+    let Some((command, rest)) = arguments.split_first() else {
+        complain(HELP.trim_end());
+        return ExitCode::from(USAGE);
+    };
+    match command.to_str().unwrap_or_default() {
+        // Single-threaded roles.
+        "podd" => engine::exec::podd::main(rest.iter().cloned()),
+        "serve" => serve::main(Args::new(rest)),
+        "version" | "--version" | "-V" => version::main(Args::new(rest)),
+        "jobs" => jobs::list(Args::new(rest)),
+        "job" => jobs::show(Args::new(rest)),
+        "try" => trial(rest, crate::trial::main),
+        "help" | "--help" | "-h" => say(HELP),
+        _ => match trial_role(&arguments) {
+            Some(code) => code,
+            None => unknown(&command.to_string_lossy()),
+        },
+    }
+}
+
+/// Roles taken from argv[0]: the name under which another program calls us.
+fn by_name(name: &OsString, _arguments: &[OsString]) -> Option<ExitCode> {
+    let name = std::path::Path::new(name).file_name()?.to_str()?;
+    match name {
+        "runc" => Some(fail("being an OCI runtime is not built yet; use `berth serve`")),
+        _ => None,
+    }
+}
+
+fn trial(rest: &[OsString], main: fn(&[String]) -> ExitCode) -> ExitCode {
+    match strings(rest) {
+        Ok(rest) => main(&rest),
+        Err(argument) => fail(format_args!("{argument} is not UTF-8")),
+    }
+}
+
+fn trial_role(arguments: &[OsString]) -> Option<ExitCode> {
+    crate::trial::inside(&strings(arguments).ok()?)
+}
+
+fn strings(arguments: &[OsString]) -> Result<Vec<String>, String> {
+    let string = |a: &OsString| a.to_str().map(str::to_owned).ok_or_else(|| a.to_string_lossy().into_owned());
+    arguments.iter().map(string).collect()
+}
+
+fn unknown(command: &str) -> ExitCode {
+    match command {
+        "cni" | "oci" | "init" => fail(format_args!("{command} is not built yet")),
+        _ => {
+            complain(format_args!("{command} is no command of berth; `berth --help` lists them"));
+            ExitCode::from(USAGE)
+        }
+    }
+}
+
+/// Prints to standard output; a closed pipe is no error.
+pub(crate) fn say(text: impl Display) -> ExitCode {
+    let _ = write!(std::io::stdout(), "{text}");
+    ExitCode::SUCCESS
+}
+
+/// Prints one line to standard error.
+pub(crate) fn complain(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "berth: {text}");
+}
+
+/// Complains and fails.
+pub(crate) fn fail(text: impl Display) -> ExitCode {
+    complain(text);
+    ExitCode::FAILURE
+}
+
+/// An error and all its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
+}

@@ -1,0 +1,84 @@
+//! `berth serve`: flags, logging, and the daemon's errors for a person.
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use tracing_subscriber::EnvFilter;
+
+use super::args::{Arg, Args, Error};
+use super::{USAGE, chain, complain, fail, say};
+use crate::config::{Config, Flags};
+
+const HELP: &str = "\
+usage: berth serve [OPTIONS]
+
+Runs the daemon. No option and no configuration file is needed.
+
+  --listen ENDPOINT  serve the CRI there; may be repeated
+                       unix:///PATH          a socket for root and its group (default unix:///run/berth/berth.sock)
+                       tcp://ADDRESS:PORT    with mutual TLS only, see [tls] in the configuration
+                       fd://                 sockets of systemd socket activation
+  --root DIR         images, layers, pod records: what survives a reboot (default /var/lib/berth)
+  --state DIR        sockets and supervisors: what does not (default /run/berth)
+  --config FILE      configuration (default /etc/berth/config.toml, and conf.d/*.toml beside it)
+  --log FILTER       error, warn, info, debug, trace, or per part as in \"engine=debug,info\" (default info)
+  --check            read the configuration, say whether it is good, and end
+  -h, --help         this text
+
+SIGTERM ends the daemon and leaves containers running; the next start finds them again.
+";
+
+pub(super) fn main(args: Args) -> ExitCode {
+    let (flags, check) = match parse(args) {
+        Ok(Some(parsed)) => parsed,
+        Ok(None) => return say(HELP),
+        Err(error) => {
+            complain(format_args!("serve: {error}; `berth serve --help` lists the options"));
+            return ExitCode::from(USAGE);
+        }
+    };
+    let config = match Config::load(&flags) {
+        Ok(config) => config,
+        Err(error) => return fail(chain(&error)),
+    };
+    let filter = match EnvFilter::try_new(&config.log) {
+        Ok(filter) => filter,
+        Err(error) => return fail(format_args!("log: \"{}\": {error}", config.log)),
+    };
+    if check {
+        return say("the configuration is good\n");
+    }
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    match crate::serve::main(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(chain(&error)),
+    }
+}
+
+/// The flags and whether only to check; `None`: help was asked for.
+fn parse(mut args: Args) -> Result<Option<(Flags, bool)>, Error> {
+    let mut flags = Flags::default();
+    let mut check = false;
+    while let Some(arg) = args.take()? {
+        let (name, inline) = match arg {
+            Arg::Option(name, inline) => (name, inline),
+            Arg::Operand(text) => return Err(Error::Unexpected(text)),
+        };
+        match name.as_str() {
+            "--listen" => flags.listen.push(args.value(&name, inline)?),
+            "--root" => flags.root = Some(args.value(&name, inline)?.into()),
+            "--state" => flags.state = Some(args.value(&name, inline)?.into()),
+            "--config" => flags.config = Some(args.value(&name, inline)?.into()),
+            "--log" => flags.log = Some(args.value(&name, inline)?),
+            "--check" if inline.is_none() => check = true,
+            "--check" => return Err(Error::NoValue(name)),
+            "-h" | "--help" => return Ok(None),
+            _ => return Err(Error::Unknown(name)),
+        }
+    }
+    Ok(Some((flags, check)))
+}

@@ -1,0 +1,133 @@
+//! What must be so before anything is touched; every refusal says what to do.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+/// Oldest kernel with all that is relied upon everywhere: clone3 into a cgroup (5.7), openat2 (5.6), pidfd_open (5.3),
+/// mount_setattr (5.12), and idmapped mounts on the usual file systems (5.15).
+pub const OLDEST_KERNEL: (u32, u32) = (5, 15);
+
+/// Why the daemon refuses to start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Not root.
+    #[error("must run as root: namespaces, mounts and cgroups need it; try `sudo berth serve`")]
+    NotRoot,
+    /// The kernel is too old.
+    #[error(
+        "this kernel is {found}, the oldest that will do is {}.{}: mount_setattr, idmapped mounts, clone3 into a \
+         cgroup and openat2 are needed; boot a newer kernel",
+        OLDEST_KERNEL.0, OLDEST_KERNEL.1
+    )]
+    Kernel {
+        /// Its release.
+        found: String,
+    },
+    /// A file system is not mounted.
+    #[error("{path} is missing: {what} must be mounted")]
+    Missing {
+        /// Where it should be.
+        path: &'static str,
+        /// What it is.
+        what: &'static str,
+    },
+    /// A directory cannot be used.
+    #[error("{path}: cannot be made or used as a private directory")]
+    Directory {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// Another daemon is there.
+    #[error("{dir} is in use by another berth daemon{holder}; end it, or choose another --root and --state")]
+    InUse {
+        /// The contested directory.
+        dir: PathBuf,
+        /// ` (pid N)` when it can be told.
+        holder: String,
+    },
+}
+
+/// Held while the daemon lives: nobody else uses its directories.
+#[derive(Debug)]
+pub struct Guard(#[expect(dead_code, reason = "closing the files gives up the locks")] [File; 2]);
+
+/// Checks identity, kernel and surroundings, makes the two directories (0700) and takes them.
+pub fn check(root: &Path, state: &Path) -> Result<Guard, Error> {
+    if !rustix::process::geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    if !new_enough(&release) {
+        return Err(Error::Kernel { found: release.into_owned() });
+    }
+    for (path, what) in [("/proc/self/ns/net", "procfs"), ("/sys/fs/cgroup", "the cgroup file system")] {
+        if !Path::new(path).exists() {
+            return Err(Error::Missing { path, what });
+        }
+    }
+    Ok(Guard([take(root)?, take(state)?]))
+}
+
+/// Whether a release such as `6.18.0-1-amd64` is new enough; one that cannot be read is let pass.
+fn new_enough(release: &str) -> bool {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) >= OLDEST_KERNEL,
+        _ => true,
+    }
+}
+
+/// Makes a directory and locks `daemon.pid` in it.
+fn take(dir: &Path) -> Result<File, Error> {
+    let failed = |source: std::io::Error| Error::Directory { path: dir.into(), source };
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
+    let path = dir.join("daemon.pid");
+    let mut options = OpenOptions::new();
+    let mut file =
+        options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
+    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut pid = String::new();
+        let _ = (&file).take(16).read_to_string(&mut pid);
+        let holder = match pid.trim() {
+            "" => String::new(),
+            pid => format!(" (pid {pid})"),
+        };
+        return Err(Error::InUse { dir: dir.into(), holder });
+    }
+    file.set_len(0).map_err(failed)?;
+    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+    Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_old_kernel_is_told_apart() {
+        for (release, expected) in
+            [("5.14.0-427.el9", false), ("4.19.0", false), ("5.15.0", true), ("6.1", true), ("10.0.0", true)]
+        {
+            assert_eq!(new_enough(release), expected, "{release}");
+        }
+    }
+
+    #[test]
+    fn a_second_daemon_is_refused_and_told_the_pid_of_the_first() {
+        let dir = std::env::temp_dir().join(format!("berth-preflight-{}", std::process::id()));
+        let guard = take(&dir).unwrap();
+        let error = take(&dir).unwrap_err().to_string();
+        assert!(error.contains(&format!("(pid {})", std::process::id())), "{error}");
+        drop(guard);
+        take(&dir).unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

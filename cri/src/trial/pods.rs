@@ -58,13 +58,12 @@ impl Pod {
 /// Log file of the only container.
 const LOG: &str = "main.log";
 
-/// The request for a container of `image`; `arguments` replace the image's Cmd, `command` its Entrypoint.
-pub fn container(image: &str, command: &[String], arguments: &[String]) -> cri::ContainerConfig {
+/// The request for a container of `image`; `arguments`, if any, replace the image's Cmd.
+pub fn container(image: &str, arguments: &[String]) -> cri::ContainerConfig {
     let paths = |paths: &[&str]| paths.iter().map(|&path| path.to_owned()).collect();
     cri::ContainerConfig {
         metadata: Some(cri::ContainerMetadata { name: "main".to_owned(), attempt: 0 }),
         image: Some(image_spec(image)),
-        command: command.to_vec(),
         args: arguments.to_vec(),
         envs: vec![cri::KeyValue { key: "BERTH_TRIAL".to_owned(), value: b"from the pod".to_vec() }],
         log_path: LOG.to_owned(),

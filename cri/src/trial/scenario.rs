@@ -146,7 +146,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// A stage for Berth's own image, or for `image` with `command` in place of its own.
+    /// A stage for Berth's own image, or for `image` with `command` in place of its Cmd.
     pub fn new(site: Site, image: Option<&str>, command: &[String]) -> Self {
         Self {
             own_image: image.is_none(),
@@ -244,7 +244,7 @@ impl Stage {
     }
 
     async fn create(&mut self) -> Outcome {
-        let request = container(&self.image, &self.command, &[]);
+        let request = container(&self.image, &self.command);
         let (pod, config) = (self.web.id.clone(), self.web.config.clone());
         let id = self.client()?.create(&pod, request, &config).await?;
         self.marks.words.push(id.clone());
@@ -345,7 +345,7 @@ impl Stage {
         let (id, ips) = self.run_one(&config).await?;
         (self.visitor.id, self.visitor.ips) = (id.clone(), ips);
         let target = self.web.ips.last().map(|ip| url(ip)).unwrap_or_default();
-        let request = container(&self.image, &[], &[FETCH.to_owned(), target]);
+        let request = container(&self.image, &[FETCH.to_owned(), target]);
         let container = self.client()?.create(&id, request, &config).await?;
         self.marks.words.push(container.clone());
         self.visitor.container.clone_from(&container);

@@ -19,10 +19,23 @@ use std::time::Duration;
 use engine::api::{Session, Stream};
 use futures_util::future::BoxFuture;
 
+mod activity;
+mod forward;
+mod handshake;
+mod pipe;
+mod remote;
 mod request;
 mod server;
+mod session;
+mod spdy;
+mod status;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
 mod tls;
 mod token;
+mod ws;
 
 pub use request::{AttachRequest, ExecRequest, PortForwardRequest};
 pub use server::{Server, StartError};

@@ -72,6 +72,24 @@ impl Request {
             Self::PortForward { .. } => "portforward",
         }
     }
+
+    /// Id of the container or pod.
+    pub(super) fn subject(&self) -> &str {
+        match self {
+            Self::Exec(exec) => &exec.container,
+            Self::Attach(attach) => &attach.container,
+            Self::PortForward { pod, .. } => pod,
+        }
+    }
+
+    /// The streams of a command; none for a port.
+    pub(super) fn streams(&self) -> Streams {
+        match self {
+            Self::Exec(exec) => exec.streams(),
+            Self::Attach(attach) => attach.streams(),
+            Self::PortForward { .. } => Streams::default(),
+        }
+    }
 }
 
 impl TryFrom<ExecRequest> for Request {
@@ -125,13 +143,13 @@ impl Streams {
 }
 
 impl ExecRequest {
-    pub(super) fn streams(&self) -> Streams {
+    fn streams(&self) -> Streams {
         Streams { tty: self.tty, stdin: self.stdin, stdout: self.stdout, stderr: self.stderr }
     }
 }
 
 impl AttachRequest {
-    pub(super) fn streams(&self) -> Streams {
+    fn streams(&self) -> Streams {
         Streams { tty: self.tty, stdin: self.stdin, stdout: self.stdout, stderr: self.stderr }
     }
 }

@@ -10,21 +10,23 @@ use std::time::Duration;
 use engine::Error;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONNECTION, HeaderValue};
+use hyper::header::{CONNECTION, HeaderValue, RETRY_AFTER};
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{debug, warn};
+use tracing::{Instrument, debug, info, info_span, warn};
 
+use super::handshake::{self, Carrier};
 use super::request::Request;
 use super::token::Waiting;
-use super::{AttachRequest, Config, ExecRequest, PortForwardRequest, Sessions, tls};
+use super::{AttachRequest, Config, ExecRequest, PortForwardRequest, Sessions, session, tls};
 
 /// Connections that may be between accept and upgrade; the next one waits in the kernel's backlog.
 const HANDSHAKES: usize = 256;
@@ -67,13 +69,15 @@ pub enum StartError {
 /// What every connection and session needs.
 pub(super) struct Shared {
     pub(super) config: Config,
-    #[expect(dead_code, reason = "until streams are carried")]
     pub(super) sessions: Arc<dyn Sessions>,
     /// Ends every task of the server.
     pub(super) stop: CancellationToken,
     waiting: Waiting,
     tasks: TaskTracker,
     handshakes: Arc<Semaphore>,
+    places: Arc<Semaphore>,
+    /// Cuts off what did not end in time.
+    cut: CancellationToken,
     tls: Option<tokio_rustls::TlsAcceptor>,
 }
 
@@ -98,8 +102,10 @@ impl Server {
         let shared = Arc::new(Shared {
             waiting: Waiting::new(),
             stop: CancellationToken::new(),
+            cut: CancellationToken::new(),
             tasks: TaskTracker::new(),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES)),
+            places: Arc::new(Semaphore::new(config.max_sessions)),
             config,
             sessions,
             tls,
@@ -144,6 +150,7 @@ impl Server {
         self.shared.tasks.close();
         if timeout(FAREWELL, self.shared.tasks.wait()).await.is_err() {
             warn!(left = self.shared.tasks.len(), "streaming sessions did not end in time");
+            self.shared.cut.cancel();
         }
     }
 
@@ -234,7 +241,7 @@ async fn http<S>(stream: S, shared: Arc<Shared>)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(&request, &shared))));
+    let service = service_fn(|request| std::future::ready(Ok::<_, Infallible>(answer(request, &shared))));
     let serve = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(STEP)
@@ -248,16 +255,28 @@ where
     }
 }
 
-/// Answers one request.
-fn answer(request: &hyper::Request<Incoming>, shared: &Arc<Shared>) -> Answer {
+/// Answers one request; on success the session is already spawned and waits for the upgrade.
+fn answer(request: hyper::Request<Incoming>, shared: &Arc<Shared>) -> Answer {
     if !matches!(*request.method(), Method::GET | Method::POST) {
         return refuse(StatusCode::METHOD_NOT_ALLOWED, "GET and POST only");
     }
+    let Ok(place) = shared.places.clone().try_acquire_owned() else {
+        let mut answer = refuse(StatusCode::TOO_MANY_REQUESTS, "too many streaming sessions");
+        answer.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("60"));
+        return answer;
+    };
     let taken = request.uri().path().strip_prefix('/').and_then(|path| path.split_once('/'));
-    if taken.and_then(|(path, token)| shared.waiting.take(path, token)).is_none() {
+    let Some(wanted) = taken.and_then(|(path, token)| shared.waiting.take(path, token)) else {
         return refuse(StatusCode::NOT_FOUND, "no request waits here");
+    };
+    match handshake::choose(request.method(), request.headers(), &wanted) {
+        Ok(plan) => {
+            let upgrade = hyper::upgrade::on(request);
+            shared.tasks.spawn(begin(shared.clone(), wanted, plan.carrier, upgrade, place));
+            plan.answer.map(|()| Full::default())
+        }
+        Err(refusal) => refusal.map(|why| Full::from(Bytes::from_static(why.as_bytes()))),
     }
-    refuse(StatusCode::NOT_IMPLEMENTED, "streams are not carried yet")
 }
 
 fn refuse(status: StatusCode, why: &'static str) -> Answer {
@@ -265,4 +284,34 @@ fn refuse(status: StatusCode, why: &'static str) -> Answer {
     *answer.status_mut() = status;
     answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     answer
+}
+
+/// Waits for the upgrade and runs the session, holding its place.
+async fn begin(
+    shared: Arc<Shared>,
+    request: Request,
+    carrier: Carrier,
+    upgrade: OnUpgrade,
+    _place: OwnedSemaphorePermit,
+) {
+    let span = info_span!("stream", kind = request.path(), subject = request.subject(), carrier = %carrier);
+    async move {
+        match timeout(STEP, upgrade).await {
+            Ok(Ok(io)) => {
+                debug!("session begins");
+                let serve = session::serve(&shared, request, carrier, TokioIo::new(io));
+                match shared.cut.run_until_cancelled(serve).await {
+                    Some(Ok(())) => debug!("session ended"),
+                    None => debug!("session cut off"),
+                    Some(Err(error)) => {
+                        info!(error = &error as &dyn std::error::Error, "session ended early");
+                    }
+                }
+            }
+            Ok(Err(error)) => debug!(%error, "client left during the upgrade"),
+            Err(_) => debug!("client did not take up the upgrade"),
+        }
+    }
+    .instrument(span)
+    .await;
 }

@@ -1,0 +1,185 @@
+//! A command's streams, whatever carries them: exec and attach.
+//!
+//! Bytes go straight between the client's connection and the process; nothing is kept but one buffer per direction. At
+//! the end the outputs are ended first, then the status document says how it went, and only then the connection is
+//! closed, since clients read in that order.
+
+pub(super) mod channels;
+pub(super) mod spdy;
+
+#[cfg(test)]
+mod tests;
+
+use std::io;
+use std::time::Duration;
+
+use engine::api::{Reader, Session, Writer};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::sync::{mpsc, watch};
+use tokio::time::sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::handshake::Version;
+use super::pipe::{Outlet, Size};
+use super::request::{Request, Streams};
+use super::server::Shared;
+use super::session::SessionError;
+use super::status::Outcome;
+
+/// First and largest size of an output buffer: an idle session needs little, a busy one grows it.
+const SMALL: usize = 4 << 10;
+const LARGE: usize = 64 << 10;
+/// How long outputs may be silent after the command has ended: something it left behind may hold them open for ever.
+const SILENCE: Duration = Duration::from_secs(2);
+/// Least time between two terminal sizes handed on; only the latest one counts.
+const RESIZE_PAUSE: Duration = Duration::from_millis(10);
+
+/// The client's ends of a command's streams.
+pub(super) struct Wires {
+    pub(super) version: Version,
+    pub(super) stdin: Option<DuplexStream>,
+    pub(super) sizes: Option<watch::Receiver<Size>>,
+    pub(super) stdout: Option<Outlet>,
+    pub(super) stderr: Option<Outlet>,
+    pub(super) error: Outlet,
+}
+
+/// "Once `after` has happened, silence for `limit` is the end."
+#[derive(Clone, Debug)]
+pub(super) struct Quiet {
+    pub(super) after: CancellationToken,
+    pub(super) limit: Duration,
+}
+
+/// Runs the command, or joins it, and tells the client how it ended.
+pub(super) async fn run(shared: &Shared, request: Request, mut wires: Wires) -> Result<(), SessionError> {
+    let stop = async {
+        shared.stop.cancelled().await;
+        Outcome::Failed("the container runtime is shutting down".to_owned())
+    };
+    let outcome = tokio::select! {
+        outcome = conduct(shared, request, &mut wires) => outcome,
+        outcome = stop => outcome,
+    };
+    for outlet in [&mut wires.stdout, &mut wires.stderr].into_iter().flatten() {
+        outlet.finish().await.map_err(SessionError::Write)?;
+    }
+    let document = outcome.document(wires.version);
+    if !document.is_empty() {
+        wires.error.say(&document).await.map_err(SessionError::Write)?;
+    }
+    wires.error.finish().await.map_err(SessionError::Write)
+}
+
+async fn conduct(shared: &Shared, request: Request, wires: &mut Wires) -> Outcome {
+    let attach = matches!(request, Request::Attach(_));
+    let began = match request {
+        Request::Exec(exec) => shared.sessions.exec(exec).await,
+        Request::Attach(attach) => shared.sessions.attach(attach).await,
+        Request::PortForward { .. } => Err(engine::Error::invalid("request", "a port is not a command")),
+    };
+    let ended = match began {
+        Ok(session) => join(session, wires).await,
+        Err(error) => Err(error),
+    };
+    match ended {
+        // The container's end is the end attach waits for, whatever its code.
+        Ok(_) if attach => Outcome::Exit(0),
+        Ok(code) => Outcome::Exit(code),
+        Err(error) if attach => Outcome::Failed(format!("error attaching to container: {}", error.chain())),
+        Err(error) => Outcome::Failed(format!("error executing command in container: {}", error.chain())),
+    }
+}
+
+/// Moves bytes both ways until the command has ended and its output is out. Returns its exit code.
+async fn join(session: Session, wires: &mut Wires) -> Result<i32, engine::Error> {
+    let Session { stdin, stdout, stderr, resize, exit } = session;
+    let exited = CancellationToken::new();
+    let quiet = Quiet { after: exited.clone(), limit: SILENCE };
+    let exit = async {
+        let result = exit.await;
+        exited.cancel();
+        result
+    };
+    let outward = async {
+        tokio::join!(
+            exit,
+            output(stdout, &mut wires.stdout, &quiet),
+            output(stderr, &mut wires.stderr, &quiet)
+        )
+        .0
+    };
+    let inward = async {
+        tokio::join!(feed(wires.stdin.take(), stdin), resizes(wires.sizes.take(), resize));
+        std::future::pending::<std::convert::Infallible>().await
+    };
+    tokio::select! {
+        result = outward => result.map(|exit| exit.code),
+        never = inward => match never {},
+    }
+}
+
+async fn output(from: Option<Reader>, to: &mut Option<Outlet>, quiet: &Quiet) {
+    let Some(to) = to else { return };
+    if let Some(mut from) = from {
+        // The process's end of a broken stream is closed by dropping ours; how the command ends tells the rest.
+        let _ = pump(&mut from, to, quiet).await;
+    }
+    let _ = to.finish().await;
+}
+
+/// Copies until the end of `from`. A read error is the end as well: a terminal reports one when its last user leaves.
+pub(super) async fn pump(from: &mut Reader, to: &mut Outlet, quiet: &Quiet) -> io::Result<()> {
+    let head = to.headroom();
+    let mut buffer = vec![0; head + SMALL];
+    loop {
+        let silence = async {
+            quiet.after.cancelled().await;
+            sleep(quiet.limit).await;
+        };
+        let read = tokio::select! {
+            biased;
+            read = from.read(&mut buffer[head..]) => read.unwrap_or(0),
+            () = silence => 0,
+        };
+        if read == 0 {
+            return Ok(());
+        }
+        to.send(&mut buffer[..head + read]).await?;
+        if head + read == buffer.len() && read < LARGE {
+            buffer.resize(head + 2 * read, 0);
+        }
+    }
+}
+
+/// Copies standard input; its end closes the process's.
+pub(super) async fn feed(from: Option<DuplexStream>, to: Option<Writer>) {
+    let (Some(mut from), Some(mut to)) = (from, to) else { return };
+    let mut buffer = vec![0; SMALL];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        if to.write_all(&buffer[..read]).await.is_err() || to.flush().await.is_err() {
+            return;
+        }
+        if read == buffer.len() && read < LARGE {
+            buffer.resize(2 * read, 0);
+        }
+    }
+    // The process may have closed it first.
+    let _ = to.shutdown().await;
+}
+
+async fn resizes(sizes: Option<watch::Receiver<Size>>, resize: mpsc::UnboundedSender<Size>) {
+    let Some(mut sizes) = sizes else { return };
+    while sizes.changed().await.is_ok() {
+        let size = *sizes.borrow_and_update();
+        if resize.send(size).is_err() {
+            return;
+        }
+        sleep(RESIZE_PAUSE).await;
+    }
+}
+
+/// Whether the client sends terminal sizes.
+pub(super) fn resizable(streams: Streams, version: Version) -> bool {
+    streams.tty && version >= Version::V3
+}

@@ -27,6 +27,9 @@ pub mod scenario;
 pub mod site;
 pub mod tar;
 
+#[cfg(test)]
+mod deploy_tests;
+
 use std::process::ExitCode;
 
 use tokio::signal::unix::{SignalKind, signal};

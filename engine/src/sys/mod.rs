@@ -1,2 +1,26 @@
 //! The one module with unsafe code: system calls that no safe crate offers, each wrapped into a safe function with an argument
 //! for its safety.
+//!
+//! In reading order: [`process`] (clone, spawn, exec, wait), [`thread`] (namespaces, signals, seccomp, descriptors of the calling
+//! thread), [`mount`] (mount_setattr), [`memory`] (sealed memfds seen as slices), [`bpf`] (device programs), [`socket`] (messages
+//! with descriptors). What rustix offers safely is used from there.
+
+pub mod bpf;
+pub mod memory;
+pub mod mount;
+pub mod process;
+pub mod socket;
+pub mod thread;
+
+use std::io;
+
+/// The result of a raw system call as libc's `syscall` gives it.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// Registers a descriptor with the runtime's poller. Must be called inside a runtime.
+pub fn watch(fd: std::os::fd::OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>> {
+    // SAFETY: an OwnedFd always names the same descriptor, which stays open until it is dropped, and AsyncFd deregisters before that.
+    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(|e| io::Error::other(e.to_string()))
+}

@@ -1,0 +1,37 @@
+//! Attributes of mounts (mount_setattr(2)), which rustix does not have yet.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::check;
+
+/// `struct mount_attr` of linux/mount.h.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attributes {
+    /// `MOUNT_ATTR_*` to set.
+    pub set: u64,
+    /// `MOUNT_ATTR_*` to clear.
+    pub clear: u64,
+    /// `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED` or 0.
+    pub propagation: u64,
+    /// User namespace for an idmapped mount; only read with `MOUNT_ATTR_IDMAP`.
+    pub userns_fd: u64,
+}
+
+/// Changes the mount behind a descriptor, and with `recursive` all below.
+pub fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attributes) -> io::Result<()> {
+    let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };
+    // SAFETY: `attributes` has the kernel's layout and the size that is passed; the path is an empty C string.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            std::ptr::from_ref(attributes),
+            size_of::<Attributes>(),
+        )
+    })
+    .map(drop)
+}

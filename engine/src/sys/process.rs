@@ -1,0 +1,418 @@
+//! Processes: clone3(2) from a single-threaded process, vfork-like spawning from a threaded one, execve(2), pidfds.
+
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+use super::check;
+
+/// Proof that the process has one thread, so that a forked child may run any code. Not `Send`, and nothing in the supervisor
+/// starts threads.
+#[derive(Debug)]
+pub struct SingleThreaded(PhantomData<*const ()>);
+
+impl SingleThreaded {
+    /// Asks the kernel. Fails when there is more than one thread.
+    pub fn prove() -> io::Result<Self> {
+        if std::fs::read_dir("/proc/self/task")?.count() == 1 {
+            Ok(Self(PhantomData))
+        } else {
+            Err(io::Error::other("the process has more than one thread"))
+        }
+    }
+}
+
+/// Which side of a clone we are.
+#[derive(Debug)]
+pub enum Cloned {
+    /// The new process.
+    Child,
+    /// The old one, with the new one's pid and pidfd.
+    Parent {
+        /// Pid in the caller's namespace.
+        pid: i32,
+        /// Its pidfd.
+        pidfd: OwnedFd,
+    },
+}
+
+/// Makes a copy of this process in new namespaces (`flags`: `CLONE_NEW*`) and, with `cgroup`, directly in that cgroup v2.
+pub fn clone(_proof: &SingleThreaded, flags: u64, cgroup: Option<BorrowedFd<'_>>) -> io::Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    let mut args = clone_args(flags | libc::CLONE_PIDFD as u64, &mut pidfd, cgroup);
+    // SAFETY: without CLONE_VM the child runs on a copy of this address space, so nothing of ours is shared with it. The witness
+    // says that no other thread existed whose locks could be copied in a held state. `args` and `pidfd` outlive the call.
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    // SAFETY: the kernel stored a new descriptor, ours alone, because CLONE_PIDFD was set and the call succeeded.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Cloned::Parent { pid: pid_of(pid), pidfd })
+}
+
+/// Common arguments of clone3.
+fn clone_args(flags: u64, pidfd: &mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> libc::clone_args {
+    // SAFETY: clone_args is plain integers; all zero is its documented neutral value.
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = flags;
+    args.pidfd = std::ptr::from_mut(pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    if let Some(cgroup) = cgroup {
+        args.flags |= CLONE_INTO_CGROUP;
+        args.cgroup = cgroup.as_raw_fd() as u64;
+    }
+    args
+}
+
+/// A pid from a register.
+fn pid_of(value: libc::c_long) -> i32 {
+    i32::try_from(value).unwrap_or(i32::MAX)
+}
+
+/// Everything the vforked child reads; it lives in the suspended parent's frame.
+struct Spawn<'a> {
+    program: RawFd,
+    argv: &'a [*const c_char],
+    /// The i-th becomes descriptor i of the new program.
+    fds: &'a [RawFd],
+    errno: c_int,
+}
+
+/// Starts a program given by descriptor, from any thread, without copying the address space: the child shares it, does nothing
+/// but arrange descriptors and exec, and we sleep until then. Its descriptors are exactly `fds`, numbered from 0; its environment
+/// is empty; all signals are at their defaults except that ignored ones stay ignored, and all are blocked.
+pub fn spawn(
+    program: BorrowedFd<'_>,
+    arguments: &[&CStr],
+    fds: &[BorrowedFd<'_>],
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<(i32, OwnedFd)> {
+    const STACK: usize = 64 << 10;
+    let mut argv: Vec<*const c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
+    argv.push(std::ptr::null());
+    let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
+    let mut spawn = Spawn { program: program.as_raw_fd(), argv: &argv, fds: &fds, errno: 0 };
+    let mut stack: Vec<u128> = vec![0; STACK / size_of::<u128>()];
+    let mut pidfd: RawFd = -1;
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
+    let mut args = clone_args(flags as u64 | CLONE_CLEAR_SIGHAND, &mut pidfd, cgroup);
+    args.stack = stack.as_mut_ptr() as u64;
+    args.stack_size = STACK as u64;
+    // Handlers must not run in the child, which shares our memory.
+    let old = block_all_signals();
+    // SAFETY: the child runs `spawn_child` on `stack`, which is its alone, 16-byte aligned and alive until we return; CLONE_VFORK
+    // keeps this thread, and so `spawn`, `argv`, `fds` and `stack`, in place until the child has left our memory by exec or exit.
+    let pid = unsafe { clone3_call(&raw mut args, spawn_child, (&raw mut spawn).cast()) };
+    restore_signals(&old);
+    if pid < 0 {
+        return Err(io::Error::from_raw_os_error(i32::try_from(-pid).unwrap_or(libc::EIO)));
+    }
+    // SAFETY: as in `clone`.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    if spawn.errno != 0 {
+        let _ = wait(&pidfd);
+        return Err(io::Error::from_raw_os_error(spawn.errno));
+    }
+    Ok((pid_of(pid as libc::c_long), pidfd))
+}
+
+/// `CLONE_INTO_CGROUP` (clone3 only: it does not fit libc's c_int).
+const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
+/// `CLONE_CLEAR_SIGHAND` (clone3 only).
+const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+
+/// The child of `spawn`: system calls only, no allocation, no lock.
+extern "C" fn spawn_child(spawn: *mut c_void) -> ! {
+    // SAFETY: `spawn` is the pointer handed to clone3_call, valid while the parent sleeps, and nobody else uses it meanwhile.
+    let spawn = unsafe { &mut *spawn.cast::<Spawn<'_>>() };
+    spawn.errno = spawn_exec(spawn);
+    // SAFETY: _exit ends only this process; the parent goes on and reads `errno`.
+    unsafe { libc::_exit(127) }
+}
+
+/// Numbers the descriptors and execs; returns the errno of what failed.
+fn spawn_exec(spawn: &Spawn<'_>) -> c_int {
+    /// Above every descriptor that is dup'ed to, so that no source is overwritten before it is copied.
+    const HIGH: c_int = 512;
+    // SAFETY (all calls below): the child has its own descriptor table, so nothing here touches the parent's; the arguments are
+    // plain integers and, for execveat, NUL-terminated strings with a null-terminated array that outlive the child's use.
+    let errno = || io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
+    // SAFETY: see above.
+    let program = unsafe { libc::fcntl(spawn.program, libc::F_DUPFD_CLOEXEC, HIGH) };
+    if program < 0 {
+        return errno();
+    }
+    let mut high = [-1; 16];
+    for (slot, fd) in high.iter_mut().zip(spawn.fds) {
+        // SAFETY: see above.
+        *slot = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, HIGH) };
+        if *slot < 0 {
+            return errno();
+        }
+    }
+    for (target, fd) in (0..).zip(&high[..spawn.fds.len().min(high.len())]) {
+        // SAFETY: see above.
+        if unsafe { libc::dup2(*fd, target) } < 0 {
+            return errno();
+        }
+    }
+    let first = spawn.fds.len();
+    // SAFETY: see above. Nothing but the wanted descriptors survives the exec.
+    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    let environment: [*const c_char; 1] = [std::ptr::null()];
+    let argv = spawn.argv.as_ptr();
+    // SAFETY: see above. Only returns on failure.
+    unsafe {
+        libc::syscall(
+            libc::SYS_execveat,
+            program,
+            c"".as_ptr(),
+            argv,
+            environment.as_ptr(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    errno()
+}
+
+/// clone3 where the child calls `run(argument)` on its own stack and never returns here.
+///
+/// # Safety
+/// `args` must be valid for clone3 with a stack that is large enough and not used by anybody else while the child shares our
+/// memory; `run` must not return, and `argument` must be valid for it.
+#[cfg(target_arch = "x86_64")]
+unsafe fn clone3_call(
+    args: *mut libc::clone_args,
+    run: extern "C" fn(*mut c_void) -> !,
+    argument: *mut c_void,
+) -> isize {
+    let result: isize;
+    // SAFETY: the parent continues after the block with its registers intact but for the declared ones. The child sees rax = 0 on
+    // the fresh stack, whose top is 16-byte aligned as the ABI wants before `call`, and never leaves `run`.
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor ebp, ebp",
+            "mov rdi, r12",
+            "call r13",
+            "ud2",
+            "2:",
+            inlateout("rax") libc::SYS_clone3 as isize => result,
+            in("rdi") args,
+            in("rsi") size_of::<libc::clone_args>(),
+            in("r12") argument,
+            in("r13") run,
+            lateout("rcx") _,
+            lateout("r11") _,
+        );
+    }
+    result
+}
+
+/// clone3 where the child calls `run(argument)` on its own stack and never returns here.
+///
+/// # Safety
+/// As for the other architecture.
+#[cfg(target_arch = "aarch64")]
+unsafe fn clone3_call(
+    args: *mut libc::clone_args,
+    run: extern "C" fn(*mut c_void) -> !,
+    argument: *mut c_void,
+) -> isize {
+    let result: isize;
+    // SAFETY: as for the other architecture; `svc` preserves every register but x0.
+    unsafe {
+        std::arch::asm!(
+            "svc #0",
+            "cbnz x0, 2f",
+            "mov x29, xzr",
+            "mov x0, x20",
+            "blr x21",
+            "brk #1",
+            "2:",
+            inlateout("x0") args => result,
+            in("x1") size_of::<libc::clone_args>(),
+            in("x8") libc::SYS_clone3,
+            in("x20") argument,
+            in("x21") run,
+        );
+    }
+    result
+}
+
+/// Blocks every signal of the calling thread and returns the mask before.
+pub(super) fn block_all_signals() -> libc::sigset_t {
+    // SAFETY: sigset_t is plain integers.
+    let (mut all, mut old): (libc::sigset_t, libc::sigset_t) = unsafe { std::mem::zeroed() };
+    // SAFETY: both sets are valid for writing; the calls affect this thread's mask only.
+    unsafe { libc::sigfillset(&mut all) };
+    // SAFETY: as above.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &all, &mut old) };
+    old
+}
+
+/// Undoes [`block_all_signals`].
+fn restore_signals(old: &libc::sigset_t) {
+    // SAFETY: `old` was filled in by the kernel.
+    unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, old, std::ptr::null_mut()) };
+}
+
+/// A null-terminated array of C strings that lie in memory borrowed for its lifetime, for [`execve`].
+#[derive(Debug)]
+pub struct Strings<'a> {
+    pointers: Vec<*const c_char>,
+    memory: PhantomData<&'a CStr>,
+}
+
+impl<'a> Strings<'a> {
+    /// Collects the strings.
+    pub fn new(strings: impl Iterator<Item = &'a CStr>) -> Self {
+        let mut pointers: Vec<_> = strings.map(CStr::as_ptr).collect();
+        pointers.push(std::ptr::null());
+        Self { pointers, memory: PhantomData }
+    }
+}
+
+/// Replaces this process's program. Returns only on failure.
+pub fn execve(path: &CStr, argv: &Strings<'_>, envp: &Strings<'_>) -> io::Error {
+    let (argv, envp) = (argv.pointers.as_ptr(), envp.pointers.as_ptr());
+    // SAFETY: `path` and all strings are NUL-terminated, both arrays null-terminated, all alive; execve only reads them.
+    unsafe { libc::execve(path.as_ptr(), argv, envp) };
+    io::Error::last_os_error()
+}
+
+/// Replaces this process's program by the one behind a descriptor, with an empty environment. Returns only on failure.
+pub fn execveat(program: BorrowedFd<'_>, argv: &Strings<'_>) -> io::Error {
+    let environment: [*const c_char; 1] = [std::ptr::null()];
+    let (argv, envp) = (argv.pointers.as_ptr(), environment.as_ptr());
+    // SAFETY: as in `execve`.
+    unsafe {
+        libc::syscall(libc::SYS_execveat, program.as_raw_fd(), c"".as_ptr(), argv, envp, libc::AT_EMPTY_PATH)
+    };
+    io::Error::last_os_error()
+}
+
+/// Ends this process at once, running nothing.
+pub fn exit(code: i32) -> ! {
+    // SAFETY: _exit takes an integer and does not return.
+    unsafe { libc::_exit(code) }
+}
+
+/// How a process ended: exit code, or 128 + signal; the second part is the signal, 0 for none.
+pub fn wait(pidfd: &OwnedFd) -> io::Result<(i32, i32)> {
+    wait_with(pidfd, 0)?.ok_or_else(|| io::Error::from(io::ErrorKind::WouldBlock))
+}
+
+/// As [`wait`], but `None` when it still runs.
+pub fn try_wait(pidfd: &OwnedFd) -> io::Result<Option<(i32, i32)>> {
+    wait_with(pidfd, libc::WNOHANG)
+}
+
+/// waitid(2) on a pidfd.
+fn wait_with(pidfd: &OwnedFd, options: c_int) -> io::Result<Option<(i32, i32)>> {
+    reap(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, options)
+        .map(|ended| ended.map(|(_, code, signal)| (code, signal)))
+}
+
+/// Reaps any ended child: pid, code, signal.
+pub fn reap_any() -> io::Result<Option<(i32, i32, i32)>> {
+    reap(libc::P_ALL, 0, libc::WNOHANG)
+}
+
+/// waitid(2), repeated when interrupted.
+fn reap(kind: libc::idtype_t, id: libc::id_t, options: c_int) -> io::Result<Option<(i32, i32, i32)>> {
+    loop {
+        // SAFETY: siginfo_t is plain data; all zero is what waitid leaves when nothing has ended.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        // SAFETY: `info` is valid for writing.
+        let result = unsafe { libc::waitid(kind, id, &mut info, libc::WEXITED | libc::__WALL | options) };
+        if result < 0 {
+            let error = io::Error::last_os_error();
+            if error.kind() == io::ErrorKind::Interrupted {
+                continue;
+            }
+            return Err(error);
+        }
+        // SAFETY: waitid has filled in the SIGCHLD part of the union, or left it zero.
+        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        return Ok((pid != 0).then(|| {
+            if info.si_code == libc::CLD_EXITED { (pid, status, 0) } else { (pid, 128 + status, status) }
+        }));
+    }
+}
+
+/// Sends a signal, real-time ones included; an ended process is fine.
+pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+    let none = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null siginfo is allowed and means kill(2)-like information.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal, none, 0) };
+    match check(result) {
+        Err(e) if e.raw_os_error() == Some(libc::ESRCH) => Ok(()),
+        other => other.map(drop),
+    }
+}
+
+/// Exit status of a process that somebody else may have reaped already: code and signal (pidfd `PIDFD_GET_INFO`, Linux 6.15).
+/// `None`: it still runs, or this kernel does not say.
+pub fn exit_info(pidfd: BorrowedFd<'_>) -> io::Result<Option<(i32, i32)>> {
+    /// `struct pidfd_info` of linux/pidfd.h.
+    #[repr(C)]
+    #[derive(Default)]
+    struct Info {
+        mask: u64,
+        cgroup: u64,
+        ids: [u32; 11],
+        exit_code: i32,
+    }
+    /// Information about the exit is wanted and given.
+    const EXIT: u64 = 1 << 3;
+    /// `_IOWR(0xFF, 11, struct pidfd_info)`.
+    const GET_INFO: libc::Ioctl = ((3 << 30) | (size_of::<Info>() << 16) | (0xFF << 8) | 11) as libc::Ioctl;
+    let mut info = Info { mask: EXIT, ..Info::default() };
+    // SAFETY: `info` has the layout and the size that the request number encodes, and is valid for writing.
+    check(libc::c_long::from(unsafe { libc::ioctl(pidfd.as_raw_fd(), GET_INFO, &raw mut info) }))?;
+    if info.mask & EXIT == 0 {
+        return Ok(None);
+    }
+    let signal = info.exit_code & 0x7f;
+    Ok(Some(if signal == 0 { ((info.exit_code >> 8) & 0xff, 0) } else { (128 + signal, signal) }))
+}
+
+/// The whole life of a pod's shared first process: lets go of every descriptor, then reaps whatever is orphaned to it until SIGTERM
+/// ends it. Runs in a fresh clone.
+pub fn idle(_proof: &SingleThreaded) -> ! {
+    let mask: u64 = 1 << (libc::SIGTERM - 1) | 1 << (libc::SIGCHLD - 1);
+    // SAFETY: this function never returns and uses no descriptor, so no owner of one is deceived in this process.
+    unsafe { libc::syscall(libc::SYS_close_range, 0, u32::MAX, 0) };
+    if super::thread::set_mask(mask).is_err() {
+        exit(1);
+    }
+    loop {
+        let (info, timeout) = (std::ptr::null_mut::<libc::siginfo_t>(), std::ptr::null::<libc::timespec>());
+        // SAFETY: `mask` is eight bytes; null pointers are allowed for the rest and mean "not wanted" and "for ever".
+        let signal = unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &raw const mask, info, timeout, 8) };
+        if signal == libc::c_long::from(libc::SIGTERM) {
+            exit(0);
+        }
+        while let Ok(Some(_)) = reap_any() {}
+    }
+}
+
+/// Takes over a descriptor that the parent gave us under an agreed number. Each number can be taken once.
+pub fn inherited(_proof: &SingleThreaded, number: RawFd) -> io::Result<OwnedFd> {
+    static TAKEN: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+    let bit = u32::try_from(number).ok().and_then(|n| 1u64.checked_shl(n)).filter(|_| number > 2);
+    let bit = bit.ok_or(io::ErrorKind::InvalidInput)?;
+    if TAKEN.fetch_or(bit, std::sync::atomic::Ordering::SeqCst) & bit != 0 {
+        return Err(io::ErrorKind::AlreadyExists.into());
+    }
+    // SAFETY: F_SETFD only marks; it fails for a number that is not open.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
+    // SAFETY: the descriptor is open, came to us by inheritance, so that no value of ours owns it, and is taken only here, once.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}

@@ -1,0 +1,143 @@
+//! What a thread does to itself: namespaces, signals, seccomp, keyring, descriptors.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use super::check;
+use super::process::SingleThreaded;
+
+/// Leaves namespaces (`CLONE_NEW*`) for new ones.
+pub fn unshare(_proof: &SingleThreaded, flags: i32) -> io::Result<()> {
+    // SAFETY: the witness says that there is no other thread that could be parted from its descriptors or directories.
+    check(unsafe { libc::unshare(flags) }.into()).map(drop)
+}
+
+/// Enters the namespace of a descriptor, or those of a pidfd's process (`CLONE_NEW*`; setns(2)).
+pub fn setns(fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
+    // SAFETY: setns takes integers and changes only the calling thread.
+    check(unsafe { libc::setns(fd.as_raw_fd(), flags) }.into()).map(drop)
+}
+
+/// Gives every signal its default disposition and unblocks all: ignored signals and masks would survive execve(2).
+pub fn reset_signals() -> io::Result<()> {
+    /// The kernel's `struct sigaction`; glibc's wrapper refuses the two signals it keeps for itself.
+    #[repr(C)]
+    struct Action {
+        handler: usize,
+        flags: libc::c_ulong,
+        restorer: usize,
+        mask: u64,
+    }
+    let default = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+    for signal in (1..=64).filter(|s| ![libc::SIGKILL, libc::SIGSTOP].contains(s)) {
+        let none = std::ptr::null_mut::<Action>();
+        // SAFETY: `default` has the kernel's layout and installs no handler, so no code of ours can run later.
+        check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, none, 8) })?;
+    }
+    set_mask(0)
+}
+
+/// Replaces the calling thread's signal mask; bit n - 1 stands for signal n.
+pub fn set_mask(mask: u64) -> io::Result<()> {
+    let none = std::ptr::null_mut::<u64>();
+    // SAFETY: the kernel reads eight bytes of `mask`.
+    check(unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const mask, none, 8) })
+        .map(drop)
+}
+
+/// A descriptor that becomes readable when a blocked signal of the mask is pending (signalfd(2)).
+pub fn signalfd(mask: u64) -> io::Result<OwnedFd> {
+    let flags = libc::SFD_CLOEXEC | libc::SFD_NONBLOCK;
+    // SAFETY: the kernel reads eight bytes of `mask`.
+    let fd = check(unsafe { libc::syscall(libc::SYS_signalfd4, -1, &raw const mask, 8, flags) })?;
+    owned(fd)
+}
+
+/// A new descriptor from a system call's result.
+fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
+    let fd = i32::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: only called with the result of a successful call that makes a new descriptor, which nobody else knows.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Marks every descriptor from `first` on to be closed by execve(2).
+pub fn close_on_exec_from(first: u32) -> io::Result<()> {
+    // SAFETY: only flags change; no descriptor is closed, so no owner is deceived.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) })
+        .map(drop)
+}
+
+/// Makes `target` another name of `fd`, inheritable. Only for the standard descriptors, which no value owns.
+pub fn dup_standard(fd: BorrowedFd<'_>, target: i32) -> io::Result<()> {
+    if !(0..=2).contains(&target) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    if fd.as_raw_fd() == target {
+        // dup2 would do nothing and leave close-on-exec set.
+        // SAFETY: clears a flag of a descriptor that exists for the borrow.
+        return check(unsafe { libc::fcntl(target, libc::F_SETFD, 0) }.into()).map(drop);
+    }
+    // SAFETY: 0, 1 and 2 are owned by no `OwnedFd` in this program; replacing them deceives nobody.
+    check(unsafe { libc::dup2(fd.as_raw_fd(), target) }.into()).map(drop)
+}
+
+/// One instruction of classic BPF (linux/filter.h).
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SockFilter {
+    /// Operation.
+    pub code: u16,
+    /// Distance when true.
+    pub jt: u8,
+    /// Distance when false.
+    pub jf: u8,
+    /// Operand.
+    pub k: u32,
+}
+
+/// Installs a seccomp filter given as raw instructions of eight bytes each (seccomp(2)).
+pub fn seccomp(program: &[u8], flags: u32) -> io::Result<()> {
+    let length = u16::try_from(program.len() / 8).map_err(io::Error::other)?;
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: the kernel copies `len` instructions of eight bytes, which lie within the slice, byte by byte (no alignment is
+    // needed), verifies them and keeps no pointer.
+    check(unsafe {
+        libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
+    })
+    .map(drop)
+}
+
+/// Joins a new session keyring of this name, so that keys of the starter cannot be read (keyctl(2)).
+pub fn new_session_keyring(name: &CStr) -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_long = 1;
+    // SAFETY: `name` is NUL-terminated and only read.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, name.as_ptr()) }).map(drop)
+}
+
+/// Whether the working directory can be named from the root directory. One that cannot lies outside of it (CVE-2024-21626).
+pub fn cwd_is_below_root() -> bool {
+    let mut buffer = [0u8; 4096];
+    // SAFETY: the kernel writes at most the given number of bytes.
+    let result = unsafe { libc::syscall(libc::SYS_getcwd, buffer.as_mut_ptr(), buffer.len()) };
+    // A path too long for the buffer is a path below the root: unreachable ones are marked at their beginning and fit.
+    result < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::ERANGE)
+        || result > 0 && buffer[0] == b'/'
+}
+
+/// Sets a resource limit; what cannot be raised stays where it is.
+pub fn set_limit(resource: u32, wanted: libc::rlimit) -> io::Result<()> {
+    let mut now = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both structures are valid for the call.
+    check(unsafe { libc::getrlimit(resource, &mut now) }.into())?;
+    // SAFETY: as above.
+    match check(unsafe { libc::setrlimit(resource, &wanted) }.into()) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
+            let hard = wanted.rlim_max.min(now.rlim_max);
+            let adapted = libc::rlimit { rlim_cur: wanted.rlim_cur.min(hard), rlim_max: hard };
+            // SAFETY: as above.
+            check(unsafe { libc::setrlimit(resource, &adapted) }.into()).map(drop)
+        }
+        other => other.map(drop),
+    }
+}

@@ -1,27 +1,278 @@
 //! Cgroups on whatever hierarchies the node has: v2, v1, or both at once.
+//!
+//! In reading order: [`hierarchy`] (where the controllers are), [`limits`] (resources → file contents, pure), [`devices`] (device
+//! rules for v1 lists and v2 programs), this file (create, enter, update, kill, remove), [`stats`] (readings).
+//!
+//! A container is a member of its cgroup on every hierarchy. Nobody is ever moved by pid, which costs a grace period of the kernel and
+//! stalls all forks of the node: children are cloned into the v2 cgroup, and move themselves on v1.
 
-use crate::api::CgroupStats;
+pub(crate) mod devices;
+pub(crate) mod hierarchy;
+pub(crate) mod limits;
+mod removal;
+pub mod stats;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::OnceLock;
+
+use rustix::fs::{Mode, OFlags, mkdirat, openat};
+use rustix::io::Errno;
+
+use self::devices::Rules;
+use self::hierarchy::{Hierarchies, Hierarchy, read, relative, write};
+use self::limits::Setting;
 use crate::error::{Error, Kind};
 use crate::spec::Resources;
 
-/// Reads statistics of one cgroup through descriptors that stay open between readings.
+pub use self::stats::Reader;
+
+/// Controllers that are switched on for children where v2 has them.
+const WANTED: [&str; 6] = ["cpuset", "cpu", "io", "memory", "hugetlb", "pids"];
+
+/// Descriptors through which a child enters a cgroup, and through which its OOM kills are counted.
 #[derive(Debug)]
-pub struct Reader {}
+pub(crate) struct Entrance {
+    /// v2 directory to clone into.
+    pub(crate) v2: Option<OwnedFd>,
+    /// v1 `tasks` files, open for writing.
+    pub(crate) tasks: Vec<OwnedFd>,
+    /// File with an `oom_kill` line.
+    pub(crate) oom: Option<OwnedFd>,
+}
 
-impl Reader {
-    /// Opens the statistics files of a cgroup, given in cgroupfs spelling relative to each hierarchy's root.
-    pub fn open(cgroup: &str) -> Result<Self, Error> {
-        Err(Error::not_found("cgroup", cgroup))
+/// The node's hierarchies; they do not change while the node runs.
+pub(crate) fn node() -> Result<&'static Hierarchies, Error> {
+    static NODE: OnceLock<Hierarchies> = OnceLock::new();
+    if let Some(node) = NODE.get() {
+        return Ok(node);
     }
+    let found = Hierarchies::find()?;
+    Ok(NODE.get_or_init(|| found))
+}
 
-    /// One reading. Blocking, a handful of preads. Fails with [`Kind::NotFound`] once the cgroup is gone.
-    pub fn read(&mut self) -> Result<CgroupStats, Error> {
-        Err(Error::new(Kind::NotFound, "cgroup is gone"))
+/// Makes a cgroup with its limits and opens it. On failure nothing that was made here is left.
+pub(crate) fn create(cgroup: &str, resources: &Resources, devices: &Rules) -> Result<Entrance, Error> {
+    hierarchy::check(cgroup)?;
+    let node = node()?;
+    let made = (|| {
+        for hierarchy in node.all() {
+            make(node, hierarchy, cgroup, resources)?;
+        }
+        for (hierarchy, setting) in settings(node, resources)? {
+            apply(hierarchy, cgroup, &setting)?;
+        }
+        devices::apply(node, cgroup, devices)?;
+        enter(cgroup)
+    })();
+    if made.is_err() {
+        let _ = removal::remove(node, cgroup);
     }
+    made
+}
+
+/// Opens an existing cgroup for entering.
+pub(crate) fn enter(cgroup: &str) -> Result<Entrance, Error> {
+    let node = node()?;
+    let failed = |what: &str, e| Error::with(Kind::Internal, format!("open {what} of cgroup {cgroup}"), e);
+    let mut entrance = Entrance { v2: None, tasks: Vec::new(), oom: None };
+    if let Some(v2) = &node.v2 {
+        let dir = v2.open(cgroup).map_err(|e| failed("v2 directory", e))?;
+        if v2.has("memory") {
+            entrance.oom =
+                openat(&dir, "memory.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+        }
+        entrance.v2 = Some(dir);
+    }
+    for v1 in &node.v1 {
+        let dir = v1.open(cgroup).map_err(|e| failed(&v1.controllers.join(","), e))?;
+        let tasks = openat(&dir, "tasks", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
+        entrance.tasks.push(tasks.map_err(|e| failed("tasks", e.into()))?);
+        if v1.has("memory") {
+            entrance.oom =
+                openat(&dir, "memory.oom_control", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+        }
+    }
+    Ok(entrance)
 }
 
 /// Changes the limits of a live cgroup; unset values stay as they are. On failure everything already written is put back.
+///
+/// Fails with [`Kind::NotFound`] when the cgroup is gone, with [`Kind::InvalidArgument`] when the kernel refuses a value: the text
+/// names file and value.
 pub fn update(cgroup: &str, resources: &Resources) -> Result<(), Error> {
-    let _ = resources;
-    Err(Error::not_found("cgroup", cgroup))
+    hierarchy::check(cgroup)?;
+    let node = node()?;
+    let mut undo: Vec<(&Hierarchy, Setting)> = Vec::new();
+    let mut plan = settings(node, resources)?;
+    order_memory(node, cgroup, &mut plan);
+    for (hierarchy, setting) in plan {
+        let before = hierarchy.open(cgroup).map_err(|e| gone(cgroup, e))?;
+        let before = read(&before, &setting.file).ok().map(|text| text.trim().to_owned());
+        if let Err(error) = apply(hierarchy, cgroup, &setting) {
+            for (hierarchy, setting) in undo.iter().rev() {
+                if let Err(e) = apply(hierarchy, cgroup, setting) {
+                    tracing::warn!(cgroup, file = setting.file, "undo of a limit failed: {}", e.chain());
+                }
+            }
+            return Err(error);
+        }
+        if let Some(value) = before {
+            undo.push((hierarchy, Setting { value, ..setting }));
+        }
+    }
+    Ok(())
 }
+
+/// Kills every process of a cgroup and below; absent is fine.
+pub(crate) fn kill(cgroup: &str) -> Result<(), Error> {
+    removal::kill(node()?, cgroup)
+}
+
+/// Kills what runs in a cgroup and removes it and everything below on every hierarchy; absent is fine. Blocks up to a few seconds.
+pub(crate) fn remove(cgroup: &str) -> Result<(), Error> {
+    hierarchy::check(cgroup)?;
+    removal::remove(node()?, cgroup)
+}
+
+/// Everything to be written, with the hierarchy it belongs to.
+fn settings<'n>(node: &'n Hierarchies, r: &Resources) -> Result<Vec<(&'n Hierarchy, Setting)>, Error> {
+    let mut out = Vec::new();
+    let missing = |controller: &str| {
+        Error::new(
+            Kind::FailedPrecondition,
+            format!("cgroup controller {controller} is not available on this node"),
+        )
+    };
+    let (v1, v2) = (limits::v1(r), limits::v2(r));
+    let huge = [limits::huge_pages(r, false)?, limits::huge_pages(r, true)?];
+    for setting in v1.into_iter().chain(huge[0].clone()) {
+        if let Some(hierarchy) = node.v1(setting.controller) {
+            out.push((hierarchy, setting));
+        } else if node.v2(setting.controller).is_none() && !setting.optional {
+            return Err(missing(setting.controller));
+        }
+    }
+    for setting in v2.into_iter().chain(huge[1].clone()) {
+        if let Some(hierarchy) = node.v2(setting.controller) {
+            out.push((hierarchy, setting));
+        }
+    }
+    for (controller, setting) in limits::unified(r)? {
+        let hierarchy = node.v2.as_ref().filter(|h| controller == "cgroup" || h.has(&controller));
+        let hierarchy = hierarchy.ok_or_else(|| {
+            Error::invalid(
+                "unified",
+                format!("{}: controller {controller} is not on cgroup v2 on this node", setting.file),
+            )
+        })?;
+        out.push((hierarchy, setting));
+    }
+    Ok(out)
+}
+
+/// A v1 memory limit above the old memory+swap limit must be preceded by raising the latter (memory.memsw ≥ memory.limit).
+fn order_memory(node: &Hierarchies, cgroup: &str, plan: &mut [(&Hierarchy, Setting)]) {
+    let at = |plan: &[(&Hierarchy, Setting)], file: &str| plan.iter().position(|(_, s)| s.file == file);
+    let (Some(limit), Some(both)) =
+        (at(plan, "memory.limit_in_bytes"), at(plan, "memory.memsw.limit_in_bytes"))
+    else {
+        return;
+    };
+    let old = node
+        .v1("memory")
+        .and_then(|h| h.open(cgroup).ok())
+        .and_then(|d| read(d, "memory.memsw.limit_in_bytes").ok());
+    let old = old.and_then(|text| text.trim().parse::<i64>().ok()).unwrap_or(i64::MAX);
+    let new = plan[limit].1.value.parse::<i64>().unwrap_or(-1);
+    if new < 0 || new > old {
+        plan.swap(limit, both);
+    }
+}
+
+/// Writes one setting. What the kernel was built without is skipped when it is optional.
+fn apply(hierarchy: &Hierarchy, cgroup: &str, setting: &Setting) -> Result<(), Error> {
+    let dir = hierarchy.open(cgroup).map_err(|e| gone(cgroup, e))?;
+    match write(&dir, &setting.file, &setting.value) {
+        Err(e) if setting.optional && e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => {
+            let kind = match e.raw_os_error() {
+                Some(libc::EINVAL | libc::ERANGE | libc::EBUSY | libc::EACCES | libc::ENODEV) => {
+                    Kind::InvalidArgument
+                }
+                _ => Kind::Internal,
+            };
+            Err(Error::with(
+                kind,
+                format!("write \"{}\" to {} of cgroup {cgroup}", setting.value, setting.file),
+                e,
+            ))
+        }
+        Ok(()) => Ok(()),
+    }
+}
+
+/// A cgroup that cannot be opened.
+fn gone(cgroup: &str, e: io::Error) -> Error {
+    match e.kind() {
+        io::ErrorKind::NotFound => Error::not_found("cgroup", cgroup),
+        _ => Error::with(Kind::Internal, format!("open cgroup {cgroup}"), e),
+    }
+}
+
+/// Makes a cgroup's directories on one hierarchy, top down, ready for members.
+fn make(node: &Hierarchies, hierarchy: &Hierarchy, cgroup: &str, resources: &Resources) -> Result<(), Error> {
+    let failed = |e: io::Error| {
+        let names =
+            if hierarchy.controllers.is_empty() { "v2".into() } else { hierarchy.controllers.join(",") };
+        Error::with(Kind::Internal, format!("make cgroup {cgroup} ({names})"), e)
+    };
+    let is_v2 = node.v2.as_ref().is_some_and(|v2| std::ptr::eq(v2, hierarchy));
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut parent = openat(&hierarchy.dir, ".", flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+    for part in relative(cgroup).split('/') {
+        if is_v2 {
+            delegate(node, hierarchy, &parent, resources);
+        }
+        let made = match mkdirat(&parent, part, Mode::from_raw_mode(0o755)) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => false,
+            Err(e) => return Err(failed(e.into())),
+        };
+        let child = openat(&parent, part, flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+        if made && hierarchy.has("cpuset") && !is_v2 {
+            inherit_cpuset(&parent, &child).map_err(failed)?;
+        }
+        parent = child;
+    }
+    Ok(())
+}
+
+/// Switches controllers on for the children of a v2 cgroup: all at once, else one by one. A limit that then finds no file fails by its
+/// own name. On hybrid nodes nothing is switched on that nobody asked for.
+fn delegate(node: &Hierarchies, v2: &Hierarchy, dir: &OwnedFd, r: &Resources) {
+    let asked = |c: &str| {
+        node.v1.is_empty()
+            || (c == "hugetlb" && !r.hugepage_limits.is_empty())
+            || r.unified.keys().any(|k| k.starts_with(c))
+    };
+    let on = read(dir, "cgroup.subtree_control").unwrap_or_default();
+    let off = |c: &&&str| v2.has(c) && asked(c) && !on.split_whitespace().any(|o| o == **c);
+    let wanted: Vec<String> = WANTED.iter().filter(off).map(|c| format!("+{c}")).collect();
+    if !wanted.is_empty() && write(dir, "cgroup.subtree_control", &wanted.join(" ")).is_err() {
+        for one in wanted {
+            let _ = write(dir, "cgroup.subtree_control", &one);
+        }
+    }
+}
+
+/// A v1 cpuset is born empty and takes no member before it has CPUs and memory nodes.
+fn inherit_cpuset(parent: impl AsFd, child: impl AsFd) -> io::Result<()> {
+    for file in ["cpuset.cpus", "cpuset.mems"] {
+        write(&child, file, read(&parent, file)?.trim())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

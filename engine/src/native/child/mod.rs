@@ -1,0 +1,257 @@
+//! The interpreter: what a cloned child does, one step of the plan after the other, until it is the container's process.
+//!
+//! It runs in a copy of the single-threaded supervisor, inside a copy of the pod's template mount namespace in which nothing of the
+//! node is visible. It allocates nothing: what needs memory is in [`Prepared`], made before the clone. The first failure is
+//! sent as one [`Failure`] and ends the process.
+
+mod credentials;
+mod mounts;
+mod paths;
+mod program;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::thread::Gid;
+
+use crate::native::plan::{self, Step};
+use crate::sys::process::{self, SingleThreaded, Strings};
+use crate::sys::{socket, thread};
+
+pub(crate) use self::mounts::new_mount;
+
+/// Where podd's template keeps what children mount. Paths inside the template mount namespace.
+pub(crate) mod template {
+    use std::ffi::CStr;
+    /// A procfs of podd's PID namespace, for writes that must not be led astray by a container's /proc.
+    pub(crate) const PROC: &CStr = c"/proc";
+    /// The pod's /dev/shm.
+    pub(crate) const SHM: &CStr = c"/shm";
+    /// An empty read-only directory.
+    pub(crate) const MASK: &CStr = c"/mask";
+    /// A null device on a read-only mount.
+    pub(crate) const NULL: &CStr = c"/null";
+}
+
+/// First byte of a message on the child's channel: a failure follows.
+pub(crate) const FAILED: u8 = b'F';
+/// First byte of a message on the child's channel: the master of its terminal is attached.
+pub(crate) const TERMINAL: u8 = b'T';
+
+/// The one error record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// Index of the step in the plan.
+    pub(crate) step: u32,
+    /// errno(3).
+    pub(crate) errno: i32,
+    /// What errno alone does not say.
+    pub(crate) detail: Detail,
+}
+
+/// What errno alone does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Detail {
+    /// Nothing.
+    None = 0,
+    /// The command exists; what its first line or ELF header names as its interpreter does not.
+    Interpreter = 1,
+    /// The directory lies outside of the root.
+    Outside = 2,
+    /// A path component that must be a directory of the image's own is a symbolic link.
+    Symlink = 3,
+}
+
+impl Failure {
+    /// The record as it is sent.
+    fn encode(self) -> [u8; 10] {
+        let mut out = [FAILED; 10];
+        out[1..5].copy_from_slice(&self.step.to_le_bytes());
+        out[5..9].copy_from_slice(&self.errno.to_le_bytes());
+        out[9] = self.detail as u8;
+        out
+    }
+
+    /// Reads a record.
+    pub(crate) fn decode(bytes: &[u8]) -> Option<Self> {
+        let (&[FAILED, a, b, c, d, e, f, g, h, detail], []) = bytes.split_first_chunk::<10>()? else {
+            return None;
+        };
+        Some(Self::from_parts(u32::from_le_bytes([a, b, c, d]), i32::from_le_bytes([e, f, g, h]), detail))
+    }
+
+    /// A failure out of a message's numbers.
+    pub(crate) fn from_parts(step: u32, errno: i32, detail: u8) -> Self {
+        let detail = match detail {
+            1 => Detail::Interpreter,
+            2 => Detail::Outside,
+            3 => Detail::Symlink,
+            _ => Detail::None,
+        };
+        Self { step, errno, detail }
+    }
+}
+
+/// Why a step failed.
+type Cause = (Errno, Detail);
+/// Result of a step.
+type Done = Result<(), Cause>;
+
+/// An errno without further detail.
+fn plain(error: impl Into<std::io::Error>) -> Cause {
+    (Errno::from_io_error(&error.into()).unwrap_or(Errno::IO), Detail::None)
+}
+
+/// What is made before the clone so that the child need not allocate.
+#[derive(Debug)]
+pub(crate) struct Prepared<'p> {
+    plan: &'p [u8],
+    arguments: Strings<'p>,
+    environment: Strings<'p>,
+    groups: Vec<Gid>,
+}
+
+impl<'p> Prepared<'p> {
+    /// Checks a plan and lays out its lists. `None`: the plan does not decode.
+    pub(crate) fn new(plan: &'p [u8]) -> Option<Self> {
+        plan::verify(plan).then_some(())?;
+        let (mut arguments, mut environment): (&[u8], &[u8]) = (&[], &[]);
+        let mut groups = Vec::new();
+        for step in plan::steps(plan)? {
+            match step {
+                Step::Exec { arguments: a, environment: e } => (arguments, environment) = (a, e),
+                Step::Identity { groups: list, .. } => {
+                    groups = list
+                        .as_chunks::<4>()
+                        .0
+                        .iter()
+                        .map(|g| Gid::from_raw(u32::from_le_bytes(*g)))
+                        .collect();
+                }
+                _ => {}
+            }
+        }
+        let (arguments, environment) = (plan::strings(arguments), plan::strings(environment));
+        Some(Self {
+            plan,
+            arguments: Strings::new(arguments),
+            environment: Strings::new(environment),
+            groups,
+        })
+    }
+}
+
+/// The child's state.
+struct Child<'p> {
+    prepared: &'p Prepared<'p>,
+    proof: &'p SingleThreaded,
+    /// Descriptors the steps refer to by index.
+    fds: Vec<OwnedFd>,
+    channel: OwnedFd,
+    /// The root that paths are resolved in.
+    root: Option<OwnedFd>,
+    /// A working directory that root may not enter, to be tried again as the user.
+    cwd: Option<&'p std::ffi::CStr>,
+}
+
+/// Executes the plan; ends in another program, or in `exit` after sending the failure.
+pub(crate) fn run(prepared: &Prepared<'_>, proof: &SingleThreaded, fds: Vec<OwnedFd>, channel: OwnedFd) -> ! {
+    let mut child = Child { prepared, proof, fds, channel, root: None, cwd: None };
+    let failure = child.steps();
+    let _ = socket::send(&child.channel, &failure.encode(), &[]);
+    process::exit(127)
+}
+
+impl<'p> Child<'p> {
+    /// Runs until a step fails.
+    fn steps(&mut self) -> Failure {
+        let mut step = 0;
+        // Modes in the plan are exact until the process gets its own umask.
+        rustix::process::umask(rustix::fs::Mode::empty());
+        for next in plan::steps(self.prepared.plan).into_iter().flatten() {
+            if let Err((errno, detail)) = self.step(next) {
+                return Failure { step, errno: errno.raw_os_error(), detail };
+            }
+            step += 1;
+        }
+        Failure { step, errno: libc::EINVAL, detail: Detail::None }
+    }
+
+    /// One step.
+    fn step(&mut self, step: Step<'p>) -> Done {
+        match step {
+            Step::JoinCgroups { first, count } => self.join_cgroups(first, count),
+            Step::Unshare { flags } => thread::unshare(self.proof, flags as i32).map_err(plain),
+            Step::JoinProcess { pidfd, flags } => self.join_process(pidfd, flags),
+            Step::Root { fd } => self.attach_root(fd),
+            Step::Directory { at, mode } => self.make_directory(at, mode),
+            Step::Mount { kind, options, attributes, at } => self.mount(kind, options, attributes, at),
+            Step::Attach { fd, at, directory, set, propagation, recursive } => {
+                self.attach(fd, at, directory != 0, set, propagation, recursive != 0)
+            }
+            Step::Share { from, at } => self.share(from, at),
+            Step::Node { at, mode, device, uid, gid } => self.node(at, mode, device, uid, gid),
+            Step::Link { at, target } => self.link(at, target),
+            Step::Terminal { uid, mount } => self.terminal(uid, mount != 0),
+            Step::Mask { at } => self.mask(at),
+            Step::ReadOnly { at } => self.read_only(at),
+            Step::Pivot {} => self.pivot(),
+            Step::Attributes { at, set } => self.set_attributes(at, set),
+            Step::ReadOnlyRoot {} => self.read_only_root(),
+            Step::OomScore { value } => self.oom_score(value.cast_signed()),
+            Step::Limit { resource, soft, hard } => credentials::limit(resource, soft, hard),
+            Step::Stdio { stdin, stdout, stderr, uid } => self.stdio([stdin, stdout, stderr], uid),
+            Step::Keyring { name } => {
+                // A full key quota of the user must not keep pods from starting; the old keyring is root's and stays unreadable.
+                let _ = thread::new_session_keyring(name);
+                Ok(())
+            }
+            Step::Bounding { keep } => credentials::bounding(keep),
+            Step::Identity { uid, gid, .. } => credentials::become_user(uid, gid, &self.prepared.groups),
+            Step::Capabilities { permitted, effective, inheritable, ambient } => {
+                credentials::capabilities(permitted, effective, inheritable, ambient)
+            }
+            Step::NoNewPrivs {} => rustix::thread::set_no_new_privs(true).map_err(plain),
+            Step::Seccomp { flags, program } => thread::seccomp(program, flags as u32).map_err(plain),
+            Step::Chdir { path } => self.chdir(path),
+            Step::Exec { .. } => self.exec(),
+            Step::Session {} => rustix::process::setsid().map(drop).map_err(plain),
+            Step::Idle {} => process::idle(self.proof),
+        }
+    }
+
+    /// A descriptor by the number the plan uses.
+    fn fd(&self, index: u64) -> Result<BorrowedFd<'_>, Cause> {
+        let fd = usize::try_from(index).ok().and_then(|index| self.fds.get(index));
+        fd.map(AsFd::as_fd).ok_or((Errno::BADF, Detail::None))
+    }
+
+    /// The root that paths are resolved in.
+    fn root(&self) -> Result<BorrowedFd<'_>, Cause> {
+        self.root.as_ref().map(AsFd::as_fd).ok_or((Errno::BADF, Detail::None))
+    }
+
+    /// Moving oneself by "0" costs no grace period of the kernel, unlike moving somebody by pid.
+    fn join_cgroups(&self, first: u64, count: u64) -> Done {
+        for index in first..first.saturating_add(count) {
+            rustix::io::write(self.fd(index)?, b"0").map_err(plain)?;
+        }
+        Ok(())
+    }
+
+    /// Enters a container; from here on paths are the container's own.
+    fn join_process(&mut self, pidfd: u64, flags: u64) -> Done {
+        thread::setns(self.fd(pidfd)?, flags as i32).map_err(plain)?;
+        self.root = Some(paths::open_root().map_err(plain)?);
+        Ok(())
+    }
+
+    /// Lowering the score below what we have needs CAP_SYS_RESOURCE; without it the process keeps ours.
+    fn oom_score(&self, value: i64) -> Done {
+        match paths::write_proc(c"self/oom_score_adj", value) {
+            Err(Errno::ACCESS | Errno::PERM) => Ok(()),
+            other => other.map_err(plain),
+        }
+    }
+}

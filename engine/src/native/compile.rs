@@ -1,0 +1,377 @@
+//! The plan compiler: from what is asked for to the steps of a child. Pure: what it needs to know of the node is in [`Facts`].
+
+use std::ffi::CString;
+
+use super::capabilities;
+use super::plan::{Step, Writer};
+use super::seccomp::Filter;
+use crate::error::Error;
+use crate::exec::{PreparedMount, Process};
+use crate::spec::{ContainerSpec, NamespaceMode, Namespaces, Propagation};
+
+const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
+const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
+const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
+const STRICTATIME: u64 = libc::MOUNT_ATTR_STRICTATIME;
+
+/// What the compiler has to know of the node.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Facts {
+    /// Our own bounding set.
+    pub(crate) bounding: u64,
+    /// Capabilities of a container that asks for nothing.
+    pub(crate) default_capabilities: u64,
+    /// v1 hierarchies: directory name and mount options (`key\0value\0…`).
+    pub(crate) cgroup_v1: Vec<(String, Vec<u8>)>,
+    /// There is a v2 hierarchy.
+    pub(crate) cgroup_v2: bool,
+}
+
+/// A device node to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Node {
+    /// Path in the container.
+    pub(crate) path: String,
+    /// Type and permissions.
+    pub(crate) mode: u32,
+    /// Major and minor number.
+    pub(crate) device: (u32, u32),
+    /// Owner on the node.
+    pub(crate) owner: (u32, u32),
+}
+
+/// Everything a container's plan depends on.
+#[derive(Debug)]
+pub(crate) struct Container<'a> {
+    /// Container id.
+    pub(crate) id: &'a str,
+    /// The request.
+    pub(crate) spec: &'a ContainerSpec,
+    /// The process.
+    pub(crate) process: &'a Process,
+    /// Mounts in order; the descriptors follow the root's.
+    pub(crate) mounts: &'a [PreparedMount],
+    /// Devices beyond the usual.
+    pub(crate) devices: &'a [Node],
+    /// Compiled filter.
+    pub(crate) seccomp: Option<&'a Filter>,
+    /// Number of v1 `tasks` files.
+    pub(crate) tasks: usize,
+    /// The node's /dev/shm is attached as the last descriptor.
+    pub(crate) node_shm: bool,
+}
+
+/// Everything an exec's plan depends on.
+#[derive(Debug)]
+pub(crate) struct Exec<'a> {
+    /// The container's request.
+    pub(crate) spec: &'a ContainerSpec,
+    /// The process.
+    pub(crate) process: &'a Process,
+    /// Compiled filter.
+    pub(crate) seccomp: Option<&'a Filter>,
+    /// Number of v1 `tasks` files.
+    pub(crate) tasks: usize,
+    /// Which standard streams follow them, in the order stdin, stdout, stderr.
+    pub(crate) streams: [bool; 3],
+}
+
+/// A C string out of the client's text.
+fn text(field: &str, value: &str) -> Result<CString, Error> {
+    CString::new(value).map_err(|_| Error::invalid(field, "contains a zero byte"))
+}
+
+/// Strings one behind the other, each with its NUL.
+fn list<'a>(field: &str, strings: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>, Error> {
+    let mut out = Vec::new();
+    for string in strings {
+        if string.contains(&0) {
+            return Err(Error::invalid(field, "contains a zero byte"));
+        }
+        out.extend_from_slice(string);
+        out.push(0);
+    }
+    Ok(out)
+}
+
+/// Whether a container sees cgroups of its own.
+fn private_cgroups(spec: &ContainerSpec) -> bool {
+    !spec.security.privileged
+}
+
+/// The plan of a container. The order of the steps is the order of their needs; each says why where it is not plain.
+pub(crate) fn container(facts: &Facts, c: &Container<'_>) -> Result<Vec<u8>, Error> {
+    let mut plan = Writer::new();
+    let security = &c.spec.security;
+    let root = c.tasks as u64;
+    plan.push(Step::JoinCgroups { first: 0, count: c.tasks as u64 });
+    if private_cgroups(c.spec) {
+        // After joining: the namespace's root is where we are.
+        plan.push(Step::Unshare { flags: libc::CLONE_NEWCGROUP as u64 });
+    }
+    plan.push(Step::OomScore { value: oom_score(c.spec) });
+    plan.push(Step::Root { fd: root });
+    kernel_mounts(&mut plan, facts, c);
+    usual_devices(&mut plan);
+    for node in c.devices {
+        device(&mut plan, node)?;
+    }
+    for (mount, fd) in c.mounts.iter().zip(root + 1..) {
+        volume(&mut plan, mount, fd)?;
+    }
+    let cwd = text("working_dir", &c.process.cwd)?;
+    plan.push(Step::Directory { at: &cwd, mode: 0o755 });
+    plan.push(Step::Session {});
+    container_streams(&mut plan, c);
+    if !security.privileged {
+        for path in &security.masked_paths {
+            plan.push(Step::Mask { at: &text("masked_paths", path)? });
+        }
+        for path in &security.readonly_paths {
+            plan.push(Step::ReadOnly { at: &text("readonly_paths", path)? });
+        }
+    }
+    plan.push(Step::Pivot {});
+    if security.readonly_rootfs {
+        plan.push(Step::ReadOnlyRoot {});
+    }
+    plan.push(Step::Keyring { name: &text("container id", &format!("_ses.{}", c.id))? });
+    program(&mut plan, facts, c.spec, c.process, c.seccomp)?;
+    Ok(plan.finish())
+}
+
+/// The plan of an exec: into the container's cgroups and namespaces, then as any process of it.
+pub(crate) fn exec(facts: &Facts, e: &Exec<'_>) -> Result<Vec<u8>, Error> {
+    let mut plan = Writer::new();
+    let mut next = e.tasks as u64;
+    plan.push(Step::JoinCgroups { first: 0, count: next });
+    plan.push(Step::OomScore { value: oom_score(e.spec) });
+    plan.push(Step::Session {});
+    let uid = e.process.user.uid.into();
+    let mut stream = |there: bool| {
+        let fd = if there { next } else { u64::MAX };
+        next += u64::from(there);
+        fd
+    };
+    let [stdin, stdout, stderr] = e.streams.map(&mut stream);
+    if !e.process.tty {
+        // While the template's null device is in reach.
+        plan.push(Step::Stdio { stdin, stdout, stderr, uid });
+    }
+    let cgroup = if private_cgroups(e.spec) { libc::CLONE_NEWCGROUP } else { 0 };
+    plan.push(Step::JoinProcess { pidfd: next, flags: (libc::CLONE_NEWNS | cgroup) as u64 });
+    if e.process.tty {
+        plan.push(Step::Terminal { uid, mount: 0 });
+    }
+    program(&mut plan, facts, e.spec, e.process, e.seccomp)?;
+    Ok(plan.finish())
+}
+
+/// Where the standard streams of a container come from: the descriptors behind those of the plan, which the supervisor adds in the
+/// order stdout, stderr, stdin.
+fn container_streams(plan: &mut Writer, c: &Container<'_>) {
+    let uid = c.process.user.uid.into();
+    if c.process.tty {
+        plan.push(Step::Terminal { uid, mount: 1 });
+        return;
+    }
+    let first = (c.tasks + 1 + c.mounts.len() + usize::from(c.node_shm)) as u64;
+    let stdin = if c.process.stdin { first + 2 } else { u64::MAX };
+    plan.push(Step::Stdio { stdin, stdout: first, stderr: first + 1, uid });
+}
+
+/// oom_score_adj within its range (proc(5)).
+fn oom_score(spec: &ContainerSpec) -> u64 {
+    spec.resources.oom_score_adj.clamp(-1000, 1000).cast_unsigned()
+}
+
+/// proc, /dev, devpts, mqueue, shm, sysfs, cgroup.
+fn kernel_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>) {
+    let privileged = c.spec.security.privileged;
+    let usual = NOSUID | NODEV | NOEXEC;
+    plan.push(Step::Mount { kind: c"proc", options: b"", attributes: usual, at: c"/proc" });
+    let dev = b"mode\x00755\0size\x0065536k\0";
+    plan.push(Step::Mount { kind: c"tmpfs", options: dev, attributes: NOSUID | STRICTATIME, at: c"/dev" });
+    let pts = b"newinstance\0\0ptmxmode\x000666\0mode\x000620\0gid\x005\0";
+    plan.push(Step::Mount { kind: c"devpts", options: pts, attributes: NOSUID | NOEXEC, at: c"/dev/pts" });
+    plan.push(Step::Mount { kind: c"mqueue", options: b"", attributes: usual, at: c"/dev/mqueue" });
+    if c.node_shm {
+        let fd = (c.tasks + 1 + c.mounts.len()) as u64;
+        plan.push(Step::Attach {
+            fd,
+            at: c"/dev/shm",
+            directory: 1,
+            set: 0,
+            propagation: libc::MS_PRIVATE,
+            recursive: 1,
+        });
+    } else {
+        plan.push(Step::Share { from: super::child::template::SHM, at: c"/dev/shm" });
+    }
+    let sys = if privileged { usual } else { usual | RDONLY };
+    plan.push(Step::Mount { kind: c"sysfs", options: b"", attributes: sys, at: c"/sys" });
+    cgroup_mounts(plan, facts, sys);
+}
+
+/// The container's own cgroups: one mount on v2, a directory of mounts otherwise.
+fn cgroup_mounts(plan: &mut Writer, facts: &Facts, attributes: u64) {
+    if facts.cgroup_v1.is_empty() {
+        plan.push(Step::Mount { kind: c"cgroup2", options: b"", attributes, at: c"/sys/fs/cgroup" });
+        return;
+    }
+    let options = b"mode\x00755\0size\x0064k\0";
+    plan.push(Step::Mount {
+        kind: c"tmpfs",
+        options,
+        attributes: attributes & !RDONLY,
+        at: c"/sys/fs/cgroup",
+    });
+    for (name, options) in &facts.cgroup_v1 {
+        if let Ok(at) = CString::new(format!("/sys/fs/cgroup/{name}")) {
+            plan.push(Step::Mount { kind: c"cgroup", options, attributes, at: &at });
+        }
+    }
+    if facts.cgroup_v2 {
+        plan.push(Step::Mount { kind: c"cgroup2", options: b"", attributes, at: c"/sys/fs/cgroup/unified" });
+    }
+    plan.push(Step::Attributes { at: c"/sys/fs/cgroup", set: RDONLY });
+}
+
+/// What every program expects to find in /dev.
+fn usual_devices(plan: &mut Writer) {
+    for (at, major, minor) in [
+        (c"/dev/null", 1, 3),
+        (c"/dev/zero", 1, 5),
+        (c"/dev/full", 1, 7),
+        (c"/dev/random", 1, 8),
+        (c"/dev/urandom", 1, 9),
+        (c"/dev/tty", 5, 0),
+    ] {
+        plan.push(Step::Node {
+            at,
+            mode: (libc::S_IFCHR | 0o666).into(),
+            device: number(major, minor),
+            uid: 0,
+            gid: 0,
+        });
+    }
+    for (at, target) in [
+        (c"/dev/ptmx", c"pts/ptmx"),
+        (c"/dev/fd", c"/proc/self/fd"),
+        (c"/dev/stdin", c"/proc/self/fd/0"),
+        (c"/dev/stdout", c"/proc/self/fd/1"),
+        (c"/dev/stderr", c"/proc/self/fd/2"),
+        (c"/dev/core", c"/proc/kcore"),
+    ] {
+        plan.push(Step::Link { at, target });
+    }
+}
+
+/// A device number as plans carry it.
+fn number(major: u32, minor: u32) -> u64 {
+    u64::from(major) << 32 | u64::from(minor)
+}
+
+/// One device of the request.
+fn device(plan: &mut Writer, node: &Node) -> Result<(), Error> {
+    let at = absolute("devices.container_path", &node.path)?;
+    let (uid, gid) = (node.owner.0.into(), node.owner.1.into());
+    plan.push(Step::Node {
+        at: &at,
+        mode: node.mode.into(),
+        device: number(node.device.0, node.device.1),
+        uid,
+        gid,
+    });
+    Ok(())
+}
+
+/// An absolute path in the container.
+fn absolute(field: &str, path: &str) -> Result<CString, Error> {
+    if path.starts_with('/') {
+        text(field, path)
+    } else {
+        Err(Error::invalid(field, format!("{path:?} is not absolute")))
+    }
+}
+
+/// One volume.
+fn volume(plan: &mut Writer, mount: &PreparedMount, fd: u64) -> Result<(), Error> {
+    let at = absolute("mounts.container_path", &mount.destination)?;
+    let mut set = 0;
+    if mount.spec.readonly {
+        set |= RDONLY;
+    }
+    for option in &mount.spec.options {
+        set |= match option.as_str() {
+            "noexec" => NOEXEC,
+            "nodev" => NODEV,
+            "nosuid" => NOSUID,
+            other => {
+                return Err(Error::invalid("mounts.mount_options", format!("{other:?} is not supported")));
+            }
+        };
+    }
+    let propagation = match mount.spec.propagation {
+        Propagation::Private => libc::MS_PRIVATE,
+        Propagation::HostToContainer => libc::MS_SLAVE,
+        // The clone is in the source's peer group already.
+        Propagation::Bidirectional => 0,
+    };
+    let recursive = mount.spec.recursive_readonly.into();
+    plan.push(Step::Attach { fd, at: &at, directory: mount.directory.into(), set, propagation, recursive });
+    Ok(())
+}
+
+/// From root to the user's program: the part that containers and execs share.
+fn program(
+    plan: &mut Writer,
+    facts: &Facts,
+    spec: &ContainerSpec,
+    process: &Process,
+    seccomp: Option<&Filter>,
+) -> Result<(), Error> {
+    let security = &spec.security;
+    let sets = capabilities::compute(security, facts.default_capabilities, facts.bounding)?;
+    let filter = seccomp.map(|filter| Step::Seccomp { flags: filter.flags, program: &filter.program });
+    if security.no_new_privs {
+        plan.push(Step::NoNewPrivs {});
+    } else if let Some(filter) = filter {
+        // Without no_new_privs only CAP_SYS_ADMIN may install a filter, and it is about to go.
+        plan.push(filter);
+    }
+    plan.push(Step::Bounding { keep: sets.main });
+    let cwd = text("working_dir", &process.cwd)?;
+    plan.push(Step::Chdir { path: &cwd });
+    let groups: Vec<u8> = process.user.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
+    plan.push(Step::Identity { uid: process.user.uid.into(), gid: process.user.gid.into(), groups: &groups });
+    plan.push(Step::Capabilities {
+        permitted: sets.main,
+        effective: sets.main,
+        inheritable: sets.inheritable,
+        ambient: sets.ambient,
+    });
+    if let (true, Some(filter)) = (security.no_new_privs, filter) {
+        plan.push(filter);
+    }
+    let arguments = list("command", process.args.iter().map(String::as_bytes))?;
+    if arguments.is_empty() {
+        return Err(Error::invalid("command", "neither the request nor the image names one"));
+    }
+    let environment = list("envs", process.env.iter().map(Vec::as_slice))?;
+    plan.push(Step::Exec { arguments: &arguments, environment: &environment });
+    Ok(())
+}
+
+/// How the child's PID namespace comes about: clone flags, and whether an existing one is joined.
+pub(crate) fn pid_namespace(container: &Namespaces) -> (u64, bool) {
+    match container.pid {
+        NamespaceMode::Container => (libc::CLONE_NEWPID as u64, false),
+        NamespaceMode::Pod | NamespaceMode::Target => (0, true),
+        NamespaceMode::Node => (0, false),
+    }
+}
+
+#[cfg(test)]
+mod tests;

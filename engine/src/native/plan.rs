@@ -1,0 +1,271 @@
+//! The plan: what a cloned child does before it becomes the container's process, as flat bytes.
+//!
+//! The daemon compiles a plan and seals it into a memfd; the supervisor checks that all of it decodes and maps it into the child,
+//! which executes one step after the other without allocating. Integers are little-endian u64; texts and byte strings carry their
+//! length, texts a NUL behind it so that they can be handed to the kernel in place. Numbers of steps are never reused.
+
+use std::ffi::CStr;
+
+/// First bytes of a plan: its format and version.
+const MAGIC: &[u8; 8] = b"berthpl1";
+/// Largest plan: two full argument areas (MAX_ARG_STRLEN × 32) and a filter.
+pub(crate) const MAX_PLAN: usize = 16 << 20;
+
+/// A field of a step.
+trait Field<'p>: Sized {
+    fn put(&self, out: &mut Vec<u8>);
+    fn take(input: &mut &'p [u8]) -> Option<Self>;
+}
+
+impl<'p> Field<'p> for u64 {
+    fn put(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_le_bytes());
+    }
+
+    fn take(input: &mut &'p [u8]) -> Option<Self> {
+        let (value, rest) = input.split_first_chunk::<8>()?;
+        *input = rest;
+        Some(u64::from_le_bytes(*value))
+    }
+}
+
+impl<'p> Field<'p> for &'p [u8] {
+    fn put(&self, out: &mut Vec<u8>) {
+        (self.len() as u64).put(out);
+        out.extend_from_slice(self);
+    }
+
+    fn take(input: &mut &'p [u8]) -> Option<Self> {
+        let length = usize::try_from(u64::take(input)?).ok()?;
+        let (value, rest) = input.split_at_checked(length)?;
+        *input = rest;
+        Some(value)
+    }
+}
+
+impl<'p> Field<'p> for &'p CStr {
+    fn put(&self, out: &mut Vec<u8>) {
+        self.to_bytes_with_nul().put(out);
+    }
+
+    fn take(input: &mut &'p [u8]) -> Option<Self> {
+        CStr::from_bytes_with_nul(<&[u8]>::take(input)?).ok()
+    }
+}
+
+/// Defines the steps: number, name, fields, and what the step does in words for an error message.
+macro_rules! steps {
+    ($($(#[$doc:meta])* $code:literal $name:ident { $($field:ident: $kind:ty),* } $words:literal)*) => {
+        /// One step of a plan.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Step<'p> {
+            $($(#[$doc])* $name { $($field: $kind),* },)*
+        }
+
+        impl<'p> Step<'p> {
+            /// Appends the step.
+            fn put(&self, out: &mut Vec<u8>) {
+                match self {
+                    $(Self::$name { $($field),* } => {
+                        u64::put(&$code, out);
+                        $(Field::put($field, out);)*
+                    })*
+                }
+            }
+
+            /// Takes the next step off the input.
+            fn take(input: &mut &'p [u8]) -> Option<Self> {
+                match u64::take(input)? {
+                    $($code => Some(Self::$name { $($field: Field::take(input)?),* }),)*
+                    _ => None,
+                }
+            }
+
+            /// What the step does, to complete "cannot …".
+            pub(crate) fn words(&self) -> &'static str {
+                match self {
+                    $(Self::$name { .. } => $words,)*
+                }
+            }
+        }
+    };
+}
+
+steps! {
+    /// Moves this process into cgroups v1 by writing "0" to `count` open `tasks` files, from descriptor `first` on.
+    1 JoinCgroups { first: u64, count: u64 } "join the container's cgroups"
+    /// Leaves namespaces (`CLONE_NEW*`) for new ones.
+    2 Unshare { flags: u64 } "make the container's namespaces"
+    /// Enters namespaces of a running process.
+    3 JoinProcess { pidfd: u64, flags: u64 } "enter the container's namespaces"
+    /// Attaches the root file system, given as a detached mount; later paths are resolved in it.
+    4 Root { fd: u64 } "attach the root file system"
+    /// Makes a directory of the root, with everything above it.
+    5 Directory { at: &'p CStr, mode: u64 } "make directory"
+    /// Mounts a file system of its own. `options`: `key\0value\0…`; `attributes`: `MOUNT_ATTR_*`. No part of `at` may be a symlink.
+    6 Mount { kind: &'p CStr, options: &'p [u8], attributes: u64, at: &'p CStr } "mount"
+    /// Attaches a detached mount; makes the mount point, a directory or a file, when it is missing. `propagation`: `MS_*` or 0.
+    7 Attach { fd: u64, at: &'p CStr, directory: u64, set: u64, propagation: u64, recursive: u64 } "mount volume at"
+    /// Mounts a directory of the pod's template (its /dev/shm).
+    8 Share { from: &'p CStr, at: &'p CStr } "mount the pod's shared directory at"
+    /// Makes a device node; an existing one is replaced only if it is the same device.
+    9 Node { at: &'p CStr, mode: u64, device: u64, uid: u64, gid: u64 } "make device"
+    /// Makes a symbolic link in a directory just mounted.
+    10 Link { at: &'p CStr, target: &'p CStr } "link"
+    /// Opens a terminal in the container's devpts, sends its master to the supervisor, makes it the standard descriptors and, when
+    /// `mount` is set, /dev/console.
+    11 Terminal { uid: u64, mount: u64 } "open a terminal"
+    /// Hides a path, if it exists.
+    12 Mask { at: &'p CStr } "mask"
+    /// Makes a path read-only with everything below, if it exists.
+    13 ReadOnly { at: &'p CStr } "make read-only"
+    /// Makes the root file system the root directory and lets go of everything else.
+    14 Pivot {} "change the root directory"
+    /// Makes the root mount read-only.
+    15 ReadOnlyRoot {} "make the root file system read-only"
+    /// Sets oom_score_adj (as i64), as far down as we may.
+    16 OomScore { value: u64 } "set the OOM score"
+    /// Sets a resource limit (setrlimit(2)), as far up as we may.
+    17 Limit { resource: u64, soft: u64, hard: u64 } "set a resource limit"
+    /// Makes descriptors the standard ones; `u64::MAX` stands for /dev/null. Pipes are given to `uid`.
+    18 Stdio { stdin: u64, stdout: u64, stderr: u64, uid: u64 } "connect the standard streams"
+    /// Joins a new session keyring.
+    19 Keyring { name: &'p CStr } "join a session keyring"
+    /// Drops capabilities that are not in `keep` from the bounding set.
+    20 Bounding { keep: u64 } "limit the capabilities"
+    /// Becomes the user. `groups`: u32, little-endian.
+    21 Identity { uid: u64, gid: u64, groups: &'p [u8] } "become the user"
+    /// Sets the capability sets.
+    22 Capabilities { permitted: u64, effective: u64, inheritable: u64, ambient: u64 } "set the capabilities"
+    /// Gives up gaining privileges by execve(2).
+    23 NoNewPrivs {} "set no_new_privs"
+    /// Installs a seccomp filter.
+    24 Seccomp { flags: u64, program: &'p [u8] } "install the seccomp filter"
+    /// Changes to the working directory.
+    25 Chdir { path: &'p CStr } "change to the working directory"
+    /// Executes; both lists are NUL-terminated strings one behind the other. A command without a slash is looked for in PATH.
+    26 Exec { arguments: &'p [u8], environment: &'p [u8] } "run"
+    /// Makes this process the leader of a new session.
+    27 Session {} "start a session"
+    /// Stays as the first process of a PID namespace and reaps until it is told to end.
+    28 Idle {} "wait as the pod's first process"
+    /// Sets attributes of the mount at a path.
+    29 Attributes { at: &'p CStr, set: u64 } "set attributes of the mount at"
+}
+
+impl Step<'_> {
+    /// What the step is about, as far as it has a name.
+    pub(crate) fn object(&self) -> String {
+        let text = match self {
+            Self::Directory { at, .. }
+            | Self::Mount { at, .. }
+            | Self::Attach { at, .. }
+            | Self::Share { at, .. }
+            | Self::Node { at, .. }
+            | Self::Link { at, .. }
+            | Self::Mask { at }
+            | Self::ReadOnly { at }
+            | Self::Attributes { at, .. } => at,
+            Self::Chdir { path } => path,
+            Self::Exec { arguments, .. } => strings(arguments).next().unwrap_or_default(),
+            _ => return String::new(),
+        };
+        text.to_string_lossy().into_owned()
+    }
+}
+
+/// Builds a plan.
+#[derive(Debug)]
+pub(crate) struct Writer(Vec<u8>);
+
+impl Writer {
+    pub(crate) fn new() -> Self {
+        Self(MAGIC.to_vec())
+    }
+
+    pub(crate) fn push(&mut self, step: Step<'_>) {
+        step.put(&mut self.0);
+    }
+
+    pub(crate) fn finish(self) -> Vec<u8> {
+        self.0
+    }
+}
+
+/// The steps of a plan; ends early at the first byte that does not decode, which [`verify`] has ruled out.
+#[derive(Clone, Debug)]
+pub(crate) struct Steps<'p>(&'p [u8]);
+
+/// Opens a plan.
+pub(crate) fn steps(plan: &[u8]) -> Option<Steps<'_>> {
+    plan.strip_prefix(MAGIC).map(Steps)
+}
+
+/// Whether all of a plan decodes and it ends in a step that does not return.
+pub(crate) fn verify(plan: &[u8]) -> bool {
+    let Some(mut steps) = steps(plan) else { return false };
+    let last = steps.by_ref().last();
+    steps.0.is_empty() && matches!(last, Some(Step::Exec { .. } | Step::Idle {}))
+}
+
+impl<'p> Iterator for Steps<'p> {
+    type Item = Step<'p>;
+
+    fn next(&mut self) -> Option<Step<'p>> {
+        let mut input = self.0;
+        let step = Step::take(&mut input)?;
+        self.0 = input;
+        Some(step)
+    }
+}
+
+/// The strings of a list as in [`Step::Exec`].
+pub(crate) fn strings(list: &[u8]) -> impl Iterator<Item = &CStr> {
+    list.split_inclusive(|b| *b == 0).filter_map(|s| CStr::from_bytes_with_nul(s).ok())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_plan_reads_back_as_written() {
+        let steps_in = [
+            Step::Root { fd: 3 },
+            Step::Mount { kind: c"proc", options: b"hidepid\x002\0", attributes: 14, at: c"/proc" },
+            Step::Exec { arguments: b"sh\0-c\0", environment: b"A=\xff\0" },
+        ];
+        let mut writer = Writer::new();
+        steps_in.iter().for_each(|s| writer.push(*s));
+        let bytes = writer.finish();
+        assert!(verify(&bytes));
+        assert_eq!(steps(&bytes).unwrap().collect::<Vec<_>>(), steps_in);
+        assert_eq!(strings(b"sh\0-c\0").collect::<Vec<_>>(), [c"sh", c"-c"]);
+    }
+
+    #[test]
+    fn a_cut_or_garbled_plan_is_refused() {
+        let mut writer = Writer::new();
+        writer.push(Step::Chdir { path: c"/tmp" });
+        writer.push(Step::Exec { arguments: b"a\0", environment: b"" });
+        let bytes = writer.finish();
+        for cut in 0..bytes.len() {
+            assert!(!verify(&bytes[..cut]), "cut at {cut}");
+        }
+        let mut wild = bytes.clone();
+        wild[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert!(!verify(&wild), "a length beyond the end");
+        let mut no_exec = Writer::new();
+        no_exec.push(Step::Pivot {});
+        assert!(!verify(&no_exec.finish()), "a plan that returns");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(bytes: Vec<u8>) {
+            let mut plan = MAGIC.to_vec();
+            plan.extend_from_slice(&bytes);
+            verify(&plan);
+        }
+    }
+}

@@ -6,6 +6,7 @@
 pub mod cgroup;
 pub mod podd;
 pub mod user;
+pub(crate) mod wire;
 
 use std::collections::BTreeMap;
 use std::os::fd::{BorrowedFd, OwnedFd};

@@ -1,10 +1,291 @@
 //! The supervisor of one pod: a single thread that clones, logs, reaps and records.
+//!
+//! ```text
+//!   daemon ──Start──▶ Starting ──exec succeeded──▶ Running ──SIGCHLD──▶ Ended ──▶ record on tmpfs, event
+//!                        └──a step failed──▶ (forgotten; the daemon gets the failure)
+//! ```
+//!
+//! In reading order: [`setup`] (namespaces and the template), [`launch`] (clone), [`requests`], [`streams`] (output, logs, attach),
+//! [`log`], [`record`]. It is started by the daemon from a sealed memfd with two descriptors, the listening socket (3) and the pod's
+//! directory (4), waits for `Setup`, and then serves whoever of uid 0 connects, one daemon after the other, until `Shutdown`.
+//! It owns the log files and the exit records; it spawns no thread, and reads no file but procfs and cgroupfs.
 
+mod launch;
+mod log;
+pub(crate) mod record;
+mod requests;
+mod setup;
+mod streams;
+
+use std::collections::BTreeMap;
 use std::ffi::OsString;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
+
+use rustix::event::epoll;
+use rustix::net::{SocketFlags, accept_with, sockopt};
+
+use self::log::Log;
+use self::streams::Output;
+use super::wire::{self, Kind, Message, Tag};
+use super::{Exit, nanos};
+use crate::sys::process::{self, SingleThreaded};
+use crate::sys::{socket, thread};
+
+/// Ended containers that are remembered for a daemon that comes back.
+const REMEMBERED: usize = 128;
+
+/// What a descriptor in the epoll set belongs to.
+#[derive(Clone, Copy, Debug)]
+enum Source {
+    Listener,
+    Signals,
+    Connection,
+    /// Error channel of a starting process.
+    Channel(u64),
+    /// Output 0 or 1 of a process.
+    Output(u64, usize),
+}
+
+/// A container's first process or an exec.
+#[derive(Debug)]
+struct Process {
+    key: u64,
+    container: String,
+    cgroup: String,
+    exec: Option<u64>,
+    pid: i32,
+    pidfd: OwnedFd,
+    started: i64,
+    starting: Option<Starting>,
+    exit: Option<Exit>,
+    terminal: Option<OwnedFd>,
+    stdin: Option<OwnedFd>,
+    stdin_once: bool,
+    log: Log,
+    outputs: [Option<Output>; 2],
+    /// Counter of OOM kills of the cgroup, and its value at the start.
+    oom: Option<(OwnedFd, u64)>,
+}
+
+/// A process that has not executed its program yet, and who is waiting for it.
+#[derive(Debug)]
+struct Starting {
+    channel: OwnedFd,
+    token: u64,
+    connection: u64,
+    request: u32,
+}
+
+/// Everything there is.
+#[derive(Debug)]
+struct Podd {
+    proof: SingleThreaded,
+    epoll: OwnedFd,
+    listener: OwnedFd,
+    dir: OwnedFd,
+    signals: OwnedFd,
+    own_pid_namespace: OwnedFd,
+    sources: BTreeMap<u64, Source>,
+    last_token: u64,
+    connections: BTreeMap<u64, OwnedFd>,
+    processes: Vec<Process>,
+    /// First process of the pod's own PID namespace.
+    init: Option<(i32, OwnedFd)>,
+    ready: bool,
+    ending: bool,
+    buffer: Vec<u8>,
+}
 
 /// Entry point of `berth podd ARGS`, to be called before any thread or runtime is started. `args` begin after `podd`.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let _ = args.into_iter();
-    ExitCode::FAILURE
+    // The pod id is there for ps(1) alone.
+    drop(args.into_iter());
+    match Podd::new().and_then(|mut podd| podd.serve()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+impl Podd {
+    fn new() -> io::Result<Self> {
+        let proof = SingleThreaded::prove()?;
+        let listener = process::inherited(&proof, 3)?;
+        let dir = process::inherited(&proof, 4)?;
+        setup::harden()?;
+        let signals = thread::signalfd(1 << (libc::SIGCHLD - 1))?;
+        let own_pid_namespace = std::fs::File::open("/proc/self/ns/pid")?.into();
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let mut podd = Self {
+            proof,
+            epoll,
+            listener,
+            dir,
+            signals,
+            own_pid_namespace,
+            sources: BTreeMap::new(),
+            last_token: 0,
+            connections: BTreeMap::new(),
+            processes: Vec::new(),
+            init: None,
+            ready: false,
+            ending: false,
+            buffer: Vec::new(),
+        };
+        let (listener, signals) = (podd.listener.try_clone()?, podd.signals.try_clone()?);
+        podd.watch(&listener, Source::Listener)?;
+        podd.watch(&signals, Source::Signals)?;
+        Ok(podd)
+    }
+
+    fn serve(&mut self) -> io::Result<()> {
+        let mut events = Vec::with_capacity(16);
+        while !self.ending {
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+                Err(rustix::io::Errno::INTR) => {}
+                other => drop(other?),
+            }
+            for event in events.drain(..) {
+                let token = event.data.u64();
+                match self.sources.get(&token).copied() {
+                    Some(Source::Listener) => self.accept(),
+                    Some(Source::Signals) => self.reap(),
+                    Some(Source::Connection) => self.hear(token),
+                    Some(Source::Channel(key)) => self.starting(key),
+                    Some(Source::Output(key, which)) => self.output(key, which),
+                    // Removed by an event before it in the same batch.
+                    None => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds a descriptor to the epoll set.
+    fn watch(&mut self, fd: &impl AsFd, source: Source) -> io::Result<u64> {
+        self.last_token += 1;
+        let data = epoll::EventData::new_u64(self.last_token);
+        epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?;
+        self.sources.insert(self.last_token, source);
+        Ok(self.last_token)
+    }
+
+    /// Takes a descriptor out of the epoll set, before it is closed: a child may still hold a copy that would keep it alive in there.
+    fn unwatch(&mut self, fd: impl AsFd, token: u64) {
+        let _ = epoll::delete(&self.epoll, fd);
+        self.sources.remove(&token);
+    }
+
+    /// A daemon connects. Only root's may: the directory is 0700, and this is the second lock.
+    fn accept(&mut self) {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        let Ok(connection) = accept_with(&self.listener, flags) else { return };
+        let root = sockopt::socket_peercred(&connection).is_ok_and(|peer| peer.uid.is_root());
+        if root && let Ok(token) = self.watch(&connection, Source::Connection) {
+            self.connections.insert(token, connection);
+        }
+    }
+
+    /// A request, or the end of a connection.
+    fn hear(&mut self, token: u64) {
+        let mut bytes = vec![0; wire::MAX];
+        let mut fds = Vec::new();
+        let Some(connection) = self.connections.get(&token) else { return };
+        let received = socket::receive(connection, &mut bytes, &mut fds);
+        match received {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Ok(length @ 1..) => match Message::parse(&bytes[..length], fds) {
+                Some(message) => self.request(token, message),
+                None => {
+                    self.say(token, &wire::error("malformed message", &io::ErrorKind::InvalidData.into()))
+                }
+            },
+            Ok(0) | Err(_) => self.hang_up(token),
+        }
+    }
+
+    /// Forgets a connection. One that leaves before the pod is set up leaves nothing to supervise.
+    fn hang_up(&mut self, token: u64) {
+        if let Some(connection) = self.connections.remove(&token) {
+            self.unwatch(&connection, token);
+        }
+        self.ending |= !self.ready && self.connections.is_empty();
+    }
+
+    /// Sends to one connection. One that does not read is cut off: it comes back and is told everything again.
+    fn say(&mut self, token: u64, message: &Message) {
+        let Some(connection) = self.connections.get(&token) else { return };
+        let fds: Vec<_> = message.fds.iter().map(AsFd::as_fd).collect();
+        if socket::send(connection, message.bytes(), &fds).is_err() {
+            self.hang_up(token);
+        }
+    }
+
+    /// Sends an event to everybody.
+    fn tell(&mut self, message: &Message) {
+        for token in self.connections.keys().copied().collect::<Vec<_>>() {
+            self.say(token, message);
+        }
+    }
+
+    fn process(&mut self, key: u64) -> Option<&mut Process> {
+        self.processes.iter_mut().find(|p| p.key == key)
+    }
+
+    /// The first process of a container.
+    fn container(&mut self, id: &str) -> Option<&mut Process> {
+        self.processes.iter_mut().find(|p| p.exec.is_none() && p.container == id)
+    }
+
+    /// Reaps every ended child: ours, and orphans of containers without a PID namespace.
+    fn reap(&mut self) {
+        let mut info = [0; 128];
+        while rustix::io::read(&self.signals, &mut info).is_ok() {}
+        while let Ok(Some((pid, code, signal))) = process::reap_any() {
+            let key = self.processes.iter().find(|p| p.pid == pid && p.exit.is_none()).map(|p| p.key);
+            if let Some(key) = key {
+                // What it said last may not have been read yet.
+                self.starting(key);
+                self.ended(key, code, signal);
+            }
+        }
+    }
+
+    /// A process has ended: its last output, its record, the event.
+    fn ended(&mut self, key: u64, code: i32, signal: i32) {
+        let at = nanos(std::time::SystemTime::now());
+        (0..2).for_each(|which| self.drain(key, which));
+        let Some(process) = self.process(key) else { return };
+        let killed = signal == libc::SIGKILL || code == 128 + libc::SIGKILL;
+        let oom =
+            killed && process.oom.take().is_some_and(|(file, before)| launch::oom_kills(&file) > before);
+        let exit = Exit { code, oom, at };
+        process.exit = Some(exit.clone());
+        (process.stdin, process.terminal) =
+            (None, process.terminal.take().filter(|_| process.exec.is_none()));
+        let (container, exec) = (process.container.clone(), process.exec);
+        let message = match exec {
+            Some(exec) => {
+                self.processes.retain(|p| p.key != key);
+                Message::new(Kind::ExecExited, 0).number(Tag::Exec, exec)
+            }
+            None => {
+                let _ = record::write(self.dir.as_fd(), &container, &exit);
+                Message::new(Kind::Exited, 0)
+            }
+        };
+        self.tell(&requests::describe_exit(message.put(Tag::Container, container.as_bytes()), &exit));
+        self.forget_oldest();
+    }
+
+    /// Bounds what is remembered of containers that have ended.
+    fn forget_oldest(&mut self) {
+        let over = |p: &Process| p.exit.is_some() && p.outputs.iter().all(Option::is_none);
+        while self.processes.iter().filter(|p| over(p)).count() > REMEMBERED {
+            let Some(at) = self.processes.iter().position(over) else { return };
+            let name = format!("{}{}", record::PREFIX, self.processes.remove(at).container);
+            let _ = rustix::fs::unlinkat(&self.dir, &*name, rustix::fs::AtFlags::empty());
+        }
+    }
 }

@@ -1,0 +1,242 @@
+//! Starting processes: read the plan, make pipes, clone, and wait for the child's verdict without blocking.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::log::{Log, Stream};
+use super::streams::{Output, nonblocking};
+use super::{Podd, Process, Source, Starting};
+use crate::exec::nanos;
+use crate::exec::wire::{
+    self, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind, Message, STDIN, STDIN_ONCE, TTY, Tag,
+};
+use crate::native::child::{self, Failure, Prepared, TERMINAL};
+use crate::native::plan::MAX_PLAN;
+use crate::sys::memory::Sealed;
+use crate::sys::process::{self, Cloned};
+use crate::sys::{socket, thread};
+
+/// What a failed launch answers.
+type Refusal = (&'static str, io::Error);
+
+/// Our ends of a container's pipes.
+#[derive(Default)]
+struct Ends {
+    stdin: Option<OwnedFd>,
+    outputs: [Option<OwnedFd>; 2],
+}
+
+impl Podd {
+    /// Starts a container or an exec; the answer follows when the child has executed its program or failed.
+    pub(super) fn launch(&mut self, connection: u64, mut message: Message) -> Result<(), Refusal> {
+        let refuse = |what: &'static str| move |e: io::Error| (what, e);
+        let has = message.get(Tag::Has);
+        let exec = (message.kind() == Kind::Exec).then(|| message.get(Tag::Exec));
+        let id = message.text(Tag::Container).to_owned();
+        if exec.is_none() && self.container(&id).is_some() {
+            return Err((
+                "start",
+                io::Error::new(io::ErrorKind::AlreadyExists, "the container was started before"),
+            ));
+        }
+        let mut fds = std::mem::take(&mut message.fds).into_iter();
+        let plan = fds.next().ok_or(io::ErrorKind::InvalidInput.into()).map_err(refuse("read the plan"))?;
+        let mut next = |bit: u64| if has & bit != 0 { fds.next() } else { None };
+        let (log, cgroup, oom) = (next(HAS_LOG), next(HAS_CGROUP), next(HAS_OOM));
+        let mut slots: Vec<OwnedFd> = fds.collect();
+
+        let plan = Sealed::map(&plan, MAX_PLAN).map_err(refuse("read the plan"))?;
+        let prepared =
+            Prepared::new(plan.bytes()).ok_or(("read the plan", io::ErrorKind::InvalidData.into()))?;
+        let ends = if exec.is_some() {
+            slots.push(self.running(&id)?);
+            Ends::default()
+        } else {
+            pipes(has, &mut slots).map_err(refuse("make pipes"))?
+        };
+        let (ours, theirs) = channel().map_err(refuse("make a channel"))?;
+        let joined =
+            self.pid_namespace(&id, exec.is_some() || has & JOIN_PID != 0, message.text(Tag::PidOf))?;
+        if let Some(joined) = &joined {
+            thread::setns(joined.as_fd(), libc::CLONE_NEWPID).map_err(refuse("enter the PID namespace"))?;
+        }
+        let cloned = process::clone(&self.proof, message.get(Tag::Flags), cgroup.as_ref().map(AsFd::as_fd));
+        if let Ok(Cloned::Child) = cloned {
+            child::run(&prepared, &self.proof, slots, theirs);
+        }
+        if joined.is_some() {
+            thread::setns(self.own_pid_namespace.as_fd(), libc::CLONE_NEWPID)
+                .map_err(refuse("leave the PID namespace"))?;
+        }
+        let Cloned::Parent { pid, pidfd } = cloned.map_err(refuse("clone"))? else { return Ok(()) };
+        drop((theirs, slots));
+        let oom = oom.map(|file| (oom_kills(&file), file)).map(|(before, file)| (file, before));
+        let key = self.last_token + 1;
+        let token = self.watch(&ours, Source::Channel(key)).map_err(refuse("watch the child"))?;
+        let mut process = Process {
+            key,
+            container: id,
+            cgroup: message.text(Tag::Cgroup).to_owned(),
+            exec,
+            pid,
+            pidfd,
+            started: nanos(std::time::SystemTime::now()),
+            starting: Some(Starting { channel: ours, token, connection, request: message.request() }),
+            exit: None,
+            terminal: None,
+            stdin: ends.stdin,
+            stdin_once: has & STDIN_ONCE != 0,
+            log: Log::new(log),
+            outputs: [None, None],
+            oom,
+        };
+        for (which, (fd, name)) in ends.outputs.into_iter().zip(["stdout", "stderr"]).enumerate() {
+            process.outputs[which] = fd.and_then(|fd| self.output_of(fd, key, which, name));
+        }
+        self.processes.push(process);
+        Ok(())
+    }
+
+    /// Watches one output of a process.
+    fn output_of(&mut self, fd: OwnedFd, key: u64, which: usize, name: &'static str) -> Option<Output> {
+        let token = self.watch(&fd, Source::Output(key, which)).ok()?;
+        Some(Output { fd, token, stream: Stream::new(name), clients: Vec::new() })
+    }
+
+    /// The pidfd of a running container.
+    fn running(&mut self, id: &str) -> Result<OwnedFd, Refusal> {
+        let ended = || ("enter the container", io::Error::new(io::ErrorKind::NotFound, "it is not running"));
+        let process =
+            self.container(id).filter(|p| p.exit.is_none() && p.starting.is_none()).ok_or_else(ended)?;
+        process.pidfd.try_clone().map_err(|e| ("enter the container", e))
+    }
+
+    /// Whose PID namespace a new process is born into; `None`: its own new one, or ours.
+    fn pid_namespace(&mut self, id: &str, join: bool, of: &str) -> Result<Option<OwnedFd>, Refusal> {
+        if !join {
+            return Ok(None);
+        }
+        let is_exec = self.container(id).is_some();
+        if is_exec || !of.is_empty() {
+            let of = if is_exec { id.to_owned() } else { of.to_owned() };
+            return self.running(&of).map(Some);
+        }
+        let init =
+            self.init.as_ref().ok_or(("enter the pod's PID namespace", io::ErrorKind::NotFound.into()))?;
+        init.1.try_clone().map(Some).map_err(|e| ("enter the pod's PID namespace", e))
+    }
+
+    /// News from a child that has not executed yet: its terminal, its failure, or (end of file) success.
+    pub(super) fn starting(&mut self, key: u64) {
+        loop {
+            let Some(process) = self.process(key) else { return };
+            let Some(starting) = &process.starting else { return };
+            let (mut bytes, mut fds) = ([0; 16], Vec::new());
+            match socket::receive(&starting.channel, &mut bytes, &mut fds) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
+                Ok(length @ 1..) if bytes[0] == TERMINAL && length == 1 => {
+                    self.terminal_opened(key, fds.pop())
+                }
+                Ok(length) => return self.verdict(key, Failure::decode(&bytes[..length])),
+                Err(_) => return self.verdict(key, None),
+            }
+        }
+    }
+
+    /// The child sent its terminal's master.
+    fn terminal_opened(&mut self, key: u64, master: Option<OwnedFd>) {
+        let Some(master) = master else { return };
+        let is_container = self.process(key).is_some_and(|p| p.exec.is_none());
+        if is_container {
+            nonblocking(&master);
+            let output = master.try_clone().ok().and_then(|fd| self.output_of(fd, key, 0, "stdout"));
+            if let Some(process) = self.process(key) {
+                process.outputs[0] = output;
+            }
+        }
+        if let Some(process) = self.process(key) {
+            process.terminal = Some(master);
+        }
+    }
+
+    /// The program runs, or never will.
+    fn verdict(&mut self, key: u64, failure: Option<Failure>) {
+        let Some(starting) = self.process(key).and_then(|p| p.starting.take()) else { return };
+        self.unwatch(&starting.channel, starting.token);
+        let answer = match failure {
+            Some(failure) => {
+                self.discard(key);
+                Message::new(Kind::Failed, starting.request)
+                    .number(Tag::Step, failure.step.into())
+                    .number(Tag::Errno, failure.errno as u32 as u64)
+                    .number(Tag::Detail, failure.detail as u64)
+            }
+            None => self.started(key, starting.request),
+        };
+        self.say(starting.connection, &answer);
+    }
+
+    /// The answer for a running process.
+    fn started(&mut self, key: u64, request: u32) -> Message {
+        let Some(process) = self.process(key) else {
+            return wire::error("start", &io::ErrorKind::NotFound.into()).with_number(request);
+        };
+        process.started = nanos(std::time::SystemTime::now());
+        let mut answer = Message::new(Kind::Started, request)
+            .number(Tag::Pid, process.pid as u32 as u64)
+            .number(Tag::At, process.started.cast_unsigned());
+        if process.exec.is_some() {
+            answer.fds.extend(process.terminal.as_ref().and_then(|t| t.try_clone().ok()));
+        }
+        answer
+    }
+
+    /// Forgets a process that never executed; the child is ending by itself and is reaped as a stranger.
+    fn discard(&mut self, key: u64) {
+        for which in 0..2 {
+            if let Some(output) = self.process(key).and_then(|p| p.outputs[which].take()) {
+                self.unwatch(&output.fd, output.token);
+            }
+        }
+        self.processes.retain(|p| p.key != key);
+    }
+}
+
+/// The pipes of a container without a terminal; the child's ends go behind the descriptors of its plan, in the order stdout, stderr,
+/// stdin.
+fn pipes(has: u64, slots: &mut Vec<OwnedFd>) -> io::Result<Ends> {
+    let mut ends = Ends::default();
+    if has & TTY != 0 {
+        return Ok(ends);
+    }
+    for output in &mut ends.outputs {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        nonblocking(&read);
+        slots.push(write);
+        *output = Some(read);
+    }
+    if has & STDIN != 0 {
+        let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+        slots.push(read);
+        ends.stdin = Some(write);
+    }
+    Ok(ends)
+}
+
+/// The channel on which a child reports; execve closes its end.
+fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    nonblocking(&ours);
+    Ok((ours, theirs))
+}
+
+/// The `oom_kill` line of memory.events (v2) or memory.oom_control (v1); 0 once the cgroup is gone.
+pub(super) fn oom_kills(file: &OwnedFd) -> u64 {
+    let mut bytes = [0; 512];
+    let length = rustix::io::pread(file, &mut bytes, 0).unwrap_or(0);
+    let text = std::str::from_utf8(&bytes[..length]).unwrap_or_default();
+    text.lines().find_map(|l| l.strip_prefix("oom_kill ")).and_then(|n| n.trim().parse().ok()).unwrap_or(0)
+}

@@ -1,0 +1,129 @@
+//! The pod's namespaces, and the template: a mount namespace with nothing of the node in it.
+//!
+//! Children are cloned from the template, so making their mount namespace costs a handful of mounts however many the node has, and
+//! a step that goes wrong finds nothing of the node to go wrong with.
+
+use std::ffi::CStr;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, openat2};
+use rustix::mount::{
+    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
+    unmount,
+};
+
+use super::Podd;
+use crate::exec::wire::{HAS_NETNS, Message, POD_PID, Tag};
+use crate::native::child::{new_mount, template};
+use crate::sys::process::{self, Cloned};
+use crate::sys::{mount, thread};
+
+const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
+const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
+const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
+const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+
+/// Makes this process unattractive: not traceable by what it clones, alone in its session, adopting orphans, deaf to signals.
+pub(super) fn harden() -> io::Result<()> {
+    rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
+    rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
+    thread::set_mask(u64::MAX)?;
+    let _ = rustix::process::setsid();
+    let _ = rustix::thread::set_name(c"podd");
+    // Without CAP_SYS_RESOURCE the score cannot be lowered; then podd shares the daemon's fate.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
+    rustix::process::chdir(c"/")?;
+    Ok(())
+}
+
+/// Does what a `Setup` message says, in the order in which the steps need each other; an error names its step.
+pub(super) fn setup(podd: &mut Podd, message: &mut Message) -> Result<(), (String, io::Error)> {
+    let step = |what: &'static str| move |e: io::Error| (what.to_owned(), e);
+    let has = message.get(Tag::Has);
+    let mut fds = std::mem::take(&mut message.fds).into_iter();
+    let netns = if has & HAS_NETNS != 0 { fds.next() } else { None };
+    for tasks in fds {
+        // Out of the daemon's cgroup, so that stopping or limiting the daemon never touches pods.
+        rustix::io::write(&tasks, b"0").map_err(|e| ("enter the supervisors' cgroup".into(), e.into()))?;
+    }
+    if let Some(netns) = netns {
+        thread::setns(netns.as_fd(), libc::CLONE_NEWNET)
+            .map_err(step("enter the pod's network namespace"))?;
+    }
+    let flags = message.int(Tag::Flags);
+    thread::unshare(&podd.proof, flags | libc::CLONE_NEWNS).map_err(step("make the pod's namespaces"))?;
+    if flags & libc::CLONE_NEWUTS != 0 {
+        let name = message.text(Tag::Hostname).as_bytes();
+        rustix::system::sethostname(name).map_err(|e| ("set the host name".into(), e.into()))?;
+    }
+    enter_template().map_err(step("make the template mount namespace"))?;
+    for pair in message.all(Tag::Sysctl) {
+        sysctl(pair).map_err(|e| (format!("set sysctl {}", String::from_utf8_lossy(pair)), e))?;
+    }
+    if has & POD_PID != 0 {
+        let cloned = process::clone(&podd.proof, libc::CLONE_NEWPID as u64, None);
+        match cloned.map_err(step("start the pod's first process"))? {
+            Cloned::Child => process::idle(&podd.proof),
+            Cloned::Parent { pid, pidfd } => podd.init = Some((pid, pidfd)),
+        }
+    }
+    podd.ready = true;
+    Ok(())
+}
+
+/// Builds the template and makes it the only thing this process sees.
+fn enter_template() -> io::Result<()> {
+    // Nothing that happens here may travel to the node.
+    mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    let root = new_mount(c"tmpfs", b"mode\x00755\0size\x0064k\0", NOSUID | NOEXEC)?;
+    let top = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    attach(&root, &top, c"")?;
+    rustix::process::fchdir(&root)?;
+    rustix::process::pivot_root(c".", c".")?;
+    unmount(c".", UnmountFlags::DETACH)?;
+    rustix::process::chdir(c"/")?;
+
+    place(&new_mount(c"proc", b"", NOSUID | NODEV | NOEXEC)?, template::PROC)?;
+    place(&new_mount(c"tmpfs", b"mode\x001777\0size\x0064m\0", NOSUID | NODEV | NOEXEC)?, template::SHM)?;
+    place(
+        &new_mount(c"tmpfs", b"mode\x00755\0size\x004k\0nr_inodes\x001\0", NOSUID | NODEV | NOEXEC | RDONLY)?,
+        template::MASK,
+    )?;
+
+    mknodat(CWD, template::NULL, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))?;
+    rustix::fs::chmod(template::NULL, Mode::from_raw_mode(0o666))?;
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let null = open_tree(CWD, template::NULL, flags)?;
+    // Read-only concerns the inode (chmod, chown), not reading and writing the device.
+    mount::set_attributes(null.as_fd(), false, &mount::Attributes { set: RDONLY, ..Default::default() })?;
+    let target = rustix::fs::open(template::NULL, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+    attach(&null, &target, c"")
+}
+
+/// Mounts at a new directory of the template.
+fn place(mount: &OwnedFd, at: &CStr) -> io::Result<()> {
+    mkdirat(CWD, at, Mode::from_raw_mode(0o755))?;
+    let target = rustix::fs::open(at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    attach(mount, &target, c"")
+}
+
+/// Attaches a detached mount.
+fn attach(mount: &OwnedFd, target: &OwnedFd, name: &CStr) -> io::Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(move_mount(mount, c"", target, name, flags)?)
+}
+
+/// Writes `key=value` below /proc/sys of the template's procfs. In a key both `.` and `/` separate (sysctl(8)); the daemon has
+/// checked that it belongs to a namespace of the pod.
+fn sysctl(pair: &[u8]) -> io::Result<()> {
+    let pair = std::str::from_utf8(pair).map_err(io::Error::other)?;
+    let (key, value) = pair.split_once('=').ok_or(io::ErrorKind::InvalidInput)?;
+    let path = format!("sys/{}", key.replace('.', "/"));
+    let proc =
+        rustix::fs::open(template::PROC, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
+    let file = openat2(&proc, &*path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    rustix::io::write(&file, value.as_bytes())?;
+    Ok(())
+}

@@ -1,13 +1,44 @@
 //! The native driver: one supervisor per pod, one plan per process, no other program involved.
+//!
+//! In reading order: this file (the driver: starting and finding supervisors), [`supervisor`] (calls to one), [`compile`] (what is asked
+//! for → plan; pure), [`plan`] (its format), [`child`] (its interpreter), [`failure`] (what went wrong, for a person),
+//! [`capabilities`], [`seccomp`], [`sysctls`], [`devices`].
+//!
+//! Tasks spawned: per supervisor one that reads its messages, and one that reaps it if it is our child.
 
+pub(crate) mod capabilities;
+pub(crate) mod child;
+pub(crate) mod compile;
+mod devices;
+pub(crate) mod failure;
+pub(crate) mod plan;
 pub mod seccomp;
+mod supervisor;
+mod sysctls;
 
-use std::ffi::OsString;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
+
+use self::compile::Facts;
+use self::supervisor::Supervisor;
 use crate::error::{Error, Kind};
-use crate::exec::Driver;
+use crate::exec::podd::record;
+use crate::exec::wire::{self, HAS_NETNS, Message, POD_PID, Tag};
+use crate::exec::{self, Call, Connection, Driver, Exit, Features, PodLaunch, cgroup};
+use crate::spec::{ContainerSecurity, NamespaceMode, PodSpec, Resources};
+use crate::sys::{memory, process};
+
+/// How long a supervisor may take to set its pod up.
+const SETUP_TIME: Duration = Duration::from_secs(20);
 
 /// Settings of the native driver.
 #[derive(Clone, Debug)]
@@ -40,11 +71,250 @@ impl Default for Config {
 #[derive(Debug)]
 pub struct Native {
     config: Config,
+    /// The supervisor's program.
+    program: Arc<OwnedFd>,
+    node: Arc<Node>,
+}
+
+/// What supervisors' clients share.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) facts: Facts,
+    pub(crate) filters: seccomp::Cache,
+}
+
+impl Node {
+    /// The seccomp filter of a container; `None`: unconfined, as privileged containers always are.
+    pub(crate) fn filter(&self, security: &ContainerSecurity) -> Result<Option<Arc<seccomp::Filter>>, Error> {
+        if security.privileged {
+            return Ok(None);
+        }
+        let sets = capabilities::compute(security, self.facts.default_capabilities, self.facts.bounding)?;
+        let filter = self.filters.filter(security.seccomp.as_ref(), sets.main)?;
+        if filter.as_ref().is_some_and(|filter| filter.listener.is_some()) {
+            return Err(Error::new(
+                Kind::Unimplemented,
+                "seccomp profiles with SCMP_ACT_NOTIFY are not built yet",
+            ));
+        }
+        Ok(filter)
+    }
 }
 
 impl Native {
     /// Probes the kernel, seals the supervisor's program and makes its cgroup. Fails when the kernel is too old or we are not root.
     pub fn new(config: Config) -> Result<Arc<dyn Driver>, Error> {
-        Err(Error::new(Kind::Unimplemented, format!("driver {} is not built yet", config.name)))
+        if !rustix::process::geteuid().is_root() {
+            return Err(Error::new(Kind::FailedPrecondition, "containers can only be run as root"));
+        }
+        let facts = facts(&config)?;
+        let program = seal_program(&config)?;
+        drop(supervisor_entrance(&config)?);
+        let filters = seccomp::Cache::new(seccomp::Node { kernel: kernel() });
+        Ok(Arc::new(Self { config, program: Arc::new(program), node: Arc::new(Node { facts, filters }) }))
     }
+
+    async fn launch(&self, launch: PodLaunch<'_>) -> Result<Connection, Error> {
+        let setup = setup_message(&self.config, &launch)?;
+        let (program, config) = (self.program.clone(), self.config.clone());
+        let (pod, dir) = (launch.pod.to_owned(), launch.dir.to_owned());
+        let (pidfd, connection) = supervisor::blocking(move || spawn(&program, &config, &pod, &dir)).await?;
+        supervisor::reap(&pidfd)?;
+        let result = async {
+            let connection = Supervisor::resume(launch.pod, connection, self.node.clone()).await?;
+            connection.0.call(setup, SETUP_TIME).await?;
+            Ok(supervisor::connection(connection))
+        };
+        let result = result.await;
+        if result.is_err() {
+            let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
+        }
+        result
+    }
+
+    async fn connect(&self, pod: &str, dir: &Path) -> Result<Option<Connection>, Error> {
+        let connection = match File::open(dir).and_then(|directory| connect_in(&directory)) {
+            Ok(connection) => connection,
+            // Nobody listens, or the pod never got that far.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ECONNREFUSED | libc::ENOENT)) => return Ok(None),
+            Err(e) => {
+                return Err(Error::with(Kind::Internal, format!("connect to the supervisor of pod {pod}"), e));
+            }
+        };
+        Supervisor::resume(pod, connection, self.node.clone()).await.map(|c| Some(supervisor::connection(c)))
+    }
+}
+
+/// Starts a supervisor for a pod: it listens, and waits for its `Setup`. Blocking, one to two milliseconds.
+fn spawn(program: &OwnedFd, config: &Config, pod: &str, dir: &Path) -> Result<(OwnedFd, OwnedFd), Error> {
+    let failed =
+        |what: &str, e: std::io::Error| Error::with(Kind::Internal, format!("{what} of pod {pod}"), e);
+    let directory = File::open(dir).map_err(|e| failed("open the directory", e))?;
+    let listener = listen_in(&directory).map_err(|e| failed("make the control socket", e))?;
+    let null =
+        File::options().read(true).write(true).open("/dev/null").map_err(|e| failed("open /dev/null", e))?;
+    let entrance = supervisor_entrance(config)?;
+    let words = [OsString::from("berth")].into_iter().chain(config.arguments.clone()).chain([pod.into()]);
+    let words: Vec<CString> = words
+        .map(|w| CString::new(w.into_encoded_bytes()))
+        .collect::<Result<_, _>>()
+        .map_err(|e| failed("name the supervisor", e.into()))?;
+    let arguments: Vec<_> = words.iter().map(CString::as_c_str).collect();
+    let null = null.as_fd();
+    let fds = [null, null, null, listener.as_fd(), directory.as_fd()];
+    let cgroup = entrance.v2.as_ref().map(AsFd::as_fd);
+    let (_, pidfd) = process::spawn(program.as_fd(), &arguments, &fds, cgroup)
+        .map_err(|e| failed("start the supervisor", e))?;
+    let connection = connect_in(&directory).map_err(|e| failed("connect to the supervisor", e))?;
+    Ok((pidfd, connection))
+}
+
+impl Driver for Native {
+    fn name(&self) -> &str {
+        &self.config.name
+    }
+
+    fn features(&self) -> Features {
+        Features { recursive_readonly_mounts: true, user_namespaces: false }
+    }
+
+    fn launch<'a>(&'a self, launch: PodLaunch<'a>) -> Call<'a, Connection> {
+        Box::pin(self.launch(launch))
+    }
+
+    fn connect<'a>(&'a self, pod: &'a str, dir: &'a Path) -> Call<'a, Option<Connection>> {
+        Box::pin(self.connect(pod, dir))
+    }
+
+    fn recorded_exits(&self, dir: &Path) -> BTreeMap<String, Exit> {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        let read = |entry: std::fs::DirEntry| {
+            let name = entry.file_name().into_string().ok()?;
+            let exit = record::parse(&std::fs::read_to_string(entry.path()).ok()?)?;
+            Some((name.strip_prefix(record::PREFIX)?.to_owned(), exit))
+        };
+        entries.filter_map(read).collect()
+    }
+
+    fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()> {
+        let cgroup = cgroup.to_owned();
+        Box::pin(supervisor::blocking(move || cgroup::remove(&cgroup)))
+    }
+}
+
+/// Major and minor version of the running kernel.
+fn kernel() -> (u32, u32) {
+    let uname = rustix::system::uname();
+    let release = uname.release().to_string_lossy();
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// What the plan compiler has to know of this node.
+fn facts(config: &Config) -> Result<Facts, Error> {
+    let status = std::fs::read_to_string("/proc/self/status")
+        .map_err(|e| Error::with(Kind::Internal, "read /proc/self/status", e))?;
+    let hierarchies = cgroup::node()?;
+    let options = |h: &cgroup::hierarchy::Hierarchy| {
+        let mut out = Vec::new();
+        for controller in &h.controllers {
+            let (key, value) = controller.split_once('=').unwrap_or((controller, ""));
+            if key == "name" {
+                out.extend_from_slice(b"none\0\0");
+            }
+            out.extend_from_slice(format!("{key}\0{value}\0").as_bytes());
+        }
+        out
+    };
+    let name = |h: &cgroup::hierarchy::Hierarchy| {
+        h.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    };
+    Ok(Facts {
+        bounding: capabilities::bounding_set(&status),
+        default_capabilities: capabilities::default_set(&config.default_capabilities)?,
+        cgroup_v1: hierarchies.v1.iter().map(|h| (name(h), options(h))).collect(),
+        cgroup_v2: hierarchies.v2.is_some(),
+    })
+}
+
+/// Copies the supervisor's program into a sealed memfd, so that no container can ever write to what runs as root on the node
+/// (CVE-2019-5736). Where the node forbids executing memfds, the file itself serves.
+fn seal_program(config: &Config) -> Result<OwnedFd, Error> {
+    let path = config.program.clone().unwrap_or_else(|| "/proc/self/exe".into());
+    let failed =
+        |e| Error::with(Kind::Internal, format!("copy the supervisor's program {}", path.display()), e);
+    let mut file = File::open(&path).map_err(failed)?;
+    match memory::seal_program("berth-podd", &mut file) {
+        Ok(sealed) => Ok(sealed),
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            tracing::warn!(
+                "vm.memfd_noexec forbids the sealed copy of the supervisor; {} is used instead",
+                path.display()
+            );
+            Ok(file.into())
+        }
+        Err(e) => Err(failed(e)),
+    }
+}
+
+/// The supervisors' own cgroup, made if it is missing.
+fn supervisor_entrance(config: &Config) -> Result<cgroup::Entrance, Error> {
+    match cgroup::enter(&config.supervisor_cgroup) {
+        Ok(entrance) => Ok(entrance),
+        Err(_) => {
+            cgroup::create(&config.supervisor_cgroup, &Resources::default(), &cgroup::devices::Rules::All)
+        }
+    }
+}
+
+/// The first message to a supervisor.
+fn setup_message(config: &Config, launch: &PodLaunch<'_>) -> Result<Message, Error> {
+    let namespaces = &launch.spec.security.namespaces;
+    if namespaces.user.as_ref().is_some_and(|user| user.mode == NamespaceMode::Pod) {
+        return Err(Error::new(Kind::Unimplemented, "user namespaces are not built yet"));
+    }
+    let own_pids = namespaces.pid == NamespaceMode::Pod;
+    let has = if launch.netns.is_some() { HAS_NETNS } else { 0 } | if own_pids { POD_PID } else { 0 };
+    let mut message = Message::new(wire::Kind::Setup, 0)
+        .number(Tag::Has, has)
+        .number(Tag::Flags, pod_flags(launch.spec))
+        .put(Tag::Hostname, launch.spec.hostname.as_bytes());
+    for (key, value) in sysctls::check(launch.spec)? {
+        message = message.put(Tag::Sysctl, format!("{key}={value}").as_bytes());
+    }
+    let netns = launch.netns.map(|fd| fd.try_clone_to_owned()).transpose();
+    message.fds.extend(netns.map_err(|e| Error::with(Kind::Internal, "duplicate the network namespace", e))?);
+    message.fds.extend(supervisor_entrance(config)?.tasks);
+    Ok(message)
+}
+
+/// Namespaces that the supervisor makes for the pod. With the node's network comes the node's host name.
+fn pod_flags(spec: &PodSpec) -> u64 {
+    let namespaces = &spec.security.namespaces;
+    let uts = if namespaces.network == NamespaceMode::Node { 0 } else { libc::CLONE_NEWUTS };
+    let ipc = if namespaces.ipc == NamespaceMode::Node { 0 } else { libc::CLONE_NEWIPC };
+    (uts | ipc) as u64
+}
+
+/// The control socket's address: reached through the directory's descriptor, so that no root is too deep for sun_path.
+fn address(directory: &File) -> std::io::Result<SocketAddrUnix> {
+    use std::os::fd::AsRawFd;
+    let name = exec::control_socket(Path::new(""));
+    Ok(SocketAddrUnix::new(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))?)
+}
+
+fn listen_in(directory: &File) -> std::io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let _ =
+        rustix::fs::unlinkat(directory, exec::control_socket(Path::new("")), rustix::fs::AtFlags::empty());
+    bind(&socket, &address(directory)?)?;
+    listen(&socket, 16)?;
+    Ok(socket)
+}
+
+fn connect_in(directory: &File) -> std::io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    connect(&socket, &address(directory)?)?;
+    Ok(socket)
 }

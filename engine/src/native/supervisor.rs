@@ -1,0 +1,551 @@
+//! A pod's supervisor as the daemon sees it: calls, answers, events.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use rustix::pipe::{PipeFlags, pipe_with};
+use tokio::io::unix::AsyncFd;
+use tokio::sync::{mpsc, oneshot};
+
+use super::child::Failure;
+use super::{Node, compile, devices, failure};
+use crate::error::{Error, Kind};
+use crate::exec::wire::{
+    self, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind as Word, Message, STDERR, STDIN, STDIN_ONCE, STDOUT,
+    TREE, TTY, Tag,
+};
+use crate::exec::{
+    self, Call, Connection, ContainerLaunch, Event, Exec, ExecLaunch, Exit, Process, Started, Stdio,
+    Survivor, cgroup, nanos,
+};
+use crate::spec::NamespaceMode;
+use crate::sys::{self, memory, process, socket};
+
+/// How long a supervisor may take for what is not a start.
+const CALL_TIME: Duration = Duration::from_secs(10);
+/// How long a start may take; a volume's file system may be slow.
+const START_TIME: Duration = Duration::from_secs(120);
+
+/// One connection to one supervisor.
+pub(crate) struct Supervisor {
+    pod: String,
+    node: Arc<Node>,
+    socket: AsyncFd<OwnedFd>,
+    pid: AtomicI32,
+    last_request: AtomicU32,
+    last_exec: AtomicU64,
+    waiting: Mutex<Waiting>,
+}
+
+/// Who waits for what.
+#[derive(Default)]
+struct Waiting {
+    gone: bool,
+    answers: HashMap<u32, oneshot::Sender<Message>>,
+    execs: HashMap<u64, oneshot::Sender<Exit>>,
+    /// Cgroups of the containers.
+    cgroups: HashMap<String, String>,
+}
+
+impl fmt::Debug for Supervisor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Supervisor").field("pod", &self.pod).field("pid", &self.pid).finish_non_exhaustive()
+    }
+}
+
+/// Runs blocking work on the blocking pool.
+pub(super) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|e| Error::with(Kind::Internal, "blocking work was lost", e))?
+}
+
+/// Reaps a supervisor that is our child when it ends.
+pub(super) fn reap(pidfd: &OwnedFd) -> Result<(), Error> {
+    let failed = |e| Error::with(Kind::Internal, "watch the supervisor", e);
+    let pidfd = sys::watch(pidfd.try_clone().map_err(failed)?).map_err(failed)?;
+    tokio::spawn(async move {
+        let _ = pidfd.readable().await;
+        let _ = process::wait(pidfd.get_ref());
+    });
+    Ok(())
+}
+
+impl Supervisor {
+    /// Greets the supervisor and learns what it has.
+    pub(super) async fn resume(
+        pod: &str,
+        connection: OwnedFd,
+        node: Arc<Node>,
+    ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Event>, Vec<Survivor>), Error> {
+        let socket =
+            sys::watch(connection).map_err(|e| Error::with(Kind::Internal, "watch the supervisor", e))?;
+        let supervisor = Arc::new(Self {
+            pod: pod.to_owned(),
+            node,
+            socket,
+            pid: AtomicI32::new(0),
+            last_request: AtomicU32::new(1),
+            // Unique over restarts of the daemon as well.
+            last_exec: AtomicU64::new(nanos(SystemTime::now()).cast_unsigned()),
+            waiting: Mutex::default(),
+        });
+        let survivors = tokio::time::timeout(CALL_TIME, supervisor.greet())
+            .await
+            .map_err(|_| supervisor.silent("Hello"))??;
+        let (sender, events) = mpsc::unbounded_channel();
+        let reader = supervisor.clone();
+        tokio::spawn(async move { reader.listen(&sender).await });
+        Ok((supervisor, events, survivors))
+    }
+
+    /// Says hello. Events that come before the answer are in the answer.
+    async fn greet(&self) -> Result<Vec<Survivor>, Error> {
+        self.send(&Message::new(Word::Hello, 1)).await.map_err(|e| self.lost(e))?;
+        let mut survivors = Vec::new();
+        loop {
+            let message = self.receive().await.map_err(|e| self.lost(e))?;
+            match message.kind() {
+                Word::Container => {
+                    self.waiting()
+                        .cgroups
+                        .insert(message.text(Tag::Container).into(), message.text(Tag::Cgroup).into());
+                    survivors.push(survivor(&message));
+                }
+                Word::Ok => {
+                    self.pid.store(message.int(Tag::Pid), Ordering::Relaxed);
+                    return Ok(survivors);
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The supervisor is not there any more.
+    fn lost(&self, e: io::Error) -> Error {
+        Error::with(Kind::Unavailable, format!("the supervisor of pod {} has gone", self.pod), e)
+    }
+
+    /// The supervisor does not answer.
+    fn silent(&self, what: &str) -> Error {
+        Error::new(
+            Kind::DeadlineExceeded,
+            format!("the supervisor of pod {} does not answer {what}", self.pod),
+        )
+    }
+
+    async fn send(&self, message: &Message) -> io::Result<()> {
+        loop {
+            let mut ready = self.socket.writable().await?;
+            let fds: Vec<_> = message.fds.iter().map(AsFd::as_fd).collect();
+            match ready.try_io(|socket| socket::send(socket.get_ref(), message.bytes(), &fds)) {
+                Ok(result) => return result,
+                Err(_would_block) => {}
+            }
+        }
+    }
+
+    async fn receive(&self) -> io::Result<Message> {
+        let mut bytes = vec![0; wire::MAX];
+        loop {
+            let mut ready = self.socket.readable().await?;
+            let mut fds = Vec::new();
+            let length = match ready.try_io(|socket| socket::receive(socket.get_ref(), &mut bytes, &mut fds))
+            {
+                Ok(result) => result?,
+                Err(_would_block) => continue,
+            };
+            if length == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            if let Some(message) = Message::parse(&bytes[..length], fds) {
+                return Ok(message);
+            }
+        }
+    }
+
+    /// Reads until the supervisor has gone; then everybody who waits is told.
+    async fn listen(&self, events: &mpsc::UnboundedSender<Event>) {
+        while let Ok(message) = self.receive().await {
+            match message.kind() {
+                Word::Exited => {
+                    let container = message.text(Tag::Container).to_owned();
+                    let _ = events.send(Event::Exited { container, exit: exit(&message) });
+                }
+                Word::ExecExited => {
+                    if let Some(waiter) = self.waiting().execs.remove(&message.get(Tag::Exec)) {
+                        let _ = waiter.send(exit(&message));
+                    }
+                }
+                _ => {
+                    if let Some(waiter) = self.waiting().answers.remove(&message.request()) {
+                        let _ = waiter.send(message);
+                    }
+                }
+            }
+        }
+        let mut waiting = self.waiting();
+        waiting.gone = true;
+        waiting.answers.clear();
+        waiting.execs.clear();
+        drop(waiting);
+        let _ = events.send(Event::Gone);
+    }
+
+    /// One request and its answer; anything but success is an error.
+    pub(super) async fn call(&self, message: Message, time: Duration) -> Result<Message, Error> {
+        let what = format!("{:?}", message.kind());
+        let answer = self.ask(message, time).await?;
+        match answer.kind() {
+            Word::Error => Err(self.refused(&answer)),
+            Word::Ok | Word::Started | Word::Failed => Ok(answer),
+            other => Err(Error::new(Kind::Internal, format!("the supervisor answered {other:?} to {what}"))),
+        }
+    }
+
+    async fn ask(&self, message: Message, time: Duration) -> Result<Message, Error> {
+        let number = self.last_request.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
+        let what = format!("{:?}", message.kind());
+        let message = message.with_number(number);
+        let (sender, answer) = oneshot::channel();
+        {
+            let mut waiting = self.waiting();
+            if waiting.gone {
+                return Err(self.lost(io::ErrorKind::BrokenPipe.into()));
+            }
+            waiting.answers.insert(number, sender);
+        }
+        let exchange = async {
+            self.send(&message).await.map_err(|e| self.lost(e))?;
+            answer.await.map_err(|_| self.lost(io::ErrorKind::BrokenPipe.into()))
+        };
+        let result = tokio::time::timeout(time, exchange).await.unwrap_or_else(|_| Err(self.silent(&what)));
+        self.waiting().answers.remove(&number);
+        result
+    }
+
+    /// What a supervisor could not do.
+    fn refused(&self, answer: &Message) -> Error {
+        let kind = match answer.int(Tag::Errno) {
+            libc::ENOENT | libc::ESRCH => Kind::NotFound,
+            _ => Kind::Internal,
+        };
+        Error::new(kind, format!("pod {}: {}", self.pod, answer.text(Tag::Message)))
+    }
+
+    async fn start(&self, launch: ContainerLaunch<'_>) -> Result<Started, Error> {
+        let (id, cgroup) = (launch.id.to_owned(), launch.cgroup.to_owned());
+        let (spec, path) = (launch.spec.clone(), cgroup.clone());
+        let prepared = blocking(move || {
+            let (nodes, rules) = devices::resolve(&spec)?;
+            Ok((nodes, cgroup::create(&path, &spec.resources, &rules)?))
+        });
+        let (nodes, entrance) = prepared.await?;
+        let started = match self.start_message(launch, &nodes, entrance) {
+            Ok((message, plan)) => {
+                self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer))
+            }
+            Err(e) => Err(e),
+        };
+        match started {
+            Ok(answer) => {
+                self.waiting().cgroups.insert(id, cgroup);
+                Ok(Started { pid: answer.int(Tag::Pid), at: answer.get(Tag::At).cast_signed() })
+            }
+            Err(e) => {
+                let removed = blocking(move || cgroup::remove(&cgroup)).await;
+                if let Err(removal) = removed {
+                    tracing::warn!(container = id, "cgroup of a failed start is left: {}", removal.chain());
+                }
+                Err(e)
+            }
+        }
+    }
+
+    /// The request to start a container, and its plan.
+    fn start_message(
+        &self,
+        launch: ContainerLaunch<'_>,
+        nodes: &[compile::Node],
+        entrance: cgroup::Entrance,
+    ) -> Result<(Message, Vec<u8>), Error> {
+        let security = &launch.spec.security;
+        let node_shm = launch.pod.security.namespaces.ipc == NamespaceMode::Node;
+        let seccomp = self.node.filter(security)?;
+        let plan = compile::container(
+            &self.node.facts,
+            &compile::Container {
+                id: launch.id,
+                spec: launch.spec,
+                process: launch.process,
+                mounts: &launch.mounts,
+                devices: nodes,
+                seccomp: seccomp.as_deref(),
+                tasks: entrance.tasks.len(),
+                node_shm,
+            },
+        )?;
+        let (flags, join) = compile::pid_namespace(&security.namespaces);
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        let has = bit(launch.log.is_some(), HAS_LOG)
+            | bit(entrance.v2.is_some(), HAS_CGROUP)
+            | bit(entrance.oom.is_some(), HAS_OOM)
+            | bit(launch.process.stdin, STDIN)
+            | bit(launch.spec.stdin_once, STDIN_ONCE)
+            | bit(launch.process.tty, TTY)
+            | bit(join, JOIN_PID);
+        let mut message = Message::new(Word::Start, 0)
+            .put(Tag::Container, launch.id.as_bytes())
+            .put(Tag::Cgroup, launch.cgroup.as_bytes())
+            .put(Tag::PidOf, security.namespaces.target_id.as_bytes())
+            .number(Tag::Flags, flags | libc::CLONE_NEWNS as u64)
+            .number(Tag::Has, has);
+        message.fds.push(seal(&plan)?);
+        message.fds.extend([launch.log, entrance.v2, entrance.oom].into_iter().flatten());
+        message.fds.extend(entrance.tasks);
+        message.fds.push(launch.rootfs);
+        message.fds.extend(launch.mounts.into_iter().map(|mount| mount.fd));
+        if node_shm {
+            message.fds.push(node_shm_mount()?);
+        }
+        if message.fds.len() > socket::MAX_FDS {
+            return Err(Error::invalid(
+                "mounts",
+                format!("{} mounts are more than one container can have", message.fds.len()),
+            ));
+        }
+        Ok((message, plan))
+    }
+
+    async fn exec(&self, container: &str, process: &Process, launch: ExecLaunch<'_>) -> Result<Exec, Error> {
+        let path = launch.cgroup.to_owned();
+        let entrance = blocking(move || cgroup::enter(&path)).await?;
+        let streams = [launch.stdin, launch.stdout, launch.stderr].map(|wanted| wanted && !process.tty);
+        let seccomp = self.node.filter(&launch.spec.security)?;
+        let plan = compile::exec(
+            &self.node.facts,
+            &compile::Exec {
+                spec: launch.spec,
+                process,
+                seccomp: seccomp.as_deref(),
+                tasks: entrance.tasks.len(),
+                streams,
+            },
+        )?;
+        let id = self.last_exec.fetch_add(1, Ordering::Relaxed);
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        let mut message = Message::new(Word::Exec, 0)
+            .put(Tag::Container, container.as_bytes())
+            .number(Tag::Exec, id)
+            .number(Tag::Has, bit(entrance.v2.is_some(), HAS_CGROUP) | bit(process.tty, TTY));
+        message.fds.push(seal(&plan)?);
+        message.fds.extend(entrance.v2);
+        message.fds.extend(entrance.tasks);
+        let mut stdio = pipes(streams, &mut message.fds)?;
+        let (sender, ended) = oneshot::channel();
+        self.waiting().execs.insert(id, sender);
+        let answer = self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer));
+        let mut answer = match answer {
+            Ok(answer) => answer,
+            Err(e) => {
+                self.waiting().execs.remove(&id);
+                return Err(e);
+            }
+        };
+        if process.tty {
+            stdio.stdout = answer.fds.pop();
+        }
+        let pod = self.pod.clone();
+        let exit = async move {
+            ended.await.map_err(|_| {
+                Error::new(Kind::Unavailable, format!("the supervisor of pod {pod} ended before the exec"))
+            })
+        };
+        Ok(Exec { id, pid: answer.int(Tag::Pid), stdio, exit: Box::pin(exit) })
+    }
+
+    async fn attach(&self, container: &str, wanted: u64) -> Result<Stdio, Error> {
+        let message =
+            Message::new(Word::Attach, 0).put(Tag::Container, container.as_bytes()).number(Tag::Has, wanted);
+        let answer = self.call(message, CALL_TIME).await?;
+        let given = answer.get(Tag::Has);
+        let mut fds = answer.fds.into_iter();
+        let mut next = |bit: u64| if given & bit != 0 { fds.next() } else { None };
+        Ok(Stdio { stdin: next(STDIN), stdout: next(STDOUT), stderr: next(STDERR) })
+    }
+
+    /// Sends a signal; an ended process is fine.
+    async fn send_signal(&self, container: &str, exec: Option<u64>, signal: i32) -> Result<(), Error> {
+        let mut message = Message::new(Word::Signal, 0)
+            .put(Tag::Container, container.as_bytes())
+            .number(Tag::Signal, signal as u32 as u64);
+        if let Some(exec) = exec {
+            message = message.number(Tag::Exec, exec).number(Tag::Has, TREE);
+        }
+        match self.call(message, CALL_TIME).await {
+            Err(e) if e.kind() == Kind::NotFound => Ok(()),
+            other => other.map(drop),
+        }
+    }
+
+    async fn shutdown(&self) -> Result<(), Error> {
+        if self.waiting().gone {
+            return Ok(());
+        }
+        let pid = rustix::process::Pid::from_raw(self.pid.load(Ordering::Relaxed));
+        let pidfd =
+            pid.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+        let asked = self.call(Message::new(Word::Shutdown, 0), CALL_TIME).await;
+        let Some(pidfd) = pidfd else { return Ok(()) };
+        if asked.is_err() {
+            let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
+        }
+        let pidfd = sys::watch(pidfd).map_err(|e| Error::with(Kind::Internal, "watch the supervisor", e))?;
+        let ended = tokio::time::timeout(CALL_TIME, pidfd.readable()).await;
+        ended.map(drop).map_err(|_| self.silent("Shutdown"))
+    }
+}
+
+/// How a process ended, out of a message.
+fn exit(message: &Message) -> Exit {
+    Exit {
+        code: message.int(Tag::Code),
+        oom: message.get(Tag::Oom) == 1,
+        at: message.get(Tag::Ended).cast_signed(),
+    }
+}
+
+/// A container in answer to `Hello`.
+fn survivor(message: &Message) -> Survivor {
+    let ended = message.all(Tag::Ended).next().is_some();
+    Survivor {
+        id: message.text(Tag::Container).to_owned(),
+        pid: message.int(Tag::Pid),
+        started: message.get(Tag::At).cast_signed(),
+        exit: ended.then(|| exit(message)),
+    }
+}
+
+/// The answer to a launch: running, or the step that failed.
+fn verdict(plan: &[u8], answer: Message) -> Result<Message, Error> {
+    if answer.kind() != Word::Failed {
+        return Ok(answer);
+    }
+    let detail = u8::try_from(answer.get(Tag::Detail)).unwrap_or(0);
+    let failed = Failure::from_parts(answer.get(Tag::Step) as u32, answer.int(Tag::Errno), detail);
+    Err(failure::explain(plan, failed))
+}
+
+/// A plan in a sealed memfd.
+fn seal(plan: &[u8]) -> Result<OwnedFd, Error> {
+    memory::seal("berth-plan", plan).map_err(|e| Error::with(Kind::Internal, "seal a plan", e))
+}
+
+/// Pipes for an exec: the child's ends go to the message.
+fn pipes(streams: [bool; 3], theirs: &mut Vec<OwnedFd>) -> Result<Stdio, Error> {
+    let make = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::with(Kind::Internal, "make a pipe", e));
+    let mut stdio = Stdio::default();
+    if streams[0] {
+        let (read, write) = make()?;
+        theirs.push(read);
+        stdio.stdin = Some(write);
+    }
+    for (wanted, ours) in [(streams[1], &mut stdio.stdout), (streams[2], &mut stdio.stderr)] {
+        if wanted {
+            let (read, write) = make()?;
+            theirs.push(write);
+            *ours = Some(read);
+        }
+    }
+    Ok(stdio)
+}
+
+/// The node's /dev/shm, for pods in the node's IPC namespace.
+fn node_shm_mount() -> Result<OwnedFd, Error> {
+    use rustix::mount::{OpenTreeFlags, open_tree};
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(rustix::fs::CWD, c"/dev/shm", flags)
+        .map_err(|e| Error::with(Kind::Internal, "open the node's /dev/shm", e))
+}
+
+impl exec::Supervisor for Supervisor {
+    fn pid(&self) -> i32 {
+        self.pid.load(Ordering::Relaxed)
+    }
+
+    fn start<'a>(&'a self, launch: ContainerLaunch<'a>) -> Call<'a, Started> {
+        Box::pin(self.start(launch))
+    }
+
+    fn exec<'a>(
+        &'a self,
+        container: &'a str,
+        process: &'a Process,
+        launch: ExecLaunch<'a>,
+    ) -> Call<'a, Exec> {
+        Box::pin(self.exec(container, process, launch))
+    }
+
+    fn signal<'a>(&'a self, container: &'a str, signal: i32) -> Call<'a, ()> {
+        Box::pin(self.send_signal(container, None, signal))
+    }
+
+    fn kill<'a>(&'a self, container: &'a str) -> Call<'a, ()> {
+        Box::pin(async move {
+            let cgroup = self.waiting().cgroups.get(container).cloned();
+            match cgroup {
+                Some(cgroup) => blocking(move || cgroup::kill(&cgroup)).await,
+                None => self.send_signal(container, None, libc::SIGKILL).await,
+            }
+        })
+    }
+
+    fn kill_exec<'a>(&'a self, container: &'a str, exec: u64) -> Call<'a, ()> {
+        Box::pin(self.send_signal(container, Some(exec), libc::SIGKILL))
+    }
+
+    fn reopen_log<'a>(&'a self, container: &'a str, log: OwnedFd) -> Call<'a, ()> {
+        let mut message = Message::new(Word::Reopen, 0).put(Tag::Container, container.as_bytes());
+        message.fds.push(log);
+        Box::pin(async move { self.call(message, CALL_TIME).await.map(drop) })
+    }
+
+    fn resize<'a>(&'a self, container: &'a str, exec: Option<u64>, columns: u16, rows: u16) -> Call<'a, ()> {
+        let mut message = Message::new(Word::Resize, 0)
+            .put(Tag::Container, container.as_bytes())
+            .number(Tag::Columns, columns.into())
+            .number(Tag::Rows, rows.into());
+        if let Some(exec) = exec {
+            message = message.number(Tag::Exec, exec);
+        }
+        Box::pin(async move { self.call(message, CALL_TIME).await.map(drop) })
+    }
+
+    fn attach<'a>(&'a self, container: &'a str, stdin: bool, stdout: bool, stderr: bool) -> Call<'a, Stdio> {
+        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        Box::pin(self.attach(container, bit(stdin, STDIN) | bit(stdout, STDOUT) | bit(stderr, STDERR)))
+    }
+
+    fn shutdown(&self) -> Call<'_, ()> {
+        Box::pin(self.shutdown())
+    }
+}
+
+/// A resumed connection as the driver hands it out.
+pub(super) fn connection(
+    (supervisor, events, survivors): (Arc<Supervisor>, mpsc::UnboundedReceiver<Event>, Vec<Survivor>),
+) -> Connection {
+    Connection { supervisor, events, survivors }
+}

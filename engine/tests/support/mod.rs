@@ -1,0 +1,264 @@
+//! A pod for tests: a busybox root in a temporary directory, a supervisor, cgroups of its own; everything is removed at the end and
+//! what is left is counted.
+#![allow(dead_code)]
+
+use std::fs;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use engine::exec::{
+    Connection, ContainerLaunch, Driver, Event, ExecLaunch, Exit, PodLaunch, PreparedMount, Process,
+    ResolvedUser, Started,
+};
+use engine::native::{Config, Native};
+use engine::spec::{ContainerSpec, NamespaceMode, PodSpec};
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+use tokio::io::AsyncReadExt;
+
+/// A running pod.
+pub struct Pod {
+    pub dir: PathBuf,
+    pub driver: Arc<dyn Driver>,
+    pub connection: Connection,
+    pub spec: PodSpec,
+    pub id: String,
+    mounts_before: usize,
+}
+
+/// A container to be started; change it before [`Pod::start`].
+pub struct Container {
+    pub id: String,
+    pub spec: ContainerSpec,
+    pub process: Process,
+    pub mounts: Vec<PreparedMount>,
+}
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A native driver whose supervisor is this package's own binary.
+pub fn driver() -> Arc<dyn Driver> {
+    Native::new(Config {
+        program: Some(env!("CARGO_BIN_EXE_podd").into()),
+        supervisor_cgroup: format!("/berth-test-{}/podd", std::process::id()),
+        ..Config::default()
+    })
+    .unwrap()
+}
+
+/// A private IPC and UTS pod in the node's network.
+pub fn pod_spec() -> PodSpec {
+    let mut spec = PodSpec { hostname: "test-pod".into(), ..Default::default() };
+    spec.security.namespaces.network = NamespaceMode::Pod;
+    spec.security.namespaces.pid = NamespaceMode::Container;
+    spec
+}
+
+/// A detached copy of a directory or file.
+pub fn clone_tree(path: &Path) -> OwnedFd {
+    let flags =
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+    open_tree(CWD, path, flags).unwrap()
+}
+
+/// Number of mounts this process sees below a directory.
+pub fn mounts_below(dir: &Path) -> usize {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    table.lines().filter(|l| l.contains(dir.to_str().unwrap())).count()
+}
+
+fn all_mounts() -> usize {
+    fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count()
+}
+
+impl Pod {
+    pub async fn new() -> Self {
+        Self::with(pod_spec()).await
+    }
+
+    pub async fn with(spec: PodSpec) -> Self {
+        let id = format!("pod{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let dir = PathBuf::from(format!("/tmp/exec-{id}"));
+        fs::create_dir_all(dir.join("state")).unwrap();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        make_root(&dir.join("root"));
+        let (driver, mounts_before) = (driver(), all_mounts());
+        let launch = PodLaunch { pod: &id, dir: &dir.join("state"), spec: &spec, netns: None };
+        let connection = driver.launch(launch).await.unwrap_or_else(|e| panic!("{}", e.chain()));
+        Self { dir, driver, connection, spec, id, mounts_before }
+    }
+
+    /// A container that runs a shell script.
+    pub fn container(&self, script: &str) -> Container {
+        let id = format!("c{}", COUNT.fetch_add(1, Ordering::Relaxed));
+        let mut spec = ContainerSpec::default();
+        spec.security.namespaces.pid = self.spec.security.namespaces.pid;
+        Container { id, spec, process: shell(script), mounts: Vec::new() }
+    }
+
+    pub fn cgroup(&self, id: &str) -> String {
+        format!("/berth-test-{}/{}/{id}", std::process::id(), self.id)
+    }
+
+    pub fn log_path(&self, id: &str) -> PathBuf {
+        self.dir.join(format!("{id}.log"))
+    }
+
+    pub async fn try_start(&self, container: Container) -> Result<Started, engine::Error> {
+        self.try_start_on(container, clone_tree(&self.dir.join("root"))).await
+    }
+
+    pub async fn try_start_on(
+        &self,
+        container: Container,
+        rootfs: OwnedFd,
+    ) -> Result<Started, engine::Error> {
+        let log = fs::File::options().create(true).append(true).open(self.log_path(&container.id)).unwrap();
+        let launch = ContainerLaunch {
+            id: &container.id,
+            pod: &self.spec,
+            spec: &container.spec,
+            process: &container.process,
+            rootfs,
+            mounts: container.mounts,
+            cgroup: &self.cgroup(&container.id),
+            log: Some(log.into()),
+        };
+        self.connection.supervisor.start(launch).await
+    }
+
+    pub async fn start(&self, container: Container) -> Started {
+        self.try_start(container).await.unwrap_or_else(|e| panic!("{}", e.chain()))
+    }
+
+    /// Waits for the end of a container.
+    pub async fn exit(&mut self, id: &str) -> Exit {
+        let wait = async {
+            loop {
+                match self.connection.events.recv().await.unwrap() {
+                    Event::Exited { container, exit } if container == id => return exit,
+                    Event::Exited { .. } => {}
+                    Event::Gone => panic!("the supervisor has gone"),
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("the container does not end")
+    }
+
+    /// Runs a container to its end: exit and log without the time stamps.
+    pub async fn run(&mut self, container: Container) -> (Exit, String) {
+        let id = container.id.clone();
+        self.start(container).await;
+        let exit = self.exit(&id).await;
+        (exit, self.log(&id))
+    }
+
+    /// Output of a script that must succeed.
+    pub async fn output(&mut self, script: &str) -> String {
+        let container = self.container(script);
+        let (exit, log) = self.run(container).await;
+        assert_eq!(exit.code, 0, "{log}");
+        text(&log)
+    }
+
+    /// The log, each record without its time.
+    pub fn log(&self, id: &str) -> String {
+        let log = fs::read_to_string(self.log_path(id)).unwrap();
+        log.lines().map(|l| format!("{}\n", l.split_once(' ').unwrap().1)).collect()
+    }
+
+    /// Runs a command in a container: code and standard output.
+    pub async fn exec(&self, id: &str, spec: &ContainerSpec, script: &str) -> (Exit, String) {
+        let launch = ExecLaunch {
+            spec,
+            namespaces: &self.spec.security.namespaces,
+            cgroup: &self.cgroup(id),
+            stdin: false,
+            stdout: true,
+            stderr: true,
+        };
+        let exec = self
+            .connection
+            .supervisor
+            .exec(id, &shell(script), launch)
+            .await
+            .unwrap_or_else(|e| panic!("{}", e.chain()));
+        let (out, err) =
+            tokio::join!(read_all(exec.stdio.stdout.unwrap()), read_all(exec.stdio.stderr.unwrap()));
+        (exec.exit.await.unwrap(), out + &err)
+    }
+
+    /// Ends the pod and asserts that nothing of it is left.
+    pub async fn end(self) {
+        let pid = self.connection.supervisor.pid();
+        self.connection.supervisor.shutdown().await.unwrap();
+        let path = format!("/berth-test-{}/{}", std::process::id(), self.id);
+        self.driver.remove_cgroup(&path).await.unwrap();
+        assert!(!cgroup_exists(&path), "cgroup {path} is left");
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        assert!(status.is_empty() || status.contains("State:\tZ"), "supervisor {pid} is left");
+        assert_eq!(mounts_below(&self.dir), 0, "mounts are left");
+        fs::remove_dir_all(&self.dir).unwrap();
+    }
+
+    /// How many mounts the node has more than before the pod.
+    pub fn added_mounts(&self) -> usize {
+        mounts_below(&self.dir)
+    }
+}
+
+/// Whether a cgroup exists on any hierarchy.
+pub fn cgroup_exists(path: &str) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let roots =
+        table.lines().filter(|l| l.contains(" - cgroup")).map(|l| l.split(' ').nth(4).unwrap().to_owned());
+    roots.into_iter().any(|root| Path::new(&format!("{root}{path}")).exists())
+}
+
+/// A process that runs a script.
+pub fn shell(script: &str) -> Process {
+    Process {
+        args: vec!["/bin/sh".into(), "-c".into(), script.into()],
+        env: vec![b"PATH=/bin".to_vec(), b"HOME=/root".to_vec()],
+        cwd: "/".into(),
+        user: ResolvedUser { uid: 0, gid: 0, groups: vec![0] },
+        ..Process::default()
+    }
+}
+
+/// The texts of records on standard output.
+pub fn text(log: &str) -> String {
+    log.lines().filter_map(|l| l.strip_prefix("stdout ")).map(|l| format!("{}\n", &l[2..])).collect()
+}
+
+/// Reads a pipe to its end.
+pub async fn read_all(fd: OwnedFd) -> String {
+    let mut bytes = Vec::new();
+    let mut file = tokio::fs::File::from_std(fd.into());
+    let _ = file.read_to_end(&mut bytes).await;
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// A root with busybox and two users.
+pub fn make_root(root: &Path) {
+    for dir in ["bin", "etc", "tmp", "root", "proc", "sys", "dev", "data"] {
+        fs::create_dir_all(root.join(dir)).unwrap();
+    }
+    fs::copy("/usr/bin/busybox", root.join("bin/busybox")).unwrap();
+    let list = std::process::Command::new("/usr/bin/busybox").arg("--list").output().unwrap();
+    for applet in String::from_utf8(list.stdout).unwrap().lines().filter(|a| *a != "busybox") {
+        symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    fs::write(root.join("etc/passwd"), "root:x:0:0:root:/root:/bin/sh\napp:x:1000:1000::/data:/bin/sh\n")
+        .unwrap();
+    fs::write(root.join("etc/group"), "root:x:0:\napp:x:1000:\nextra:x:2000:app\n").unwrap();
+}
+
+/// Duplicates a descriptor.
+pub fn dup(fd: impl AsFd) -> OwnedFd {
+    fd.as_fd().try_clone_to_owned().unwrap()
+}

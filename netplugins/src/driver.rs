@@ -145,6 +145,10 @@ pub struct InterfaceStats {
 pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Ready, or a sentence that says what to do.
     fn status(&self) -> Result<(), String>;
+    /// A sentence about something that is wrong although pods can be attached, for Status.
+    fn notice(&self) -> Option<String> {
+        None
+    }
     /// New pod CIDRs from UpdateRuntimeConfig; persisted.
     fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<(), Error>;
     /// A fresh namespace bind-mounted as `<netns_dir>/<id>`, with `lo` up.
@@ -161,6 +165,8 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn attach(&self, ns: &NetNs, endpoint: &Endpoint, reserved: Attachment) -> Result<Attachment, Error>;
     /// Takes it down.
     fn detach(&self, ns: Option<&NetNs>, attachment: &Attachment) -> Result<(), Error>;
+    /// Whether the attachment is still as it was made; an error says what is missing.
+    fn check(&self, ns: &NetNs, attachment: &Attachment) -> Result<(), Error>;
     /// Start-up reconciliation; returns what was found and removed, one line each.
     fn restore(&self, live: &[Attachment]) -> Result<Vec<String>, Error>;
     /// Counters of the pod's interfaces.

@@ -108,6 +108,25 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// A CNI plugin failed.
+    #[error("cannot {doing}")]
+    Plugin {
+        /// The step, as a verb phrase.
+        doing: String,
+        /// Whether it was killed at its deadline.
+        timeout: bool,
+        /// What happened.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// An attachment is not as it was made.
+    #[error("the network of pod {id} is damaged: {missing}")]
+    Damaged {
+        /// Pod id.
+        id: String,
+        /// What is missing.
+        missing: String,
+    },
     /// A file could not be read or written.
     #[error("cannot {verb} {path}")]
     File {
@@ -137,22 +156,19 @@ impl Error {
             Self::Exhausted { .. } => Kind::Exhausted,
             Self::PortTaken { .. } | Self::Held { .. } => Kind::Conflict,
             Self::NotReady(_) => Kind::NotReady,
-            Self::Kernel { .. } | Self::Namespace { .. } | Self::File { .. } | Self::Format { .. } => {
-                Kind::Internal
-            }
+            Self::Plugin { timeout: true, .. } => Kind::Timeout,
+            Self::Kernel { .. }
+            | Self::Namespace { .. }
+            | Self::Plugin { .. }
+            | Self::Damaged { .. }
+            | Self::File { .. }
+            | Self::Format { .. } => Kind::Internal,
         }
     }
 
     /// The message and all its causes on one line.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
-        let mut next = std::error::Error::source(self);
-        while let Some(cause) = next {
-            text.push_str(": ");
-            text.push_str(&cause.to_string());
-            next = cause.source();
-        }
-        text
+        chain(self)
     }
 
     pub(crate) fn file(verb: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
@@ -169,4 +185,20 @@ impl Error {
         let doing = doing.into();
         move |source| Self::Kernel { doing, source }
     }
+
+    pub(crate) fn plugin(doing: String) -> impl FnOnce(crate::cni::invoke::Failure) -> Self {
+        move |source| Self::Plugin { doing, timeout: source.is_timeout(), source: Box::new(source) }
+    }
+}
+
+/// An error and all its causes on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
 }

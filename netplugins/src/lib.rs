@@ -7,8 +7,10 @@
 //! | module | what |
 //! |---|---|
 //! | [`driver`](Driver) | the contract: `Driver`, `NetNs`, `Endpoint`, `Attachment` |
+//! | `network` | the driver: the CNI directory's network when it configures one, else the built-in one |
 //! | `routed` | the built-in network: a plan per pod (pure), and its execution |
 //! | `ledger`, `cidr` | who holds which address and port; computed from live pods, never stored |
+//! | `cni` | the runtime side of CNI 1.1: configurations, execution of plugins, cache, GC, STATUS |
 //! | `netns` | namespaces: the only place that enters one, on a thread of its own |
 //! | `netlink` | blocking transport, rtnetlink operations, link events |
 //! | `nft` | nf_tables encoder, the one static table, and its entries |
@@ -16,7 +18,8 @@
 //!
 //! # Threads
 //!
-//! None that stay. A thread called `netns` lives for the length of one visit to a pod's namespace.
+//! `netns` lives for the length of one visit to a pod's namespace. `cni` exists where the CNI directory configures a network:
+//! it asks STATUS, repeats failed DELs and runs GC, and ends with the driver.
 //!
 //! # Files
 //!
@@ -24,17 +27,21 @@
 //! |---|---|---|
 //! | `<state_dir>/network.json` | `state` | pod CIDRs given by the kubelet |
 //! | `<state_dir>/netns/<id>` | `netns` | marker of a namespace that was made and not removed |
+//! | `<state_dir>/cni/results/*` | `cni::cache` | results of ADD in libcni's format |
+//! | `<state_dir>/cni/pending/<id>` | `cni::cache` | attachments whose DEL has to be repeated |
 //! | `<netns_dir>/<id>` | `netns` | the namespace, bind-mounted |
 
 #![forbid(unsafe_code)]
 
 mod cidr;
+mod cni;
 mod driver;
 mod error;
 mod ledger;
 mod name;
 mod netlink;
 mod netns;
+mod network;
 mod nft;
 mod routed;
 mod state;
@@ -56,5 +63,5 @@ pub use netlink::Failure;
 ///
 /// A configuration that cannot work (prefix, CIDRs), or a state file that is damaged.
 pub fn open(config: Config) -> Result<Arc<dyn Driver>, Error> {
-    Ok(Arc::new(routed::Routed::open(config)?))
+    Ok(Arc::new(network::Network::open(config)?))
 }

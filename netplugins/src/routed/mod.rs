@@ -12,7 +12,6 @@ mod restore;
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsFd;
-use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -23,7 +22,7 @@ use crate::netlink::watch::LinkWatch;
 use crate::netlink::{NETLINK_NETFILTER, NETLINK_ROUTE, Socket, route};
 use crate::netns::{Namespaces, socket_in};
 use crate::nft::{self, ruleset};
-use crate::{Attachment, Config, Driver, Endpoint, InterfaceStats, Inventory, NetNs, name, state};
+use crate::{Attachment, Config, Endpoint, InterfaceStats, Inventory, NetNs, name, state};
 
 use plan::Private;
 
@@ -51,6 +50,8 @@ struct State {
     /// Sockets inside namespaces that were just made; the first `attach` takes them.
     fresh: HashMap<String, Socket>,
     restored: bool,
+    /// `restore` was called and left the node alone.
+    held_back: bool,
     ipv6: bool,
     hears_routers: bool,
     mtu: u32,
@@ -71,6 +72,7 @@ impl Routed {
             live: HashMap::new(),
             fresh: HashMap::new(),
             restored: false,
+            held_back: false,
             ipv6: false,
             hears_routers: false,
             mtu: DEFAULT_MTU,
@@ -99,14 +101,8 @@ impl Routed {
         with(&self.nft_sockets, NETLINK_NETFILTER, work)
     }
 
-    /// Refuses work while another configuration rules, or before `restore`.
-    fn ready(&self) -> Result<(), Error> {
-        if let Some(file) = self.foreign_configuration() {
-            return Err(Error::NotReady(format!(
-                "{} configures the network, and CNI plugins are not supported yet; remove it to use the built-in network",
-                file.display()
-            )));
-        }
+    /// Refuses work before `restore`, and without subnets.
+    pub(crate) fn ready(&self) -> Result<(), Error> {
         let state = self.state();
         if !state.restored {
             return Err(Error::NotReady("the network is still being restored; try again shortly".into()));
@@ -117,15 +113,6 @@ impl Routed {
             ));
         }
         Ok(())
-    }
-
-    /// The first CNI configuration file, by name.
-    fn foreign_configuration(&self) -> Option<PathBuf> {
-        let entries = fs::read_dir(&self.config.conf_dir).ok()?;
-        let is_configuration = |path: &PathBuf| {
-            path.extension().is_some_and(|e| e == "conf" || e == "conflist" || e == "json") && path.is_file()
-        };
-        entries.flatten().map(|e| e.path()).filter(is_configuration).min()
     }
 
     /// Whether a link of the node is gone.
@@ -151,12 +138,18 @@ impl Routed {
     }
 }
 
-impl Driver for Routed {
-    fn status(&self) -> Result<(), String> {
-        self.ready().map_err(|e| e.to_string())
+/// The driver's verbs; [`Network`](crate::network::Network) is the face.
+impl Routed {
+    pub(crate) fn boot_id(&self) -> String {
+        self.state().boot_id.clone()
     }
 
-    fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<(), Error> {
+    /// Drops the socket that a new namespace came with: it would keep the namespace alive.
+    pub(crate) fn forget_fresh(&self, id: &str) {
+        self.state().fresh.remove(id);
+    }
+
+    pub(crate) fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<(), Error> {
         let cidrs: Vec<String> =
             cidrs.iter().flat_map(|c| c.split(',')).map(|c| c.trim().to_owned()).collect();
         let parsed = parse(&cidrs)?;
@@ -173,24 +166,30 @@ impl Driver for Routed {
         self.install(&state)
     }
 
-    fn create_namespace(&self, id: &str) -> Result<NetNs, Error> {
+    pub(crate) fn create_namespace(&self, id: &str) -> Result<NetNs, Error> {
         let (ns, socket) = self.namespaces.create(id)?;
         self.state().fresh.insert(id.to_owned(), socket);
         Ok(ns)
     }
 
-    fn open_namespace(&self, id: &str) -> Result<Option<NetNs>, Error> {
+    pub(crate) fn open_namespace(&self, id: &str) -> Result<Option<NetNs>, Error> {
         self.namespaces.open(id)
     }
 
-    fn remove_namespace(&self, id: &str) -> Result<(), Error> {
+    pub(crate) fn remove_namespace(&self, id: &str) -> Result<(), Error> {
         self.state().fresh.remove(id);
         self.namespaces.remove(id)
     }
 
-    fn reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error> {
-        name::check_id(&endpoint.id, "a pod")?;
-        self.ready()?;
+    pub(crate) fn reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error> {
+        if let Err(e) = self.ready() {
+            // The other network's configuration went away: this one has not been needed so far.
+            if self.state().held_back {
+                self.reconcile(&[])?
+            } else {
+                return Err(e);
+            };
+        }
         let mut state = self.state();
         let reserved = self.decide(&mut state, endpoint);
         if matches!(&reserved, Err(e) if !matches!(e, Error::Held { .. })) {
@@ -199,13 +198,18 @@ impl Driver for Routed {
         reserved
     }
 
-    fn abandon(&self, attachment: &Attachment) {
+    pub(crate) fn abandon(&self, attachment: &Attachment) {
         let mut state = self.state();
         state.live.remove(&attachment.id);
         state.ledger.abandon(&attachment.id);
     }
 
-    fn attach(&self, ns: &NetNs, endpoint: &Endpoint, reserved: Attachment) -> Result<Attachment, Error> {
+    pub(crate) fn attach(
+        &self,
+        ns: &NetNs,
+        endpoint: &Endpoint,
+        reserved: Attachment,
+    ) -> Result<Attachment, Error> {
         let private = Private::of(&reserved)?;
         let fresh = self.state().fresh.remove(&endpoint.id);
         let mut pod = fresh.map_or_else(|| socket_in(ns.as_fd()), Ok)?;
@@ -214,7 +218,7 @@ impl Driver for Routed {
         Ok(reserved)
     }
 
-    fn detach(&self, _ns: Option<&NetNs>, attachment: &Attachment) -> Result<(), Error> {
+    pub(crate) fn detach(&self, attachment: &Attachment) -> Result<(), Error> {
         self.state().fresh.remove(&attachment.id);
         if attachment.boot_id == self.state().boot_id {
             self.remove_elements(attachment)?;
@@ -225,17 +229,23 @@ impl Driver for Routed {
         Ok(())
     }
 
-    fn restore(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
-        self.reconcile(live)
+    /// Takes the live pods over and removes what belongs to nobody. Without pods, and while another network is configured
+    /// (`wanted` is false), the node is left as it is.
+    pub(crate) fn restore(&self, live: &[&Attachment], wanted: bool) -> Result<Vec<String>, Error> {
+        if wanted || !live.is_empty() || !self.our_links()?.is_empty() || !self.our_elements()?.is_empty() {
+            return self.reconcile(live);
+        }
+        self.state().held_back = true;
+        Ok(Vec::new())
     }
 
-    fn stats(&self, ns: &NetNs) -> Result<Vec<InterfaceStats>, Error> {
+    pub(crate) fn stats(&self, ns: &NetNs) -> Result<Vec<InterfaceStats>, Error> {
         let mut socket = socket_in(ns.as_fd())?;
         let links = route::links(&mut socket).map_err(Error::kernel("list the links of a pod"))?;
         Ok(links.into_iter().filter(|l| !l.loopback).map(interface_stats).collect())
     }
 
-    fn wait_gone(&self, links: &[String], deadline: Instant) -> Result<Vec<String>, Error> {
+    pub(crate) fn wait_gone(&self, links: &[String], deadline: Instant) -> Result<Vec<String>, Error> {
         let mut watch = LinkWatch::open().map_err(Error::kernel("watch links"))?;
         loop {
             let left: Vec<String> = links.iter().filter(|l| !self.is_gone(l)).cloned().collect();
@@ -245,7 +255,7 @@ impl Driver for Routed {
         }
     }
 
-    fn inventory(&self) -> Result<Inventory, Error> {
+    pub(crate) fn inventory(&self) -> Result<Inventory, Error> {
         let links = self.our_links()?;
         let elements = self.our_elements()?.iter().map(ToString::to_string).collect();
         let mut state = self.state();
@@ -256,7 +266,7 @@ impl Driver for Routed {
         Ok(Inventory { links, elements, namespaces, addresses, leaving })
     }
 
-    fn retire(&self) -> Result<(), Error> {
+    pub(crate) fn retire(&self) -> Result<(), Error> {
         let mut state = self.state();
         if let Some(id) = state.live.keys().next() {
             return Err(Error::NotReady(format!("pod {id} is still attached")));
@@ -275,6 +285,19 @@ impl Driver for Routed {
 }
 
 impl Routed {
+    /// Whether link and nft entries of a pod are there.
+    pub(crate) fn check(&self, attachment: &Attachment) -> Result<(), Error> {
+        let damaged = |missing| Err(Error::Damaged { id: attachment.id.clone(), missing });
+        if self.is_gone(&attachment.host_interface) {
+            return damaged(format!("link {} is gone", attachment.host_interface));
+        }
+        let present = self.our_elements()?;
+        match plan::elements(attachment, &Private::of(attachment)?)?.iter().find(|e| !present.contains(e)) {
+            Some(element) => damaged(format!("nft entry {element} is gone")),
+            None => Ok(()),
+        }
+    }
+
     /// Decides links, addresses and ports of a pod, and holds them.
     fn decide(&self, state: &mut State, endpoint: &Endpoint) -> Result<Attachment, Error> {
         let held = state.ledger.addresses_of(&endpoint.id);

@@ -14,7 +14,7 @@ use crate::nft::{self, ruleset};
 use crate::{Attachment, name, sysctl};
 
 impl Routed {
-    pub(super) fn reconcile(&self, live: &[Attachment]) -> Result<Vec<String>, Error> {
+    pub(super) fn reconcile(&self, live: &[&Attachment]) -> Result<Vec<String>, Error> {
         let mut found = Vec::new();
         let ipv6 = sysctl::ipv6_enabled();
         sysctl::forward(ipv6)?;
@@ -31,8 +31,6 @@ impl Routed {
             );
         }
         self.hold(&mut state, live, &mut found);
-        let ids: HashSet<&str> = live.iter().map(|a| a.id.as_str()).collect();
-        self.sweep_namespaces(&ids, &mut found)?;
         self.sweep_links(&state, &mut found)?;
         self.sweep_elements(&state, &mut found)?;
         self.anchor(&state)?;
@@ -40,9 +38,9 @@ impl Routed {
         Ok(found)
     }
 
-    /// Takes the live pods into the ledger. A pod of an earlier boot has no network any more and holds nothing.
-    fn hold(&self, state: &mut State, live: &[Attachment], found: &mut Vec<String>) {
-        for attachment in live.iter().filter(|a| a.boot_id == state.boot_id) {
+    /// Takes the live pods into the ledger.
+    fn hold(&self, state: &mut State, live: &[&Attachment], found: &mut Vec<String>) {
+        for attachment in live {
             let private = match Private::of(attachment) {
                 Ok(private) => private,
                 Err(e) => {
@@ -64,11 +62,16 @@ impl Routed {
                 found.push(format!("host ports of pod {} cannot be kept: {}", attachment.id, e.chain()));
                 continue;
             }
-            state.live.insert(attachment.id.clone(), attachment.clone());
+            state.live.insert(attachment.id.clone(), (*attachment).clone());
         }
     }
 
-    fn sweep_namespaces(&self, live: &HashSet<&str>, found: &mut Vec<String>) -> Result<(), Error> {
+    /// Removes the namespaces of pods that are not live.
+    pub(crate) fn sweep_namespaces(
+        &self,
+        live: &HashSet<&str>,
+        found: &mut Vec<String>,
+    ) -> Result<(), Error> {
         for id in self.namespaces.marked()? {
             if live.contains(id.as_str()) {
                 continue;

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
+use crate::Driver;
 use crate::netns;
 use crate::testing::{TempDir, on_a_node};
 use crate::{HostPort, Kind, Protocol, sysctl};
@@ -436,16 +437,20 @@ fn the_kubelets_cidrs_survive_a_restart() {
 }
 
 #[test]
-fn a_cni_configuration_is_never_overruled() {
+fn a_damaged_attachment_is_told() {
     on_a_node(|| {
         let node = Node::new();
-        let file = node.dir.path().join("net.d/10-other.conflist");
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(&file, "{}").unwrap();
-        assert!(node.driver.status().unwrap_err().contains("10-other.conflist"));
-        assert_eq!(node.driver.reserve(&endpoint("a", vec![])).unwrap_err().kind(), Kind::NotReady);
-        std::fs::remove_file(file).unwrap();
-        assert_eq!(node.driver.status(), Ok(()));
+        let pod = node.pod("a", vec![port(Protocol::Tcp, 8000, 80, None)]);
+        node.driver.check(&pod.ns, &pod.attachment).unwrap();
+        sh("nft delete element inet nt hp4 '{ tcp . 8000 }'");
+        let error = node.driver.check(&pod.ns, &pod.attachment).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the network of pod a is damaged: nft entry hp4 tcp . 8000 : 10.88.0.2 . 80 is gone"
+        );
+        sh(&format!("ip link del {}", pod.attachment.host_interface));
+        assert!(node.driver.check(&pod.ns, &pod.attachment).unwrap_err().to_string().contains("link nt"));
+        node.remove(pod);
         node.assert_clean();
     });
 }

@@ -105,3 +105,256 @@ async fn kill_ends_every_process() {
     pod.connection.supervisor.signal(&id, 9).await.unwrap();
     pod.end().await;
 }
+
+#[tokio::test]
+async fn a_container_out_of_memory_is_reported_as_such() {
+    let mut pod = Pod::new().await;
+    let mut container = pod.container("dd if=/dev/zero of=/dev/null bs=40M count=1; exit $?");
+    container.spec.resources.memory_limit = 15 << 20;
+    let id = container.id.clone();
+    pod.start(container).await;
+    let exit = pod.exit(&id).await;
+    assert_eq!((exit.code, exit.oom), (137, true));
+    let mut calm = pod.container("exit 137");
+    calm.spec.resources.memory_limit = 15 << 20;
+    assert!(!pod.run(calm).await.0.oom, "137 alone is no OOM");
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn user_groups_capabilities_and_seccomp_are_exact() {
+    let mut pod = Pod::new().await;
+    let status = ["grep", "-E", "^(Uid|Gid|Groups|Cap|NoNewPrivs|Seccomp):|^Cap", "/proc/self/status"];
+    let mut container = pod.container("");
+    container.process.args = status.map(Into::into).into();
+    container.process.user = engine::exec::ResolvedUser { uid: 1000, gid: 1000, groups: vec![1000, 2000] };
+    container.spec.security.no_new_privs = true;
+    container.spec.security.seccomp = Some(engine::spec::Profile::RuntimeDefault);
+    container.spec.security.add_ambient_capabilities = vec!["NET_BIND_SERVICE".into()];
+    let log = text(&pod.run(container).await.1);
+    let fields: std::collections::BTreeMap<_, _> = log.lines().filter_map(|l| l.split_once(":\t")).collect();
+    assert_eq!(fields["Uid"], "1000\t1000\t1000\t1000");
+    assert_eq!(fields["Gid"], "1000\t1000\t1000\t1000");
+    assert_eq!(fields["Groups"].trim(), "1000 2000");
+    assert_eq!(fields["CapBnd"], "00000000a80425fb", "the usual fourteen");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(fields[set], "0000000000000400", "{set}: only the ambient one");
+    }
+    assert_eq!((fields["NoNewPrivs"], fields["Seccomp"]), ("1", "2"));
+
+    let mut root = pod.container("");
+    root.process.args = status.map(Into::into).into();
+    root.spec.security.seccomp = Some(engine::spec::Profile::RuntimeDefault);
+    let log = text(&pod.run(root).await.1);
+    assert!(log.contains("CapEff:\t00000000a80425fb") && log.contains("CapInh:\t0000000000000000"), "{log}");
+    assert!(log.contains("NoNewPrivs:\t0") && log.contains("Seccomp:\t2"), "{log}");
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn masked_and_read_only_paths_hold_and_missing_ones_do_not_matter() {
+    let mut pod = Pod::new().await;
+    let mut container = pod.container(
+        "cat /proc/keys | wc -c; ls /sys/firmware | wc -l; echo x 2>/dev/null > /proc/sys/kernel/domainname || echo ro; \
+         wc -c < /etc/passwd; chmod 777 /proc/keys 2>/dev/null || echo held; touch /new 2>/dev/null || echo root-ro; touch /dev/shm/x && echo shm",
+    );
+    let security = &mut container.spec.security;
+    security.masked_paths =
+        ["/proc/keys", "/sys/firmware", "/nowhere/at/all", "/etc/passwd"].map(Into::into).into();
+    security.readonly_paths = ["/proc/sys", "/proc/absent"].map(Into::into).into();
+    security.readonly_rootfs = true;
+    assert_eq!(text(&pod.run(container).await.1), "0\n0\nro\n0\nheld\nroot-ro\nshm\n");
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn volumes_appear_where_they_should() {
+    let mut pod = Pod::new().await;
+    let (volume, file) = (pod.dir.join("volume"), pod.dir.join("hosts"));
+    fs::create_dir(&volume).unwrap();
+    fs::write(volume.join("hello"), "from the node\n").unwrap();
+    fs::write(&file, "127.0.0.1 localhost\n").unwrap();
+    // A dangling link in the image is followed inside the image.
+    std::os::unix::fs::symlink("/run/deep/resolv.conf", pod.dir.join("root/etc/resolv.conf")).unwrap();
+    let mount = |path: &std::path::Path, destination: &str, readonly| engine::exec::PreparedMount {
+        fd: clone_tree(path),
+        destination: destination.into(),
+        directory: path.is_dir(),
+        spec: engine::spec::MountSpec { readonly, ..Default::default() },
+    };
+    let mut container = pod.container(
+        "cat /made/for/it/hello /etc/hosts /run/deep/resolv.conf; touch /made/for/it/x 2>/dev/null || echo ro; echo w > /rw/written",
+    );
+    container.mounts = vec![
+        mount(&volume, "/made/for/it", true),
+        mount(&volume, "/rw", false),
+        mount(&file, "/etc/hosts", false),
+        mount(&file, "/etc/resolv.conf", false),
+    ];
+    let log = text(&pod.run(container).await.1);
+    assert_eq!(log, "from the node\n127.0.0.1 localhost\n127.0.0.1 localhost\nro\n");
+    assert_eq!(fs::read_to_string(volume.join("written")).unwrap(), "w\n");
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn a_log_can_be_reopened_and_loses_nothing() {
+    let mut pod = Pod::new().await;
+    let container =
+        pod.container("i=0; while [ $i -lt 2000 ]; do echo line $i; i=$((i+1)); done; printf tail");
+    let id = container.id.clone();
+    pod.start(container).await;
+    let rotated = pod.dir.join("rotated.log");
+    fs::rename(pod.log_path(&id), &rotated).unwrap();
+    let fresh = fs::File::options().create(true).append(true).open(pod.log_path(&id)).unwrap();
+    pod.connection.supervisor.reopen_log(&id, fresh.into()).await.unwrap();
+    pod.exit(&id).await;
+    let all = fs::read_to_string(&rotated).unwrap() + &fs::read_to_string(pod.log_path(&id)).unwrap();
+    let lines: Vec<_> = all.lines().map(|l| l.split_once(" stdout ").unwrap().1.to_owned()).collect();
+    let expected: Vec<_> = (0..2000).map(|i| format!("F line {i}")).chain(["P tail".to_owned()]).collect();
+    assert_eq!(lines, expected);
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn a_terminal_is_one_and_can_be_resized() {
+    let mut pod = Pod::new().await;
+    let mut container = pod.container(
+        "stty -echo; read go; trap 'stty size; exit 4' WINCH; tty; ls -l /dev/console | cut -c1; echo ready; \
+         while :; do sleep 0.02; done",
+    );
+    container.process.tty = true;
+    let id = container.id.clone();
+    pod.start(container).await;
+    let stdio = pod.connection.supervisor.attach(&id, true, true, false).await.unwrap();
+    assert!(stdio.stderr.is_none());
+    rustix::io::write(stdio.stdin.as_ref().unwrap(), b"\n").unwrap();
+    let (mut seen, mut buffer) = (String::new(), [0; 256]);
+    let mut out = tokio::fs::File::from_std(stdio.stdout.unwrap().into());
+    while !seen.contains("ready") {
+        let length = tokio::io::AsyncReadExt::read(&mut out, &mut buffer).await.unwrap();
+        seen.push_str(std::str::from_utf8(&buffer[..length]).unwrap());
+    }
+    pod.connection.supervisor.resize(&id, None, 99, 33).await.unwrap();
+    assert_eq!(pod.exit(&id).await.code, 4);
+    let log = pod.log(&id);
+    assert!(
+        log.ends_with("stdout F /dev/pts/0\nstdout F c\nstdout F ready\nstdout F 33 99\n"),
+        "{log}"
+    );
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn an_exec_can_have_a_terminal() {
+    let mut pod = Pod::new().await;
+    let container = pod.container("sleep 1000");
+    let (id, spec) = (container.id.clone(), container.spec.clone());
+    pod.start(container).await;
+    let mut process = shell("tty; read line; echo got $line; stty size");
+    process.tty = true;
+    let cgroup = pod.cgroup(&id);
+    let launch = engine::exec::ExecLaunch {
+        spec: &spec,
+        namespaces: &spec.security.namespaces,
+        cgroup: &cgroup,
+        stdin: true,
+        stdout: true,
+        stderr: false,
+    };
+    let exec = pod.connection.supervisor.exec(&id, &process, launch).await.unwrap();
+    pod.connection.supervisor.resize(&id, Some(exec.id), 80, 24).await.unwrap();
+    let master = exec.stdio.stdout.unwrap();
+    rustix::io::write(&master, b"hello\n").unwrap();
+    assert_eq!(exec.exit.await.unwrap().code, 0);
+    let seen = read_all(master).await;
+    assert!(seen.contains("/dev/pts/0") && seen.contains("got hello") && seen.contains("24 80"), "{seen:?}");
+    pod.connection.supervisor.kill(&id).await.unwrap();
+    pod.exit(&id).await;
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn stdin_reaches_the_container_and_ends_once() {
+    let mut pod = Pod::new().await;
+    let mut container = pod.container("cat; echo over");
+    container.process.stdin = true;
+    container.spec.stdin = true;
+    container.spec.stdin_once = true;
+    let id = container.id.clone();
+    pod.start(container).await;
+    let stdio = pod.connection.supervisor.attach(&id, true, true, true).await.unwrap();
+    rustix::io::write(stdio.stdin.as_ref().unwrap(), b"words\n").unwrap();
+    drop(stdio.stdin);
+    assert_eq!(pod.exit(&id).await.code, 0);
+    assert_eq!(read_all(stdio.stdout.unwrap()).await, "words\nover\n");
+    assert_eq!(pod.log(&id), "stdout F words\nstdout F over\n");
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn a_daemon_that_comes_back_finds_everything() {
+    let mut pod = Pod::new().await;
+    let (ends, stays) =
+        (pod.container("echo first; sleep 0.2; echo last; exit 9"), pod.container("sleep 1000"));
+    let (ends_id, stays_id) = (ends.id.clone(), stays.id.clone());
+    pod.start(ends).await;
+    let started = pod.start(stays).await;
+    let pid = pod.connection.supervisor.pid();
+    // The old daemon's connection closes with its last holder.
+    let state = pod.dir.join("state");
+    let again = driver(&format!("/berth-test-{}", pod.id));
+    let fresh = again.connect(&pod.id, &state).await.unwrap().unwrap();
+    assert_eq!(fresh.survivors.len(), 2);
+    pod.connection = fresh;
+    assert_eq!(pod.connection.supervisor.pid(), pid);
+    assert_eq!(pod.exit(&ends_id).await.code, 9);
+    let third = again.connect(&pod.id, &state).await.unwrap().unwrap();
+    let ended = third.survivors.iter().find(|s| s.id == ends_id).unwrap();
+    assert_eq!(ended.exit.as_ref().unwrap().code, 9, "an exit is told to whoever comes later");
+    let alive = third.survivors.iter().find(|s| s.id == stays_id).unwrap();
+    assert_eq!((alive.pid, alive.exit.clone()), (started.pid, None));
+    assert_eq!(again.recorded_exits(&state)[&ends_id].code, 9);
+    assert_eq!(pod.log(&ends_id), "stdout F first\nstdout F last\n");
+    pod.connection = third;
+    pod.connection.supervisor.kill(&stays_id).await.unwrap();
+    assert_eq!(pod.exit(&stays_id).await.code, 137);
+    let dir = state.clone();
+    pod.end().await;
+    assert!(again.connect("gone", &dir).await.unwrap().is_none());
+}
+
+#[tokio::test]
+async fn containers_share_processes_as_the_pod_says() {
+    use engine::spec::NamespaceMode;
+    let mut spec = pod_spec();
+    spec.security.namespaces.pid = NamespaceMode::Pod;
+    let mut pod = Pod::with(spec).await;
+    let sleeper = pod.container("exec sleep 1000");
+    let sleeper_id = sleeper.id.clone();
+    pod.start(sleeper).await;
+    assert_eq!(
+        pod.output("ps -o args | grep -c '[s]leep 1000'").await,
+        "1\n",
+        "one container sees the other"
+    );
+    let orphan = pod.container("(sleep 0.05; exit 0) & exit 0");
+    assert_eq!(pod.run(orphan).await.0.code, 0);
+
+    let mut debug = pod.container("ps -o args | grep -c '[s]leep 1000'");
+    debug.spec.security.namespaces.pid = NamespaceMode::Target;
+    debug.spec.security.namespaces.target_id = sleeper_id.clone();
+    assert_eq!(text(&pod.run(debug).await.1), "1\n");
+
+    let mut own = pod.container("echo $$");
+    own.spec.security.namespaces.pid = NamespaceMode::Container;
+    assert_eq!(text(&pod.run(own).await.1), "1\n");
+
+    let mut node = pod.container("readlink /proc/self/ns/pid; echo $$ > /dev/null");
+    node.spec.security.namespaces.pid = NamespaceMode::Node;
+    let ours = fs::read_link("/proc/self/ns/pid").unwrap().to_str().unwrap().to_owned() + "\n";
+    assert_eq!(text(&pod.run(node).await.1), ours);
+    pod.connection.supervisor.kill(&sleeper_id).await.unwrap();
+    pod.exit(&sleeper_id).await;
+    pod.end().await;
+}

@@ -138,7 +138,11 @@ impl Native {
             // Nobody listens, or the pod never got that far.
             Err(e) if matches!(e.raw_os_error(), Some(libc::ECONNREFUSED | libc::ENOENT)) => return Ok(None),
             Err(e) => {
-                return Err(Error::with(Kind::Internal, format!("connect to the supervisor of pod {pod}"), e));
+                return Err(Error::with(
+                    Kind::Internal,
+                    format!("connect to the supervisor of pod {pod}"),
+                    e,
+                ));
             }
         };
         Supervisor::resume(pod, connection, self.node.clone()).await.map(|c| Some(supervisor::connection(c)))

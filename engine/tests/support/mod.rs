@@ -41,10 +41,10 @@ pub struct Container {
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A native driver whose supervisor is this package's own binary.
-pub fn driver() -> Arc<dyn Driver> {
+pub fn driver(cgroup: &str) -> Arc<dyn Driver> {
     Native::new(Config {
         program: Some(env!("CARGO_BIN_EXE_podd").into()),
-        supervisor_cgroup: format!("/berth-test-{}/podd", std::process::id()),
+        supervisor_cgroup: format!("{cgroup}/podd"),
         ..Config::default()
     })
     .unwrap()
@@ -86,7 +86,7 @@ impl Pod {
         fs::create_dir_all(dir.join("state")).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         make_root(&dir.join("root"));
-        let (driver, mounts_before) = (driver(), all_mounts());
+        let (driver, mounts_before) = (driver(&format!("/berth-test-{id}")), all_mounts());
         let launch = PodLaunch { pod: &id, dir: &dir.join("state"), spec: &spec, netns: None };
         let connection = driver.launch(launch).await.unwrap_or_else(|e| panic!("{}", e.chain()));
         Self { dir, driver, connection, spec, id, mounts_before }
@@ -101,7 +101,7 @@ impl Pod {
     }
 
     pub fn cgroup(&self, id: &str) -> String {
-        format!("/berth-test-{}/{}/{id}", std::process::id(), self.id)
+        format!("/berth-test-{}/{id}", self.id)
     }
 
     pub fn log_path(&self, id: &str) -> PathBuf {
@@ -196,7 +196,7 @@ impl Pod {
     pub async fn end(self) {
         let pid = self.connection.supervisor.pid();
         self.connection.supervisor.shutdown().await.unwrap();
-        let path = format!("/berth-test-{}/{}", std::process::id(), self.id);
+        let path = format!("/berth-test-{}", self.id);
         self.driver.remove_cgroup(&path).await.unwrap();
         assert!(!cgroup_exists(&path), "cgroup {path} is left");
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();

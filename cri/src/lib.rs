@@ -14,6 +14,7 @@
 pub mod cli;
 pub mod config;
 pub mod convert;
+pub mod fields;
 pub mod metrics;
 pub mod proto;
 pub mod serve;

@@ -2,6 +2,6 @@
 
 use engine::{Error, Kind};
 
-pub(super) fn refuse<T>(rpc: &str) -> Result<T, Error> {
+pub(crate) fn refuse<T>(rpc: &str) -> Result<T, Error> {
     Err(Error::new(Kind::Unimplemented, format!("{rpc}: this runtime does not checkpoint yet")))
 }

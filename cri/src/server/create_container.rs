@@ -13,9 +13,12 @@ pub(super) async fn handle(
     request: CreateContainerRequest,
     deadline: Deadline,
 ) -> Result<CreateContainerResponse, Error> {
-    // `sandbox_config` repeats what RunPodSandbox was told, which is what holds.
-    let spec = convert::container::container("config", request.config)?;
-    let job = CreateContainer { pod: request.pod_sandbox_id, spec };
-    let container_id = service.engine.run(job, deadline).await?;
+    let container_id = service.engine.run(job(request)?, deadline).await?;
     Ok(CreateContainerResponse { container_id })
+}
+
+/// Decodes the request. `sandbox_config` repeats what RunPodSandbox was told, which is what holds.
+pub(crate) fn job(request: CreateContainerRequest) -> Result<CreateContainer, Error> {
+    let spec = convert::container::container("config", request.config)?;
+    Ok(CreateContainer { pod: request.pod_sandbox_id, spec })
 }

@@ -22,11 +22,15 @@ pub(super) fn stream(
 
 /// All images, or the one that a filter names in any of the ways ImageStatus understands.
 fn list(service: &Service, filter: Option<ImageFilter>) -> Vec<Image> {
-    let name = filter.and_then(|f| f.image).map(|spec| spec.image).filter(|name| !name.is_empty());
     let store = service.engine.store();
-    let images = match name {
+    let images = match name(filter) {
         Some(name) => store.find(&name).into_iter().collect(),
         None => store.images(),
     };
     images.iter().map(|image| view::image(image)).collect()
+}
+
+/// The name a filter asks for.
+pub(crate) fn name(filter: Option<ImageFilter>) -> Option<String> {
+    filter.and_then(|f| f.image).map(|spec| spec.image).filter(|name| !name.is_empty())
 }

@@ -15,6 +15,11 @@ pub(super) fn handle(service: &Service, request: PortForwardRequest) -> Result<P
     if pod.state != PodState::Ready {
         return Err(Error::new(Kind::FailedPrecondition, format!("pod {} is not ready", pod.id)));
     }
-    let request = streaming::PortForwardRequest { pod: pod.id.clone(), ports: request.port };
+    let request = streaming::PortForwardRequest { pod: pod.id.clone(), ..asked(request) };
     Ok(PortForwardResponse { url: service.streaming.port_forward_url(request)? })
+}
+
+/// Decodes the request; the streaming server checks it.
+pub(crate) fn asked(request: PortForwardRequest) -> streaming::PortForwardRequest {
+    streaming::PortForwardRequest { pod: request.pod_sandbox_id, ports: request.port }
 }

@@ -12,6 +12,11 @@ pub(super) async fn handle(
     request: RemoveContainerRequest,
     deadline: Deadline,
 ) -> Result<RemoveContainerResponse, Error> {
-    service.engine.run(RemoveContainer { container: request.container_id }, deadline).await?;
+    service.engine.run(job(request), deadline).await?;
     Ok(RemoveContainerResponse {})
+}
+
+/// Decodes the request.
+pub(crate) fn job(request: RemoveContainerRequest) -> RemoveContainer {
+    RemoveContainer { container: request.container_id }
 }

@@ -13,7 +13,11 @@ pub(super) async fn handle(
     request: RemoveImageRequest,
     deadline: Deadline,
 ) -> Result<RemoveImageResponse, Error> {
-    let spec = image::image("image", request.image)?;
-    service.engine.run(RemoveImage { image: spec.image }, deadline).await?;
+    service.engine.run(job(request)?, deadline).await?;
     Ok(RemoveImageResponse {})
+}
+
+/// Decodes the request.
+pub(crate) fn job(request: RemoveImageRequest) -> Result<RemoveImage, Error> {
+    Ok(RemoveImage { image: image::image("image", request.image)?.image })
 }

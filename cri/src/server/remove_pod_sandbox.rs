@@ -12,6 +12,11 @@ pub(super) async fn handle(
     request: RemovePodSandboxRequest,
     deadline: Deadline,
 ) -> Result<RemovePodSandboxResponse, Error> {
-    service.engine.run(RemovePod { pod: request.pod_sandbox_id }, deadline).await?;
+    service.engine.run(job(request), deadline).await?;
     Ok(RemovePodSandboxResponse {})
+}
+
+/// Decodes the request.
+pub(crate) fn job(request: RemovePodSandboxRequest) -> RemovePod {
+    RemovePod { pod: request.pod_sandbox_id }
 }

@@ -12,6 +12,11 @@ pub(super) async fn handle(
     request: ReopenContainerLogRequest,
     deadline: Deadline,
 ) -> Result<ReopenContainerLogResponse, Error> {
-    service.engine.run(ReopenLog { container: request.container_id }, deadline).await?;
+    service.engine.run(job(request), deadline).await?;
     Ok(ReopenContainerLogResponse {})
+}
+
+/// Decodes the request.
+pub(crate) fn job(request: ReopenContainerLogRequest) -> ReopenLog {
+    ReopenLog { container: request.container_id }
 }

@@ -13,7 +13,11 @@ pub(super) async fn handle(
     request: RunPodSandboxRequest,
     deadline: Deadline,
 ) -> Result<RunPodSandboxResponse, Error> {
-    let spec = convert::pod::pod("config", request.config, request.runtime_handler)?;
-    let pod_sandbox_id = service.engine.run(RunPod { spec }, deadline).await?;
+    let pod_sandbox_id = service.engine.run(job(request)?, deadline).await?;
     Ok(RunPodSandboxResponse { pod_sandbox_id })
+}
+
+/// Decodes the request.
+pub(crate) fn job(request: RunPodSandboxRequest) -> Result<RunPod, Error> {
+    Ok(RunPod { spec: convert::pod::pod("config", request.config, request.runtime_handler)? })
 }

@@ -160,7 +160,7 @@ impl RuntimeService for Service {
 
     async fn attach(&self, r: Request<AttachRequest>) -> Answer<AttachResponse> {
         let call = Call::of("Attach", &r);
-        call.answer(attach::handle(self, &r.into_inner()))
+        call.answer(attach::handle(self, r.into_inner()))
     }
 
     async fn port_forward(&self, r: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {

@@ -12,6 +12,11 @@ pub(super) async fn handle(
     request: StartContainerRequest,
     deadline: Deadline,
 ) -> Result<StartContainerResponse, Error> {
-    service.engine.run(StartContainer { container: request.container_id }, deadline).await?;
+    service.engine.run(job(request), deadline).await?;
     Ok(StartContainerResponse {})
+}
+
+/// Decodes the request.
+pub(crate) fn job(request: StartContainerRequest) -> StartContainer {
+    StartContainer { container: request.container_id }
 }

@@ -14,8 +14,13 @@ pub(super) async fn handle(
     request: StopContainerRequest,
     deadline: Deadline,
 ) -> Result<StopContainerResponse, Error> {
+    service.engine.run(job(request), deadline).await?;
+    Ok(StopContainerResponse {})
+}
+
+/// Decodes the request.
+pub(crate) fn job(request: StopContainerRequest) -> StopContainer {
     // Negative means what 0 means: no grace.
     let grace = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
-    service.engine.run(StopContainer { container: request.container_id, grace }, deadline).await?;
-    Ok(StopContainerResponse {})
+    StopContainer { container: request.container_id, grace }
 }

@@ -12,6 +12,11 @@ pub(super) async fn handle(
     request: StopPodSandboxRequest,
     deadline: Deadline,
 ) -> Result<StopPodSandboxResponse, Error> {
-    service.engine.run(StopPod { pod: request.pod_sandbox_id }, deadline).await?;
+    service.engine.run(job(request), deadline).await?;
     Ok(StopPodSandboxResponse {})
+}
+
+/// Decodes the request.
+pub(crate) fn job(request: StopPodSandboxRequest) -> StopPod {
+    StopPod { pod: request.pod_sandbox_id }
 }

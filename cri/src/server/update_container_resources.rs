@@ -13,12 +13,16 @@ pub(super) async fn handle(
     request: UpdateContainerResourcesRequest,
     deadline: Deadline,
 ) -> Result<UpdateContainerResourcesResponse, Error> {
+    service.engine.run(job(request)?, deadline).await?;
+    Ok(UpdateContainerResourcesResponse {})
+}
+
+/// Decodes the request.
+pub(crate) fn job(request: UpdateContainerResourcesRequest) -> Result<UpdateContainerResources, Error> {
     convert::no_windows("windows", request.windows.as_ref())?;
-    let job = UpdateContainerResources {
+    Ok(UpdateContainerResources {
         container: request.container_id,
         resources: resources("linux", request.linux)?,
         annotations: request.annotations,
-    };
-    service.engine.run(job, deadline).await?;
-    Ok(UpdateContainerResourcesResponse {})
+    })
 }

@@ -13,11 +13,15 @@ pub(super) async fn handle(
     request: UpdatePodSandboxResourcesRequest,
     deadline: Deadline,
 ) -> Result<UpdatePodSandboxResourcesResponse, Error> {
-    let job = UpdatePodResources {
+    service.engine.run(job(request)?, deadline).await?;
+    Ok(UpdatePodSandboxResourcesResponse {})
+}
+
+/// Decodes the request.
+pub(crate) fn job(request: UpdatePodSandboxResourcesRequest) -> Result<UpdatePodResources, Error> {
+    Ok(UpdatePodResources {
         pod: request.pod_sandbox_id,
         overhead: request.overhead.map(|r| resources("overhead", Some(r))).transpose()?,
         resources: request.resources.map(|r| resources("resources", Some(r))).transpose()?,
-    };
-    service.engine.run(job, deadline).await?;
-    Ok(UpdatePodSandboxResourcesResponse {})
+    })
 }

@@ -5,7 +5,7 @@ use crate::proto::{VersionRequest, VersionResponse};
 /// Version of the kubelet's runtime API, unchanged since its beginning.
 const KUBE_RUNTIME_API: &str = "0.1.0";
 
-pub(super) fn handle(_: &VersionRequest) -> VersionResponse {
+pub(crate) fn handle(_: &VersionRequest) -> VersionResponse {
     VersionResponse {
         version: KUBE_RUNTIME_API.into(),
         runtime_name: "berth".into(),

@@ -433,7 +433,8 @@ fn contradictions_are_refused() {
     assert!(pod(|_| {}).is_ok());
     assert!(pod(|c| user(c, Mode::Pod, &[(0, 65536, 65536)])).is_ok());
     assert!(pod(|c| user(c, Mode::Node, &[])).is_ok());
-    let refused: [(fn(&mut Pod), &str); 9] = [
+    type Change = fn(&mut Pod);
+    let refused: [(Change, &str); 9] = [
         (|c| user(c, Mode::Pod, &[(0, 1, 1), (1, 5, 1)]), "exactly one mapping"),
         (|c| user(c, Mode::Pod, &[(1, 1, 1)]), "must map id 0"),
         (|c| user(c, Mode::Pod, &[(0, u32::MAX, 2)]), "no range"),

@@ -20,6 +20,7 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
+use super::authority::Authority;
 use crate::config::{Endpoint, MutualTls};
 
 /// Accepted connections that wait to be served; the rest waits in the kernel.
@@ -83,7 +84,7 @@ pub struct Listeners {
 #[derive(Debug)]
 pub enum Connection {
     /// Over a unix socket.
-    Unix(UnixStream),
+    Unix(Authority<UnixStream>),
     /// Over TLS with a client that has shown its certificate.
     Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
 }
@@ -221,7 +222,7 @@ async fn accept_unix(listener: UnixListener, sender: Sender) {
         };
         match accepted {
             Ok((stream, _)) => {
-                if sender.send(Ok(Connection::Unix(stream))).await.is_err() {
+                if sender.send(Ok(Connection::Unix(Authority::new(stream)))).await.is_err() {
                     return;
                 }
             }

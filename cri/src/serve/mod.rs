@@ -19,6 +19,7 @@ use crate::server::sessions::Sessions;
 use crate::server::{self, Service};
 use crate::streaming;
 
+pub mod authority;
 pub mod listen;
 pub mod notify;
 pub mod preflight;

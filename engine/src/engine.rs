@@ -11,7 +11,7 @@ use tokio::sync::broadcast;
 use crate::api::{ContainerView, JobView, PodEvent, PodView, Readiness};
 use crate::config::Config;
 use crate::container::Container;
-use crate::drivers::{Execution, Image, Network, Volume};
+use crate::drivers::{Drivers, Execution, Image, Network, Volume};
 use crate::exec::Features;
 use crate::job::{Job, Table};
 use crate::journal::Journal;
@@ -45,27 +45,35 @@ struct Index {
 }
 
 impl Engine {
-    /// Opens the engine: reads the journal, finds the supervisors of a previous daemon, settles what was half done and
-    /// sweeps what has no record.
+    /// Opens the engine on a node: with these drivers, and volumes of the node itself.
     pub async fn open(
         config: Config,
         store: Arc<dyn Image>,
         network: Arc<dyn Network>,
         exec: Vec<Arc<dyn Execution>>,
     ) -> Result<Arc<Self>, Error> {
+        let volumes = Arc::new(volume::Local::new(store.clone(), config.create_missing_host_paths));
+        Self::compose(config, Drivers { images: store, network, exec, volumes }, boot_id()?).await
+    }
+
+    /// Opens the engine: reads the journal, finds the supervisors of a previous daemon, settles what was half done and
+    /// sweeps what has no record.
+    /// `boot_id` tells one life of the kernel from the next.
+    pub async fn compose(config: Config, drivers: Drivers, boot_id: String) -> Result<Arc<Self>, Error> {
+        let Drivers { images, network, exec, volumes } = drivers;
         if exec.is_empty() {
             return Err(Error::invalid("exec", "no execution driver was given"));
         }
         let journal = Arc::new(Journal::open(&config.root)?);
         crate::journal::file::make_dir(&config.state.join("pods"))?;
         let engine = Arc::new(Self {
-            volumes: Arc::new(volume::Local::new(store.clone(), config.create_missing_host_paths)),
-            images: store,
+            images,
             network,
+            volumes,
             exec,
             journal,
             meter: Meter::default(),
-            boot_id: boot_id()?,
+            boot_id,
             node_name: crate::pod::files::node_name(),
             jobs: Arc::new(Table::new(config.recent_jobs)),
             events: broadcast::Sender::new(config.event_queue),
@@ -310,6 +318,7 @@ fn boot_id() -> Result<String, Error> {
 }
 
 /// The network driver's error as ours.
+#[expect(clippy::needless_pass_by_value, reason = "its place is in map_err")]
 pub(crate) fn network_error(error: netplugins::Error) -> Error {
     let kind = match error.kind() {
         netplugins::Kind::InvalidArgument => Kind::InvalidArgument,

@@ -231,7 +231,8 @@ fn check_mount(mount: &MountSpec, features: Features) -> Result<(), Refusal> {
             return Err(("recursive_read_only", format!("RROUnsupported{RRO_WHY}")));
         }
     }
-    if !(mount.uid_mappings.is_empty() && mount.gid_mappings.is_empty()) && !features.user_namespaces {
+    let idmapped = !mount.uid_mappings.is_empty() || !mount.gid_mappings.is_empty();
+    if idmapped && !features.user_namespaces {
         return no("uid_mappings", "idmapped mounts need user namespaces, which this node does not offer");
     }
     match &mount.image {

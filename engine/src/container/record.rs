@@ -186,6 +186,8 @@ impl Container {
                     ContainerState::Created
                 }
                 ContainerPhase::Running => ContainerState::Running,
+                // A container that never ran is removed as what it is.
+                ContainerPhase::Removing if status.exit.is_none() => ContainerState::Created,
                 ContainerPhase::Exited | ContainerPhase::Removing => ContainerState::Exited,
             },
             created_at: record.created_at,

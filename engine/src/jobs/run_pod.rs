@@ -11,6 +11,7 @@ use crate::engine::{blocking, network_error, new_id};
 use crate::exec::{PodLaunch, nanos};
 use crate::job::{Cx, Job};
 use crate::jobs::teardown;
+use crate::journal::file;
 use crate::pod::{Pod, PodPhase, PodRecord, PodStatus, State, files, policy};
 use crate::spec::{NamespaceMode, PodSpec};
 use crate::{Engine, Error, Kind};
@@ -42,32 +43,29 @@ impl Job for RunPod {
             return Ok(id);
         }
 
-        // Intent before kernel objects: whatever happens from here on, a restart knows what to give back.
+        // Intent before kernel objects: from here on a restart knows what to give back, and so does the way back.
         let pod = cx.step("journal intent", intend(&engine, self.spec)).await?;
         cx.subject(pod.id());
         cx.undo().push("forget the pod", teardown::forget_or_keep(engine.clone(), pod.clone()));
-
-        // Namespace and addresses do not depend on each other. Both are in the record before anything is attached, and
-        // both are waited for even if one fails: undo must not overtake them.
         cx.undo().push("release the network", teardown::network(engine.clone(), pod.clone()));
+        cx.undo().push("end the supervisor", teardown::supervisor(engine.clone(), pod.clone()));
+
+        // Namespace and addresses do not depend on each other. Where two steps run side by side both are waited for, even
+        // if one fails: undo must not overtake the other.
         let (namespace, addresses) = tokio::join!(
             cx.step("make namespace", make_namespace(&engine, &pod)),
-            cx.step("reserve addresses", reserve(&engine, &pod))
+            cx.step("reserve addresses", reserve(&engine, &pod)),
         );
-        let netns = namespace?;
-        addresses?;
-        cx.step("attach network", attach(&engine, &pod, netns.clone())).await?;
+        let (netns, ()) = (namespace?, addresses?);
 
-        // The supervisor makes the other namespaces and stays.
-        cx.undo().push("end the supervisor", teardown::supervisor(engine.clone(), pod.clone()));
-        let spec = policy::effective(
-            &pod.snapshot().state.record.spec,
-            &engine.node_name,
-            engine.config.unprivileged_ports,
+        // The supervisor needs the namespace, but not yet the network in it.
+        let spec = Arc::new(effective_spec(&engine, &pod));
+        let (attached, launched) = tokio::join!(
+            cx.step("attach network", attach(&engine, &pod, netns.clone())),
+            cx.step("start supervisor", launch(&engine, &pod, &spec, netns.as_deref())),
         );
-        let spec = Arc::new(spec);
-        cx.step("write files", write_files(&engine, &pod, spec.clone())).await?;
-        cx.step("start supervisor", launch(&engine, &pod, &spec, netns.as_deref())).await?;
+        let ((), ()) = (attached?, launched?);
+        cx.step("write files", write_files(&engine, &pod, spec)).await?;
 
         // From here on List shows it.
         cx.step("publish", publish(&pod)).await?;
@@ -117,9 +115,19 @@ async fn intend(engine: &Arc<Engine>, spec: PodSpec) -> Result<Arc<Pod>, Error> 
         spec: Arc::new(spec),
     };
     let state = State { record: Arc::new(record), status, containers: BTreeMap::new() };
-    let (journal, first) = (engine.journal.clone(), state.clone());
-    blocking(move || Ok(journal.save(None, &first)?)).await?;
+    let (journal, first, dir) = (engine.journal.clone(), state.clone(), engine.state_dir(&state.record.id));
+    blocking(move || {
+        journal.save(None, &first)?;
+        Ok(file::make_dir(&dir)?)
+    })
+    .await?;
     engine.adopt(state)
+}
+
+/// The request with the node's defaults, as the supervisor gets it.
+fn effective_spec(engine: &Engine, pod: &Pod) -> PodSpec {
+    let requested = &pod.snapshot().state.record.spec;
+    policy::effective(requested, &engine.node_name, engine.config.unprivileged_ports)
 }
 
 /// `None` with the node's network, which needs none of this.
@@ -165,11 +173,7 @@ async fn attach(engine: &Arc<Engine>, pod: &Arc<Pod>, netns: Option<Arc<NetNs>>)
 async fn write_files(engine: &Arc<Engine>, pod: &Arc<Pod>, spec: Arc<PodSpec>) -> Result<(), Error> {
     let (dir, config) = (engine.state_dir(pod.id()), engine.config.clone());
     let ips = pod.snapshot().state.status.ips.clone();
-    blocking(move || {
-        crate::journal::file::make_dir(&dir)?;
-        files::write(&dir, &config, &spec, &ips)
-    })
-    .await
+    blocking(move || files::write(&dir, &config, &spec, &ips)).await
 }
 
 async fn launch(

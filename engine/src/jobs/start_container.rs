@@ -60,10 +60,10 @@ async fn intend(pod: &Arc<Pod>, container: &Container) -> Result<bool, Error> {
                 container.status.phase = ContainerPhase::Starting;
                 Ok(true)
             }
-            _ => Err(Error::new(
-                Kind::FailedPrecondition,
-                format!("container \"{id}\" has been started before and has ended"),
-            )),
+            phase => {
+                let why = if phase == ContainerPhase::Exited { "has ended" } else { "is being removed" };
+                Err(Error::new(Kind::FailedPrecondition, format!("container \"{id}\" {why}: make a new one")))
+            }
         }
     })
     .await

@@ -186,7 +186,7 @@ impl Journal {
         match std::fs::rename(dir, &gone) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             result => {
-                result.map_err(|source| JournalError::Io { call: "rename", path: dir.into(), source })?
+                result.map_err(|source| JournalError::Io { call: "rename", path: dir.into(), source })?;
             }
         }
         self.flusher.mark(parent);

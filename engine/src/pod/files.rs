@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, Read, Write};
 use std::net::IpAddr;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::config::Config;
 use crate::spec::{Dns, NamespaceMode, PodSpec};
@@ -26,9 +26,9 @@ pub fn write(dir: &Path, config: &Config, spec: &PodSpec, ips: &[IpAddr]) -> Res
         Some(dns) => resolv_conf(dns).into_bytes(),
         None => copy(&config.resolv_conf)?,
     };
-    put(dir.join("hosts"), &hosts)?;
-    put(dir.join("hostname"), format!("{hostname}\n").as_bytes())?;
-    put(dir.join("resolv.conf"), &resolv)
+    put(&dir.join("hosts"), &hosts)?;
+    put(&dir.join("hostname"), format!("{hostname}\n").as_bytes())?;
+    put(&dir.join("resolv.conf"), &resolv)
 }
 
 /// The node's host name.
@@ -65,13 +65,13 @@ fn copy(path: &Path) -> Result<Vec<u8>, Error> {
     }
 }
 
-fn put(path: PathBuf, bytes: &[u8]) -> Result<(), Error> {
+fn put(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     fs::OpenOptions::new()
         .write(true)
         .create(true)
         .truncate(true)
         .mode(0o644)
-        .open(&path)
+        .open(path)
         .and_then(|mut file| file.write_all(bytes))
         .map_err(|e| Error::with(Kind::Internal, format!("write {}", path.display()), e))
 }

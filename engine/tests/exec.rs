@@ -238,10 +238,7 @@ async fn a_terminal_is_one_and_can_be_resized() {
     pod.connection.supervisor.resize(&id, None, 99, 33).await.unwrap();
     assert_eq!(pod.exit(&id).await.code, 4);
     let log = pod.log(&id);
-    assert!(
-        log.ends_with("stdout F /dev/pts/0\nstdout F c\nstdout F ready\nstdout F 33 99\n"),
-        "{log}"
-    );
+    assert!(log.ends_with("stdout F /dev/pts/0\nstdout F c\nstdout F ready\nstdout F 33 99\n"), "{log}");
     pod.end().await;
 }
 

@@ -221,7 +221,7 @@ impl Message {
 
     /// A number that is an i32 on both sides.
     pub(crate) fn int(&self, tag: Tag) -> i32 {
-        self.get(tag) as u32 as i32
+        u32::try_from(self.get(tag)).unwrap_or(0).cast_signed()
     }
 }
 
@@ -233,12 +233,17 @@ fn split_field(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     Some((u16::from_le_bytes([head[0], head[1]]), value, rest))
 }
 
+/// An i32 as it is carried.
+pub(crate) fn int(value: i32) -> u64 {
+    value.cast_unsigned().into()
+}
+
 /// An error as the last word on a request.
 pub(crate) fn error(what: &str, error: &io::Error) -> Message {
     let errno = error.raw_os_error().unwrap_or(0);
     Message::new(Kind::Error, 0)
         .put(Tag::Message, format!("{what}: {error}").as_bytes())
-        .number(Tag::Errno, errno as u32 as u64)
+        .number(Tag::Errno, int(errno))
 }
 
 #[cfg(test)]

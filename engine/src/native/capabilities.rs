@@ -113,8 +113,7 @@ pub(crate) fn compute(security: &ContainerSecurity, default: u64, available: u64
     // "drop ALL, add X" leaves X; "add ALL, drop X" leaves all but X.
     let base = if drop == u64::MAX { 0 } else { default };
     let add = add | ambient;
-    let main =
-        if add == u64::MAX { u64::MAX & !named(drop) } else { (base & !named(drop)) | (add & !named(drop)) };
+    let main = if add == u64::MAX { !named(drop) } else { (base & !named(drop)) | (add & !named(drop)) };
     let main = main & available;
     let ambient = ambient & main;
     Ok(Sets { main, inheritable: ambient, ambient })
@@ -129,15 +128,6 @@ fn named(drop: u64) -> u64 {
 pub(crate) fn bounding_set(status: &str) -> u64 {
     let line = status.lines().find_map(|l| l.strip_prefix("CapBnd:"));
     line.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0)
-}
-
-/// The names in a mask, with `CAP_`.
-pub(crate) fn names(mask: u64) -> impl Iterator<Item = String> {
-    NAMES
-        .iter()
-        .enumerate()
-        .filter(move |(bit, _)| mask & (1 << bit) != 0)
-        .map(|(_, name)| format!("CAP_{name}"))
 }
 
 #[cfg(test)]
@@ -166,7 +156,7 @@ mod tests {
         assert_eq!(main(&[], &["cap_chown"]), default & !bit("CHOWN"));
         assert_eq!(main(&["NET_BIND_SERVICE"], &["ALL"]), bit("NET_BIND_SERVICE"));
         assert_eq!(main(&[], &["ALL"]), 0);
-        assert_eq!(main(&["ALL"], &["CHOWN"]), u64::MAX & !bit("CHOWN"));
+        assert_eq!(main(&["ALL"], &["CHOWN"]), !bit("CHOWN"));
         assert_eq!(main(&["ALL"], &["ALL"]), u64::MAX);
     }
 

@@ -6,6 +6,7 @@ use super::capabilities;
 use super::plan::{Step, Writer};
 use super::seccomp::Filter;
 use crate::error::Error;
+use crate::exec::wire::int;
 use crate::exec::{PreparedMount, Process};
 use crate::spec::{ContainerSpec, NamespaceMode, Namespaces, Propagation};
 
@@ -108,7 +109,7 @@ pub(crate) fn container(facts: &Facts, c: &Container<'_>) -> Result<Vec<u8>, Err
     plan.push(Step::JoinCgroups { first: 0, count: c.tasks as u64 });
     if private_cgroups(c.spec) {
         // After joining: the namespace's root is where we are.
-        plan.push(Step::Unshare { flags: libc::CLONE_NEWCGROUP as u64 });
+        plan.push(Step::Unshare { flags: int(libc::CLONE_NEWCGROUP) });
     }
     plan.push(Step::OomScore { value: oom_score(c.spec) });
     plan.push(Step::Root { fd: root });
@@ -160,7 +161,7 @@ pub(crate) fn exec(facts: &Facts, e: &Exec<'_>) -> Result<Vec<u8>, Error> {
         plan.push(Step::Stdio { stdin, stdout, stderr, uid });
     }
     let cgroup = if private_cgroups(e.spec) { libc::CLONE_NEWCGROUP } else { 0 };
-    plan.push(Step::JoinProcess { pidfd: next, flags: (libc::CLONE_NEWNS | cgroup) as u64 });
+    plan.push(Step::JoinProcess { pidfd: next, flags: int(libc::CLONE_NEWNS | cgroup) });
     if e.process.tty {
         plan.push(Step::Terminal { uid, mount: 0 });
     }
@@ -367,7 +368,7 @@ fn program(
 /// How the child's PID namespace comes about: clone flags, and whether an existing one is joined.
 pub(crate) fn pid_namespace(container: &Namespaces) -> (u64, bool) {
     match container.pid {
-        NamespaceMode::Container => (libc::CLONE_NEWPID as u64, false),
+        NamespaceMode::Container => (int(libc::CLONE_NEWPID), false),
         NamespaceMode::Pod | NamespaceMode::Target => (0, true),
         NamespaceMode::Node => (0, false),
     }

@@ -103,6 +103,7 @@ impl Node {
 
 impl Native {
     /// Probes the kernel, seals the supervisor's program and makes its cgroup. Fails when the kernel is too old or we are not root.
+    #[allow(clippy::new_ret_no_self, reason = "a driver is only ever used as one")]
     pub fn new(config: Config) -> Result<Arc<dyn Driver>, Error> {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::new(Kind::FailedPrecondition, "containers can only be run as root"));
@@ -297,7 +298,7 @@ fn pod_flags(spec: &PodSpec) -> u64 {
     let namespaces = &spec.security.namespaces;
     let uts = if namespaces.network == NamespaceMode::Node { 0 } else { libc::CLONE_NEWUTS };
     let ipc = if namespaces.ipc == NamespaceMode::Node { 0 } else { libc::CLONE_NEWIPC };
-    (uts | ipc) as u64
+    wire::int(uts | ipc)
 }
 
 /// The control socket's address: reached through the directory's descriptor, so that no root is too deep for sun_path.

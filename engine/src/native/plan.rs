@@ -252,7 +252,7 @@ mod tests {
         for cut in 0..bytes.len() {
             assert!(!verify(&bytes[..cut]), "cut at {cut}");
         }
-        let mut wild = bytes.clone();
+        let mut wild = bytes;
         wild[16..24].copy_from_slice(&u64::MAX.to_le_bytes());
         assert!(!verify(&wild), "a length beyond the end");
         let mut no_exec = Writer::new();

@@ -309,7 +309,7 @@ impl Supervisor {
             .put(Tag::Container, launch.id.as_bytes())
             .put(Tag::Cgroup, launch.cgroup.as_bytes())
             .put(Tag::PidOf, security.namespaces.target_id.as_bytes())
-            .number(Tag::Flags, flags | libc::CLONE_NEWNS as u64)
+            .number(Tag::Flags, flags | wire::int(libc::CLONE_NEWNS))
             .number(Tag::Has, has);
         message.fds.push(seal(&plan)?);
         message.fds.extend([launch.log, entrance.v2, entrance.oom].into_iter().flatten());
@@ -389,7 +389,7 @@ impl Supervisor {
     async fn send_signal(&self, container: &str, exec: Option<u64>, signal: i32) -> Result<(), Error> {
         let mut message = Message::new(Word::Signal, 0)
             .put(Tag::Container, container.as_bytes())
-            .number(Tag::Signal, signal as u32 as u64);
+            .number(Tag::Signal, wire::int(signal));
         if let Some(exec) = exec {
             message = message.number(Tag::Exec, exec).number(Tag::Has, TREE);
         }
@@ -443,7 +443,11 @@ fn verdict(plan: &[u8], answer: Message) -> Result<Message, Error> {
         return Ok(answer);
     }
     let detail = u8::try_from(answer.get(Tag::Detail)).unwrap_or(0);
-    let failed = Failure::from_parts(answer.get(Tag::Step) as u32, answer.int(Tag::Errno), detail);
+    let failed = Failure::from_parts(
+        u32::try_from(answer.get(Tag::Step)).unwrap_or(u32::MAX),
+        answer.int(Tag::Errno),
+        detail,
+    );
     Err(failure::explain(plan, failed))
 }
 

@@ -4,6 +4,11 @@
 //! In reading order: [`process`] (clone, spawn, exec, wait), [`thread`] (namespaces, signals, seccomp, descriptors of the calling
 //! thread), [`mount`] (mount_setattr), [`memory`] (sealed memfds seen as slices), [`bpf`] (device programs), [`socket`] (messages
 //! with descriptors). What rustix offers safely is used from there.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "integers cross the kernel's boundary in its own widths and signs"
+)]
 
 pub mod bpf;
 pub mod memory;

@@ -339,7 +339,9 @@ fn reap(kind: libc::idtype_t, id: libc::id_t, options: c_int) -> io::Result<Opti
             return Err(error);
         }
         // SAFETY: waitid has filled in the SIGCHLD part of the union, or left it zero.
-        let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
+        let pid = unsafe { info.si_pid() };
+        // SAFETY: as above.
+        let status = unsafe { info.si_status() };
         return Ok((pid != 0).then(|| {
             if info.si_code == libc::CLD_EXITED { (pid, status, 0) } else { (pid, 128 + status, status) }
         }));

@@ -1,6 +1,6 @@
 //! A pod for tests: a busybox root in a temporary directory, a supervisor, cgroups of its own; everything is removed at the end and
 //! what is left is counted.
-#![allow(dead_code)]
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};

@@ -166,6 +166,7 @@ fn program(rules: &[Rule]) -> Vec<u64> {
 mod tests {
     use super::*;
 
+    #[allow(clippy::cast_possible_truncation, reason = "fields of an instruction")]
     /// Interprets the few instructions that `program` uses.
     fn verdict(program: &[u64], kind: u32, access: u32, major: u32, minor: u32) -> bool {
         let context = [kind | access << 16, major, minor];

@@ -8,7 +8,7 @@ use rustix::fs::{Mode, OFlags, openat};
 
 use super::hierarchy::{self, Hierarchies, Hierarchy};
 use crate::api::{CgroupStats, Psi};
-use crate::error::{Error, Kind};
+use crate::error::Error;
 use crate::exec::nanos;
 
 /// v1 limits at or above this mean "none" (the kernel's largest page-aligned number).
@@ -68,7 +68,7 @@ impl Reader {
     /// Opens the statistics files of a cgroup, given in cgroupfs spelling relative to each hierarchy's root.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] when it exists on no hierarchy.
+    /// [`Kind::NotFound`](crate::Kind::NotFound) when it exists on no hierarchy.
     pub fn open(cgroup: &str) -> Result<Self, Error> {
         hierarchy::check(cgroup)?;
         let node = super::node()?;
@@ -97,7 +97,7 @@ impl Reader {
     /// One reading. Blocking, some twenty preads. CPU use per second needs two readings of the same reader.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] once the cgroup is gone.
+    /// [`Kind::NotFound`](crate::Kind::NotFound) once the cgroup is gone.
     pub fn read(&mut self) -> Result<CgroupStats, Error> {
         let at = nanos(SystemTime::now());
         if self.text(File::Memory).is_none() && self.text(File::Throttling).is_none() {

@@ -138,7 +138,7 @@ impl Podd {
             match socket::receive(&starting.channel, &mut bytes, &mut fds) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => return,
                 Ok(length @ 1..) if bytes[0] == TERMINAL && length == 1 => {
-                    self.terminal_opened(key, fds.pop())
+                    self.terminal_opened(key, fds.pop());
                 }
                 Ok(length) => return self.verdict(key, Failure::decode(&bytes[..length])),
                 Err(_) => return self.verdict(key, None),
@@ -171,7 +171,7 @@ impl Podd {
                 self.discard(key);
                 Message::new(Kind::Failed, starting.request)
                     .number(Tag::Step, failure.step.into())
-                    .number(Tag::Errno, failure.errno as u32 as u64)
+                    .number(Tag::Errno, wire::int(failure.errno))
                     .number(Tag::Detail, failure.detail as u64)
             }
             None => self.started(key, starting.request),
@@ -186,7 +186,7 @@ impl Podd {
         };
         process.started = nanos(std::time::SystemTime::now());
         let mut answer = Message::new(Kind::Started, request)
-            .number(Tag::Pid, process.pid as u32 as u64)
+            .number(Tag::Pid, wire::int(process.pid))
             .number(Tag::At, process.started.cast_unsigned());
         if process.exec.is_some() {
             answer.fds.extend(process.terminal.as_ref().and_then(|t| t.try_clone().ok()));

@@ -198,7 +198,7 @@ impl Podd {
             Ok(length @ 1..) => match Message::parse(&bytes[..length], fds) {
                 Some(message) => self.request(token, message),
                 None => {
-                    self.say(token, &wire::error("malformed message", &io::ErrorKind::InvalidData.into()))
+                    self.say(token, &wire::error("malformed message", &io::ErrorKind::InvalidData.into()));
                 }
             },
             Ok(0) | Err(_) => self.hang_up(token),

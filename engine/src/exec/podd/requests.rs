@@ -13,7 +13,7 @@ use crate::sys::process;
 /// Adds how a process ended to a message.
 pub(super) fn describe_exit(message: Message, exit: &Exit) -> Message {
     message
-        .number(Tag::Code, exit.code as u32 as u64)
+        .number(Tag::Code, wire::int(exit.code))
         .number(Tag::Oom, exit.oom.into())
         .number(Tag::Ended, exit.at.cast_unsigned())
 }
@@ -131,7 +131,7 @@ fn describe(process: &Process, request: u32) -> Message {
     let message = Message::new(Kind::Container, request)
         .put(Tag::Container, process.container.as_bytes())
         .put(Tag::Cgroup, process.cgroup.as_bytes())
-        .number(Tag::Pid, process.pid as u32 as u64)
+        .number(Tag::Pid, wire::int(process.pid))
         .number(Tag::At, process.started.cast_unsigned());
     match &process.exit {
         Some(exit) => describe_exit(message, exit),

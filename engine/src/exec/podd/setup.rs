@@ -14,7 +14,7 @@ use rustix::mount::{
 };
 
 use super::Podd;
-use crate::exec::wire::{HAS_NETNS, Message, POD_PID, Tag};
+use crate::exec::wire::{HAS_NETNS, Message, POD_PID, Tag, int};
 use crate::native::child::{new_mount, template};
 use crate::sys::process::{self, Cloned};
 use crate::sys::{mount, thread};
@@ -62,7 +62,7 @@ pub(super) fn setup(podd: &mut Podd, message: &mut Message) -> Result<(), (Strin
         sysctl(pair).map_err(|e| (format!("set sysctl {}", String::from_utf8_lossy(pair)), e))?;
     }
     if has & POD_PID != 0 {
-        let cloned = process::clone(&podd.proof, libc::CLONE_NEWPID as u64, None);
+        let cloned = process::clone(&podd.proof, int(libc::CLONE_NEWPID), None);
         match cloned.map_err(step("start the pod's first process"))? {
             Cloned::Child => process::idle(&podd.proof),
             Cloned::Parent { pid, pidfd } => podd.init = Some((pid, pidfd)),

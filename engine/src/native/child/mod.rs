@@ -3,6 +3,11 @@
 //! It runs in a copy of the single-threaded supervisor, inside a copy of the pod's template mount namespace in which nothing of the
 //! node is visible. It allocates nothing: what needs memory is in [`Prepared`], made before the clone. The first failure is
 //! sent as one [`Failure`] and ends the process.
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "integers cross the kernel's boundary in its own widths and signs"
+)]
 
 mod credentials;
 mod mounts;

@@ -44,7 +44,7 @@ fn io_error(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Journa
 pub fn write<T: Serialize>(path: &Path, format: &str, value: &T) -> Result<(), JournalError> {
     let encode = |source| JournalError::Encode { path: path.to_owned(), source };
     let body = serde_json::value::to_raw_value(value).map_err(encode)?;
-    let sha256 = hex(&Sha256::digest(body.get()));
+    let sha256 = seal(format, VERSION, &body);
     let text = serde_json::to_vec(&Sealed { format, version: VERSION, sha256: &sha256, body: &body })
         .map_err(encode)?;
     let temporary = path.with_extension("tmp");
@@ -73,7 +73,7 @@ pub fn read<T: DeserializeOwned>(path: &Path, format: &str) -> Result<T, Journal
     if file.version > VERSION {
         return Err(damaged(format!("has version {}, this Berth reads up to {VERSION}", file.version)));
     }
-    if file.sha256 != hex(&Sha256::digest(file.body.get())) {
+    if file.sha256 != seal(&file.format, file.version, file.body) {
         return Err(damaged("checksum mismatch".into()));
     }
     serde_json::from_str(file.body.get()).map_err(|e| damaged(e.to_string()))
@@ -105,6 +105,13 @@ pub fn names(path: &Path) -> Result<Vec<String>, JournalError> {
     }
     names.sort();
     Ok(names)
+}
+
+/// The checksum covers everything but itself.
+fn seal(format: &str, version: u32, body: &RawValue) -> String {
+    let digest =
+        Sha256::new().chain_update(format!("{format} {version} ")).chain_update(body.get()).finalize();
+    hex(&digest)
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -153,6 +153,10 @@ impl<D: netplugins::Driver + ?Sized> netplugins::Driver for Failing<D> {
         self.block("stats", nets, || self.inner.stats(ns))
     }
 
+    fn check(&self, ns: &NetNs, attachment: &Attachment) -> Result<(), netplugins::Error> {
+        self.block("check", nets, || self.inner.check(ns, attachment))
+    }
+
     fn wait_gone(&self, links: &[String], deadline: Instant) -> Result<Vec<String>, netplugins::Error> {
         self.inner.wait_gone(links, deadline)
     }

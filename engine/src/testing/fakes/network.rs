@@ -93,6 +93,11 @@ impl Driver for FakeNetwork {
         Ok(vec![InterfaceStats { name: "eth0".into(), rx: [1, 2, 3, 4], tx: [5, 6, 7, 8] }])
     }
 
+    fn check(&self, _: &NetNs, attachment: &Attachment) -> Result<(), Error> {
+        let there = self.world.things().links.contains(&attachment.id);
+        if there { Ok(()) } else { Err(Error::NotReady(format!("pod {} is not attached", attachment.id))) }
+    }
+
     fn inventory(&self) -> Result<Inventory, Error> {
         let things = self.world.things();
         Ok(Inventory {

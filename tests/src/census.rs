@@ -1,8 +1,8 @@
 //! What exists on this machine, and what a suite has left behind.
 //!
 //! On a private machine nobody else makes mounts, links, addresses, cgroups or processes, so a census is complete and two of
-//! them can be compared entry by entry. Nothing is filtered by name, but for two kinds of furniture which a runtime puts up
-//! once and keeps: its top cgroup, and its nftables table, of which only the elements count.
+//! them can be compared entry by entry. Nothing is filtered by name, but for the furniture which Berth puts up once and keeps:
+//! its top cgroups, its gateway link, and its nftables table, of which only the elements count.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,6 +15,9 @@ use crate::{report, shell};
 
 /// The cgroups that stay: Berth's own parents of pods and supervisors, and the kubelet's.
 const FURNITURE: [&str; 5] = ["berth", "podd", "kubepods", "besteffort", "burstable"];
+
+/// The link that is every pod's gateway; its link-local address comes with the first pod.
+const GATEWAY: &str = "berthgw";
 
 /// Everything that exists, each entry with how often it does.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -78,7 +81,9 @@ impl Census {
         // Neighbour timers and the like tick in the tail of a line; identity is in what comes before.
         for line in text.lines().map(|line| line.split(" expires ").next().unwrap_or(line)) {
             let stable = line.split("\\ ").next().unwrap_or(line).trim();
-            self.add(kind, stable);
+            if !stable.split([' ', ':', '@']).any(|word| word == GATEWAY) {
+                self.add(kind, stable);
+            }
         }
     }
 

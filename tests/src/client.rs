@@ -100,7 +100,7 @@ impl Client {
     pub async fn pull(&mut self, image: &str) -> Result<String, tonic::Status> {
         let image = Some(api::ImageSpec { image: image.to_owned(), ..Default::default() });
         let request = api::PullImageRequest { image, ..Default::default() };
-        Ok(self.image.pull_image(request).await?.into_inner().image_ref)
+        Ok(Box::pin(self.image.pull_image(request)).await?.into_inner().image_ref)
     }
 
     /// Runs a pod sandbox; returns its id.
@@ -109,7 +109,7 @@ impl Client {
     /// The server's.
     pub async fn run_pod(&mut self, config: &api::PodSandboxConfig) -> Result<String, tonic::Status> {
         let request = api::RunPodSandboxRequest { config: Some(config.clone()), ..Default::default() };
-        Ok(self.runtime.run_pod_sandbox(request).await?.into_inner().pod_sandbox_id)
+        Ok(Box::pin(self.runtime.run_pod_sandbox(request)).await?.into_inner().pod_sandbox_id)
     }
 
     /// Creates a container; returns its id.
@@ -127,7 +127,7 @@ impl Client {
             config: Some(config.clone()),
             sandbox_config: Some(sandbox.clone()),
         };
-        Ok(self.runtime.create_container(request).await?.into_inner().container_id)
+        Ok(Box::pin(self.runtime.create_container(request)).await?.into_inner().container_id)
     }
 
     /// Starts a container.
@@ -136,7 +136,7 @@ impl Client {
     /// The server's.
     pub async fn start(&mut self, container: &str) -> Result<(), tonic::Status> {
         let request = api::StartContainerRequest { container_id: container.to_owned() };
-        self.runtime.start_container(request).await.map(drop)
+        Box::pin(self.runtime.start_container(request)).await.map(drop)
     }
 
     /// The status of a container.
@@ -145,7 +145,7 @@ impl Client {
     /// The server's; an answer without a status.
     pub async fn status(&mut self, container: &str) -> Result<api::ContainerStatus, tonic::Status> {
         let request = api::ContainerStatusRequest { container_id: container.to_owned(), verbose: false };
-        let answer = self.runtime.container_status(request).await?.into_inner();
+        let answer = Box::pin(self.runtime.container_status(request)).await?.into_inner();
         answer.status.ok_or_else(|| tonic::Status::data_loss("no status in the answer"))
     }
 
@@ -163,7 +163,7 @@ impl Client {
             cmd: command.iter().map(|&word| word.to_owned()).collect(),
             timeout: 20,
         };
-        Ok(self.runtime.exec_sync(request).await?.into_inner())
+        Ok(Box::pin(self.runtime.exec_sync(request)).await?.into_inner())
     }
 
     /// Stops and removes a pod with all that is in it.
@@ -175,6 +175,8 @@ impl Client {
         self.runtime
             .stop_pod_sandbox(api::StopPodSandboxRequest { pod_sandbox_id: pod_sandbox_id.clone() })
             .await?;
-        self.runtime.remove_pod_sandbox(api::RemovePodSandboxRequest { pod_sandbox_id }).await.map(drop)
+        Box::pin(self.runtime.remove_pod_sandbox(api::RemovePodSandboxRequest { pod_sandbox_id }))
+            .await
+            .map(drop)
     }
 }

@@ -34,6 +34,9 @@ pub const INDEX: &str = "gcr.io/suite/index:latest";
 /// An image with three layers in three compressions, whiteouts between them.
 pub const LAYERED: &str = "gcr.io/suite/layered:latest";
 
+/// The image of the pull benchmark.
+pub const BIG: &str = "gcr.io/suite/big:latest";
+
 const STAGING: &str = "gcr.io/k8s-staging-cri-tools";
 
 // === recipes ===
@@ -75,18 +78,19 @@ fn small(dir: &Path, busybox: &Layer) -> Result<Vec<Image>> {
     let mut names: Vec<&str> = benchmarks.iter().map(String::as_str).collect();
     names.push(BUSYBOX);
     let mut images = vec![layout::image(dir, &names, &config, &[busybox])?];
-    // One repository of the loopback registry is the mirror of both hosts.
-    let pause = ["registry.k8s.io/pause:3.9"];
+    // One repository of the loopback registry is the mirror of registry.k8s.io and k8s.gcr.io.
+    let pause = Layer::gzip(&rootfs::pause(&dir.join("pause"))?)?;
+    let cmd = Config { cmd: &["/pause"], ..config };
+    images.push(layout::image(dir, &["registry.k8s.io/pause:3.9"], &cmd, &[&pause])?);
     let tags = [1, 2, 3].map(|n| format!("{STAGING}/test-image-tags:{n}"));
-    let mut singles: Vec<Vec<String>> = vec![pause.map(str::to_owned).to_vec(), tags.to_vec()];
+    let mut singles: Vec<Vec<String>> = vec![tags.to_vec()];
     for name in ["latest", "tag:test", "tag:all", "1", "2", "3"] {
         singles.push(vec![format!("{STAGING}/test-image-{name}")]);
     }
     for (number, names) in singles.iter().enumerate() {
         let layer = Layer::gzip(&rootfs::one_file(&dir.join(format!("single{number}")), &names[0])?)?;
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let mut image =
-            layout::image(dir, &names, &Config { cmd: &["/pause"], ..config }, &[busybox, &layer])?;
+        let mut image = layout::image(dir, &names, &config, &[busybox, &layer])?;
         image.format = (number % 2 == 0).then_some("v2s2");
         images.push(image);
     }
@@ -120,4 +124,19 @@ fn layered(dir: &Path, busybox: &Layer) -> Result<Image> {
     let layers = [&Layer::gzip(&base)?, &Layer::zstd(&middle)?, &Layer::plain(&top)?];
     let config = Config { cmd: &["sh"], env: &["LAYERED=yes"], working_dir: "/data", ..Config::default() };
     layout::image(dir, &[LAYERED], &config, &[busybox, layers[0], layers[1], layers[2]])
+}
+
+/// Four layers with 100,000 files between them, 1.2 GiB unpacked, of which about a third is left when packed.
+///
+/// # Errors
+/// A file cannot be written.
+pub fn big(dir: &Path) -> Result<Image> {
+    let mut layers = Vec::new();
+    for number in 0..4 {
+        let root = rootfs::bulk(&dir.join(format!("big{number}")), number)?;
+        layers.push(Layer::gzip(&root)?);
+        std::fs::remove_dir_all(root)?;
+    }
+    let layers: Vec<_> = layers.iter().collect();
+    layout::image(dir, &[BIG], &Config { cmd: &["/none"], ..Config::default() }, &layers)
 }

@@ -10,11 +10,13 @@
 //! - [`images`], [`registry`]: the images of the suites, made from Debian packages, and where they are pulled from
 //! - [`client`]: a CRI client that shares no code with the server
 //! - [`suites`]: one file per suite
+//! - [`bench`]: Berth and its rivals side by side
 //!
 //! Tasks and threads: the lying registry of `badinput` has one thread; everything else is the caller's.
 //! Files: all below the run's temporary directory, which is removed at the end unless something failed.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod census;
 pub mod client;
 pub mod images;

@@ -24,6 +24,8 @@ pub struct Node {
     pub socket: PathBuf,
     berth: PathBuf,
     process: Option<Child>,
+    /// Where the daemon reports to; bound anew at each start.
+    mailbox: Option<UnixDatagram>,
 }
 
 // === impl Node ===
@@ -45,9 +47,9 @@ impl Node {
         let dir = world.dir.join(name);
         fs::create_dir_all(dir.join("logs"))?;
         let mirrors = world.registry()?.mirrors.display().to_string();
-        fs::write(dir.join("config.toml"), format!("[registry]\nconfig_path = [{mirrors:?}]\n{more}"))?;
+        fs::write(dir.join("config.toml"), format!("{more}\n[registry]\nconfig_path = [{mirrors:?}]\n"))?;
         let socket = dir.join("berth.sock");
-        let mut node = Self { dir, socket, berth: world.berth.clone(), process: None };
+        let mut node = Self { dir, socket, berth: world.berth.clone(), process: None, mailbox: None };
         node.launch()?;
         Ok(node)
     }
@@ -100,6 +102,7 @@ impl Node {
             let text = String::from_utf8_lossy(&message[..size]).into_owned();
             Ok(text.lines().any(|line| line == "READY=1").then_some(()))
         });
+        self.mailbox = Some(mailbox);
         ready.with_context(|| tail(&self.dir.join("daemon.log")))
     }
 

@@ -20,8 +20,8 @@ use crate::world::World;
 /// A suite by its name on the command line.
 pub type Suite = fn(&World, &mut Report) -> Result<()>;
 
-/// Every suite, in the order in which a full run takes them; `critest-full` runs only when asked for.
-pub const ALL: [(&str, Suite); 10] = [
+/// Every suite, in the order in which a full run takes them.
+pub const ALL: [(&str, Suite); 11] = [
     ("tidy", tidy::run),
     ("compat", compat::run),
     ("deploy", deploy::run),
@@ -32,7 +32,11 @@ pub const ALL: [(&str, Suite); 10] = [
     ("critest", critest::focused),
     ("kubelet", kubelet::run),
     ("critest-full", critest::full),
+    ("critest-rival", critest::rival),
 ];
+
+/// The suites that run only when they are asked for.
+pub const EXTRA: [&str; 2] = ["critest-full", "critest-rival"];
 
 /// A node for a suite, and what exists once it is up.
 ///

@@ -14,7 +14,7 @@ use super::Image;
 use crate::shell;
 
 /// GOARCH of this machine.
-pub const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
+pub(super) const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") { "arm64" } else { "amd64" };
 
 /// The part of an image config the recipes vary.
 #[derive(Clone, Copy, Debug, Default)]
@@ -102,7 +102,7 @@ pub fn digest(bytes: &[u8]) -> String {
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn image(dir: &Path, names: &[&str], config: &Config<'_>, layers: &[&Layer]) -> Result<Image> {
+pub(super) fn image(dir: &Path, names: &[&str], config: &Config<'_>, layers: &[&Layer]) -> Result<Image> {
     let layout = open(dir, names[0])?;
     let manifest = manifest(&layout, config, ("linux", ARCHITECTURE), layers)?;
     close(&layout, &manifest)?;
@@ -113,7 +113,7 @@ pub fn image(dir: &Path, names: &[&str], config: &Config<'_>, layers: &[&Layer])
 ///
 /// # Errors
 /// A file cannot be written.
-pub fn index(dir: &Path, name: &str, platforms: &[(&str, &str)], layer: &Layer) -> Result<Image> {
+pub(super) fn index(dir: &Path, name: &str, platforms: &[(&str, &str)], layer: &Layer) -> Result<Image> {
     let layout = open(dir, name)?;
     let mut manifests = Vec::new();
     for &(os, architecture) in platforms {

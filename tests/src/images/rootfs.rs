@@ -15,7 +15,7 @@ const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\ndaemon:x:1:1:daemon:/usr/sb
 const GROUP: &str = "root:x:0:\ndaemon:x:1:\nwww-data:x:33:\nusers:x:100:\ndefault-user:x:1000:\n\
     group-defined-in-image:x:50000:default-user\nnogroup:x:65534:\n";
 
-/// busybox with a hard link per applet, as its public image has it, and util-linux's `ipcs`, which busybox lacks.
+/// busybox with a hard link per applet, as its public image has it, and what Debian's lacks: `ipcs` of util-linux, `pgrep` of procps.
 pub(super) fn busybox(root: &Path) -> Result<PathBuf> {
     for dir in [
         "bin",
@@ -45,6 +45,7 @@ pub(super) fn busybox(root: &Path) -> Result<PathBuf> {
         fs::hard_link(&binary, root.join("bin").join(applet))?;
     }
     dynamic(root, Path::new("/usr/bin/ipcs"))?;
+    dynamic(root, Path::new("/usr/bin/pgrep"))?;
     Ok(root.to_owned())
 }
 
@@ -55,17 +56,29 @@ pub(super) fn one_file(root: &Path, text: &str) -> Result<PathBuf> {
     Ok(root.to_owned())
 }
 
-/// A set-uid program that prints its effective user id, built by the C compiler that building Berth needs anyway.
+/// A set-uid program that prints its effective user id.
 pub(super) fn set_uid_reporter(root: &Path) -> Result<PathBuf> {
+    let main = "#include <stdio.h>\n#include <unistd.h>\n\
+        int main(void) { return printf(\"Effective uid: %d\\n\", (int)geteuid()) < 0; }\n";
+    compile(root, "nnp", main)?;
+    fs::set_permissions(root.join("nnp"), fs::Permissions::from_mode(0o4755))?;
+    Ok(root.to_owned())
+}
+
+/// What other runtimes run to hold a pod's namespaces: waits, reaps, ends on SIGTERM.
+pub(super) fn pause(root: &Path) -> Result<PathBuf> {
+    let main = "#include <signal.h>\n#include <unistd.h>\nstatic void end(int s) { (void)s; _exit(0); }\n\
+        int main(void) { signal(SIGTERM, end); signal(SIGINT, end); signal(SIGCHLD, SIG_IGN); for (;;) pause(); }\n";
+    compile(root, "pause", main)
+}
+
+/// A static program, by the C compiler that building Berth needs anyway.
+fn compile(root: &Path, name: &str, main: &str) -> Result<PathBuf> {
     fs::create_dir_all(root)?;
-    let (source, binary) = (root.with_extension("c"), root.join("nnp"));
-    fs::write(
-        &source,
-        "#include <stdio.h>\n#include <unistd.h>\nint main(void) { return printf(\"Effective uid: %d\\n\", (int)geteuid()) < 0; }\n",
-    )?;
+    let (source, binary) = (root.with_extension("c"), root.join(name));
+    fs::write(&source, main)?;
     let (from, to) = (source.display().to_string(), binary.display().to_string());
     shell::run(60, "cc", &["-static", "-O1", "-s", "-o", &to, &from])?;
-    fs::set_permissions(binary, fs::Permissions::from_mode(0o4755))?;
     Ok(root.to_owned())
 }
 
@@ -113,6 +126,30 @@ pub(super) fn stack(dir: &Path) -> Result<[PathBuf; 3]> {
     chown(&owned, Some(1000), Some(50000))?;
     fs::set_permissions(&owned, fs::Permissions::from_mode(0o640))?;
     Ok(layers)
+}
+
+/// 25,000 files of 300 MiB in all, a quarter of it noise; the same bytes at each call with the same number.
+pub(super) fn bulk(root: &Path, number: u64) -> Result<PathBuf> {
+    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ (number << 32);
+    let mut noise = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    for dir in 0..250 {
+        let dir = root.join(format!("usr/lib/big{number}/{dir}"));
+        fs::create_dir_all(&dir)?;
+        for file in 0..100 {
+            let mut bytes = Vec::with_capacity(12_600);
+            for _ in 0..390 {
+                bytes.extend(noise().to_le_bytes());
+                bytes.extend(b"the same words in every line");
+            }
+            fs::write(dir.join(format!("file{file}")), &bytes[..])?;
+        }
+    }
+    Ok(root.to_owned())
 }
 
 // === packages and libraries ===

@@ -58,7 +58,7 @@ fn pulls(report: &mut Report, node: &Node, liar: &Liar) {
     let wrong = format!("registry.k8s.io/e2e-test-images/busybox@{digest}");
     let cases: [(&str, String, &[Code], Vec<&str>); 10] = [
         ("a missing image is NotFound", absent.to_owned(), &[Code::NotFound], vec!["absent"]),
-        ("a digest nobody has is NotFound", wrong.clone(), &[Code::NotFound], vec![digest.as_str()]),
+        ("a digest nobody has is NotFound", wrong, &[Code::NotFound], vec![digest.as_str()]),
         (
             "an image for other platforms names this one",
             FOREIGN.to_owned(),

@@ -248,7 +248,7 @@ fn inspect_pod(s: &mut Session) -> Result<()> {
     ensure!(all["status"]["state"] == "SANDBOX_READY", "{all}");
     let ip: std::net::IpAddr = all["status"]["network"]["ip"].as_str().context("no address")?.parse()?;
     ensure!(!ip.is_loopback() && !ip.is_unspecified(), "{ip}");
-    shell::run(10, "ping", &["-c", "1", "-W", "2", &ip.to_string()]).map(drop)
+    shell::run(10, "busybox", &["ping", "-c", "1", "-W", "2", &ip.to_string()]).map(drop)
 }
 
 fn stats(s: &mut Session) -> Result<()> {

@@ -1,6 +1,7 @@
 //! The conformance suite of the CRI itself, `critest`, spec by spec.
 
 use std::fs;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde_json::Value;
@@ -30,7 +31,7 @@ const UNRUNNABLE_FULL: [(&str, &str); 1] = [(
 /// # Errors
 /// The daemon does not start.
 pub fn focused(world: &World, report: &mut Report) -> Result<()> {
-    specs(world, report, "critest", Some(FOCUS), &UNRUNNABLE)
+    on_berth(world, report, "critest", Some(FOCUS), &UNRUNNABLE)
 }
 
 /// Every spec.
@@ -39,13 +40,41 @@ pub fn focused(world: &World, report: &mut Report) -> Result<()> {
 /// The daemon does not start.
 pub fn full(world: &World, report: &mut Report) -> Result<()> {
     let unrunnable: Vec<_> = UNRUNNABLE.into_iter().chain(UNRUNNABLE_FULL).collect();
-    specs(world, report, "critest-full", None, &unrunnable)
+    on_berth(world, report, "critest-full", None, &unrunnable)
 }
 
-fn specs(
+/// Every spec against containerd with runc: what fails there too is the machine's or the suite's doing, not Berth's.
+///
+/// # Errors
+/// containerd does not start.
+pub fn rival(world: &World, report: &mut Report) -> Result<()> {
+    let runc = format!("{}/runc", std::env::var("RIVALS").context("RIVALS is not set: use tests/run")?);
+    let containerd = crate::bench::contender::Contender::containerd(world, &runc)?;
+    specs(world, report, (&containerd.socket, &containerd.dir), None, &[])
+}
+
+fn on_berth(
     world: &World,
     report: &mut Report,
     name: &str,
+    focus: Option<&str>,
+    unrunnable: &[(&str, &str)],
+) -> Result<()> {
+    let (mut node, before) = node(world, name)?;
+    let failures = report.failures();
+    specs(world, report, (&node.socket.clone(), &node.dir.clone()), focus, unrunnable)?;
+    report.case("leaves nothing behind", || node.settle(&before));
+    if report.failures() > failures {
+        crate::report::line(format_args!("{}", node.log_tail()));
+    }
+    Ok(())
+}
+
+/// Runs critest against the runtime at a socket; a directory takes its report.
+fn specs(
+    world: &World,
+    report: &mut Report,
+    (socket, dir): (&Path, &Path),
     focus: Option<&str>,
     unrunnable: &[(&str, &str)],
 ) -> Result<()> {
@@ -53,32 +82,26 @@ fn specs(
         report.skip("all specs", "critest");
         return Ok(());
     };
-    let (mut node, before) = node(world, name)?;
-    let results = node.dir.join("results.json");
-    let endpoint = format!("unix://{}", node.socket.display());
-    let patterns: Vec<_> = unrunnable.iter().map(|(name, _)| *name).collect();
+    let results = dir.join("results.json");
+    let endpoint = format!("unix://{}", socket.display());
+    let patterns: Vec<_> = unrunnable.iter().map(|(name, _)| *name).chain(["benchmark"]).collect();
     let mut args = vec![
         format!("--runtime-endpoint={endpoint}"),
         format!("--image-endpoint={endpoint}"),
-        format!("--config={}", node.dir.join("none.yaml").display()),
+        format!("--config={}", dir.join("none.yaml").display()),
         format!("--ginkgo.json-report={}", results.display()),
-        format!("--ginkgo.skip={}|benchmark", patterns.join("|")),
+        format!("--ginkgo.skip={}", patterns.join("|")),
         "--ginkgo.no-color".to_owned(),
         "--test.timeout=0".to_owned(),
     ];
     args.extend(focus.map(|focus| format!("--ginkgo.focus={focus}")));
     let args: Vec<_> = args.iter().map(String::as_str).collect();
     let output = shell::output(1500, &critest, &args)?;
-    fs::write(node.dir.join("critest.log"), &output.stdout)?;
-    let text = fs::read(&results).with_context(|| {
-        format!("critest left no report\n{}", crate::node::tail(&node.dir.join("critest.log")))
-    })?;
-    record(report, &serde_json::from_slice(&text)?, unrunnable)?;
-    report.case("leaves nothing behind", || node.settle(&before));
-    if report.failures() > 0 {
-        crate::report::line(format_args!("{}", node.log_tail()));
-    }
-    Ok(())
+    let log = dir.join("critest.log");
+    fs::write(&log, &output.stdout)?;
+    let text =
+        fs::read(&results).with_context(|| format!("critest left no report\n{}", crate::node::tail(&log)))?;
+    record(report, &serde_json::from_slice(&text)?, unrunnable)
 }
 
 /// Turns ginkgo's JSON report into cases. Specs outside the focus are not part of the run.

@@ -109,7 +109,7 @@ fn start(program: &str, dir: &Path, socket: &Path) -> Result<Kubelet> {
         "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
         "authorization": { "mode": "AlwaysAllow" },
         "failSwapOn": false, "failCgroupV1": false, "cgroupDriver": "cgroupfs", "enforceNodeAllocatable": ["pods"],
-        "fileCheckFrequency": "1s", "evictionHard": { "memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%" },
+        "fileCheckFrequency": "1s", "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99, "evictionHard": { "memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%" },
     });
     let path = dir.join("kubelet.json");
     fs::write(&path, config.to_string())?;
@@ -117,7 +117,7 @@ fn start(program: &str, dir: &Path, socket: &Path) -> Result<Kubelet> {
     let child = Command::new(program)
         .args([
             "--hostname-override=berth-node",
-            "--node-ip=127.0.0.1",
+            "--node-ip=192.0.2.2",
             "--root-dir=/var/lib/kubelet",
             "--v=2",
         ])

@@ -145,7 +145,7 @@ fn dependencies(tree: &Path, manifests: &BTreeMap<&str, Table>) -> Result<()> {
     let listed: BTreeSet<String> =
         rows.flat_map(|cell| cell.split('`').skip(1).step_by(2)).map(str::to_owned).collect();
     let mut wanted = BTreeSet::new();
-    for (_, manifest) in manifests {
+    for manifest in manifests.values() {
         wanted.append(&mut named(manifest, &["dependencies", "build-dependencies"]));
     }
     for (name, _) in HOUSE {
@@ -155,7 +155,7 @@ fn dependencies(tree: &Path, manifests: &BTreeMap<&str, Table>) -> Result<()> {
     ensure!(missing.is_empty(), "without a row: {missing:?}");
     let suites = fs::read_to_string(tree.join("tests/Cargo.toml"))?.parse::<Table>()?;
     wanted.append(&mut named(&suites, &["dependencies"]));
-    for (_, manifest) in manifests {
+    for manifest in manifests.values() {
         wanted.append(&mut named(manifest, &["dev-dependencies"]));
     }
     let stale: Vec<_> = listed.difference(&wanted).collect();

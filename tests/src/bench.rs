@@ -1,0 +1,16 @@
+//! The benchmark: Berth and its rivals side by side, driven by one neutral client.
+//!
+//! - [`contender`]: each runtime on private directories, well configured, with the same loopback registry
+//! - [`action`]: what is measured, each result checked by what the container itself says
+//! - [`machine`]: memory, processor time and mounts, as the kernel counts them
+//! - [`sample`]: medians and the like
+//! - [`table`]: Markdown and JSON
+//!
+//! Rounds are interleaved over the contenders, so that noise hits all alike; ratios count, not milliseconds.
+
+pub mod action;
+pub mod contender;
+pub mod machine;
+pub mod run;
+pub mod sample;
+pub mod table;

@@ -1,0 +1,172 @@
+//! The runtimes under measurement, each on directories of its own.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use crate::client::{self, Client};
+use crate::node::{Node, tail};
+use crate::shell;
+use crate::suites::wait;
+use crate::world::World;
+
+/// A running runtime.
+#[derive(Debug)]
+pub struct Contender {
+    /// As the tables call it.
+    pub name: String,
+    /// Its version, as it says itself.
+    pub version: String,
+    /// CRI socket.
+    pub socket: PathBuf,
+    /// Directory of everything it keeps.
+    pub dir: PathBuf,
+    daemon: Daemon,
+}
+
+#[derive(Debug)]
+enum Daemon {
+    Berth(Box<Node>),
+    Containerd(Child),
+}
+
+// === impl Contender ===
+
+impl Contender {
+    /// Starts Berth.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub fn berth(world: &World) -> Result<Self> {
+        let node = Node::start(world, "bench-berth")?;
+        let (socket, dir) = (node.socket.clone(), node.dir.clone());
+        Self::ready("berth", socket, dir, Daemon::Berth(Box::new(node)))
+    }
+
+    /// Starts containerd with `runtime`, the path of an OCI runtime.
+    ///
+    /// # Errors
+    /// It does not become ready.
+    pub fn containerd(world: &World, runtime: &str) -> Result<Self> {
+        let label = Path::new(runtime).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let label = label.split('-').next().unwrap_or(label);
+        let dir = world.dir.join(format!("bench-containerd-{label}"));
+        fs::create_dir_all(dir.join("logs"))?;
+        let socket = dir.join("containerd.sock");
+        let programs = std::env::var("RIVALS").context("RIVALS is not set: use tests/bench")?;
+        let config = dir.join("config.toml");
+        fs::write(&config, configuration(&dir, &world.registry()?.mirrors, runtime, &programs))?;
+        let network = dir.join("net.d");
+        fs::create_dir_all(&network)?;
+        fs::write(network.join("10-pods.conflist"), NETWORK.replace("DIR", &dir.display().to_string()))?;
+        let log = fs::File::create(dir.join("daemon.log"))?;
+        let path = format!("{programs}:{}", std::env::var("PATH").unwrap_or_default());
+        let child = Command::new(format!("{programs}/containerd"))
+            .arg("--config")
+            .arg(&config)
+            .env("PATH", path)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+            .context("start containerd")?;
+        Self::ready(&format!("containerd+{label}"), socket, dir, Daemon::Containerd(child))
+    }
+
+    /// Waits until the runtime and its network are ready.
+    fn ready(name: &str, socket: PathBuf, dir: PathBuf, daemon: Daemon) -> Result<Self> {
+        let mut contender = Self { name: name.to_owned(), version: String::new(), socket, dir, daemon };
+        let asked = shell::eventually("the runtime is ready", 30, || Ok(wait(contender.probe()).ok()));
+        contender.version =
+            asked.with_context(|| format!("{name}\n{}", tail(&contender.dir.join("daemon.log"))))?;
+        Ok(contender)
+    }
+
+    async fn probe(&self) -> Result<String> {
+        use k8s_cri::v1 as api;
+        let mut client = self.client().await?;
+        let status = client.runtime.status(api::StatusRequest::default()).await?.into_inner();
+        let conditions = status.status.context("no status")?.conditions;
+        anyhow::ensure!(conditions.iter().filter(|one| one.status).count() >= 2, "{conditions:?}");
+        let version = client.runtime.version(api::VersionRequest::default()).await?.into_inner();
+        Ok(version.runtime_version)
+    }
+
+    /// A new connection.
+    ///
+    /// # Errors
+    /// Nobody listens.
+    pub async fn client(&self) -> Result<Client> {
+        client::connect(&self.socket).await
+    }
+
+    /// Process id of the daemon.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        match &self.daemon {
+            Daemon::Berth(node) => node.pid(),
+            Daemon::Containerd(child) => child.id(),
+        }
+    }
+}
+
+impl Drop for Contender {
+    fn drop(&mut self) {
+        if let Daemon::Containerd(child) = &mut self.daemon {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The same topology Berth builds in: a routed address per pod, nftables for what needs a packet filter.
+const NETWORK: &str = r#"{
+  "cniVersion": "1.0.0", "name": "pods",
+  "plugins": [
+    { "type": "ptp", "ipMasq": true, "ipMasqBackend": "nftables",
+      "ipam": { "type": "host-local", "dataDir": "DIR/ipam", "ranges": [[{ "subnet": "10.77.0.0/16" }]],
+                "routes": [{ "dst": "0.0.0.0/0" }] } },
+    { "type": "portmap", "backend": "nftables", "capabilities": { "portMappings": true } }
+  ]
+}"#;
+
+fn configuration(dir: &Path, mirrors: &Path, runtime: &str, programs: &str) -> String {
+    let (dir, mirrors) = (dir.display(), mirrors.display());
+    format!(
+        r#"version = 3
+root = "{dir}/root"
+state = "{dir}/state"
+
+[grpc]
+  address = "{dir}/containerd.sock"
+
+[ttrpc]
+  address = "{dir}/containerd.sock.ttrpc"
+
+[plugins.'io.containerd.cri.v1.images']
+  snapshotter = "overlayfs"
+  [plugins.'io.containerd.cri.v1.images'.pinned_images]
+    sandbox = "registry.k8s.io/pause:3.9"
+  [plugins.'io.containerd.cri.v1.images'.registry]
+    config_path = "{mirrors}"
+
+[plugins.'io.containerd.cri.v1.runtime']
+  restrict_oom_score_adj = true
+  [plugins.'io.containerd.cri.v1.runtime'.cni]
+    bin_dirs = ["{programs}"]
+    conf_dir = "{dir}/net.d"
+  [plugins.'io.containerd.cri.v1.runtime'.containerd]
+    default_runtime_name = "it"
+    [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.it]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.it.options]
+        BinaryName = "{runtime}"
+        SystemdCgroup = false
+
+[plugins.'io.containerd.internal.v1.opt']
+  path = "{dir}/opt"
+"#
+    )
+}

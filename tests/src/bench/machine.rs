@@ -1,0 +1,61 @@
+//! Memory, processor time and mounts, as the kernel counts them on this private machine.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// A process: its proportional set size in KiB and its command line.
+#[derive(Clone, Debug)]
+pub struct Process {
+    /// Pss of smaps_rollup, in KiB (proc_pid_smaps(5)).
+    pub pss: f64,
+    /// Arguments, separated by blanks.
+    pub command: String,
+}
+
+/// Every process by its id.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn processes() -> Result<BTreeMap<u32, Process>> {
+    let mut all = BTreeMap::new();
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let (Ok(command), Ok(rollup)) =
+            (fs::read(entry.path().join("cmdline")), fs::read_to_string(entry.path().join("smaps_rollup")))
+        else {
+            continue;
+        };
+        let command = String::from_utf8_lossy(&command).replace('\0', " ").trim().to_owned();
+        all.insert(pid, Process { pss: field(&rollup, "Pss:").unwrap_or(0.0), command });
+    }
+    Ok(all)
+}
+
+/// The first number after `key`.
+fn field(text: &str, key: &str) -> Option<f64> {
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Processor time of everything on this machine so far, in seconds.
+///
+/// # Errors
+/// No hierarchy counts it.
+pub fn cpu_seconds() -> Result<f64> {
+    if let Ok(text) = fs::read_to_string("/sys/fs/cgroup/cpuacct/cpuacct.usage") {
+        return Ok(text.trim().parse::<f64>()? / 1e9);
+    }
+    let text = fs::read_to_string("/sys/fs/cgroup/cpu.stat").context("neither cpuacct nor cpu.stat")?;
+    Ok(field(&text, "usage_usec").context("usage_usec")? / 1e6)
+}
+
+/// Lines of the host's mount table.
+///
+/// # Errors
+/// /proc cannot be read.
+pub fn mounts() -> Result<usize> {
+    Ok(fs::read_to_string("/proc/self/mountinfo")?.lines().count())
+}

@@ -140,6 +140,17 @@ pub enum PullError {
         #[source]
         source: std::sync::Arc<LayerError>,
     },
+    /// A layer did not come.
+    #[error("cannot fetch layer {layer} of {image}")]
+    Fetch {
+        /// The image.
+        image: String,
+        /// Digest of the layer's blob.
+        layer: Digest,
+        /// What the registry said.
+        #[source]
+        source: std::sync::Arc<RegistryError>,
+    },
     /// The driver could not build the image's snapshot.
     #[error("cannot build the file system of {image}")]
     Snapshot {
@@ -175,6 +186,7 @@ impl PullError {
             Self::Registry { source, .. } => source.kind(),
             Self::Manifest { source, .. } => source.kind(),
             Self::Layer { source, .. } => source.kind(),
+            Self::Fetch { source, .. } => source.kind(),
             Self::Snapshot { source, .. } => source.kind(),
             Self::File { source, .. } => source.kind(),
             Self::Interrupted { .. } => ErrorKind::Unavailable,

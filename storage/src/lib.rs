@@ -29,14 +29,21 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+mod containers;
 pub mod digest;
+mod erofs;
 pub mod error;
+mod files;
+mod flight;
+mod graph;
 pub mod layer;
 pub mod manifest;
+mod pull;
 pub mod reference;
 pub mod registry;
 pub mod snapshot;
 pub mod store;
+mod tree;
 
 pub use digest::Digest;
 pub use error::{ErrorKind, FileError, OpenError, PullError, RemoveError, SnapshotError};
@@ -134,7 +141,7 @@ pub struct PullProgress {
 }
 
 /// Bytes and inodes used.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Usage {
     /// Bytes on disk.
     pub bytes: u64,
@@ -142,13 +149,23 @@ pub struct Usage {
     pub inodes: u64,
 }
 
+/// The id mapping of a user namespace, and the call that lays it over a detached mount (`mount_setattr(2)`, `MOUNT_ATTR_IDMAP`), which
+/// this crate cannot make: it has no unsafe code.
+#[derive(Clone, Copy, Debug)]
+pub struct IdMap<'a> {
+    /// The user namespace.
+    pub userns: BorrowedFd<'a>,
+    /// Applies the mapping of the namespace (second) to the detached mount (first).
+    pub apply: fn(BorrowedFd<'_>, BorrowedFd<'_>) -> std::io::Result<()>,
+}
+
 /// How a container's root is mounted.
 #[derive(Debug, Default)]
 pub struct RootfsOptions<'a> {
-    /// No writable layer.
+    /// No writable layer: the image alone, where not even a mount point can be made.
     pub readonly: bool,
     /// User namespace whose mapping the image's ids get (idmapped lower layers, no copies).
-    pub idmap: Option<BorrowedFd<'a>>,
+    pub idmap: Option<IdMap<'a>>,
     /// SELinux mount label.
     pub mount_label: Option<String>,
 }

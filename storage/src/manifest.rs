@@ -193,7 +193,7 @@ pub(crate) struct Manifest {
 /// What a fetched document turned out to be.
 #[derive(Debug)]
 pub(crate) enum Parsed {
-    Manifest(Manifest),
+    Manifest(Box<Manifest>),
     Index(Vec<Descriptor>),
 }
 
@@ -268,12 +268,12 @@ pub(crate) fn parse(bytes: &[u8], digest: &Digest, header: &str) -> Result<Parse
             let layers = layers.unwrap_or_default();
             limit("layer count of manifest", digest, layers.len() as u64, LAYERS_MAX as u64)?;
             limit("config of manifest", digest, config.size, CONFIG_MAX)?;
-            Ok(Parsed::Manifest(Manifest {
+            Ok(Parsed::Manifest(Box::new(Manifest {
                 digest: digest.clone(),
                 config,
                 layers,
                 annotations: document.annotations,
-            }))
+            })))
         }
         _ => Err(refuse("")),
     }

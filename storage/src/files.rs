@@ -1,0 +1,109 @@
+//! Small files, written so that they are there whole or not at all, and records that notice when they are damaged.
+//!
+//! A record is one line `berth <kind> <version> sha256:<hex>` and JSON; the digest is over the JSON.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::digest::Digest;
+use crate::error::FileError;
+
+/// Largest record read, in bytes.
+const RECORD_MAX: u64 = 256 << 20;
+
+/// Writes a new file and flushes it; the directory is the caller's to flush.
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let mut file = File::create_new(path).map_err(FileError::at("create", path))?;
+    file.write_all(bytes).and_then(|()| file.sync_data()).map_err(FileError::at("write", path))
+}
+
+/// Replaces a file durably: written aside, flushed, renamed, directory flushed.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
+    let aside = path.with_extension("new");
+    let mut file = File::create(&aside).map_err(FileError::at("create", &aside))?;
+    file.write_all(bytes).and_then(|()| file.sync_data()).map_err(FileError::at("write", &aside))?;
+    fs::rename(&aside, path).map_err(FileError::at("rename to", path))?;
+    path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Makes names in a directory durable.
+pub(crate) fn sync_directory(path: &Path) -> Result<(), FileError> {
+    File::open(path).and_then(|d| d.sync_all()).map_err(FileError::at("flush", path))
+}
+
+/// Renames a finished directory into place and flushes the directory that names it. `false`: something is there already.
+pub(crate) fn publish(from: &Path, to: &Path) -> Result<bool, FileError> {
+    sync_directory(from)?;
+    let here = rustix::fs::CWD;
+    match rustix::fs::renameat_with(here, from, here, to, rustix::fs::RenameFlags::NOREPLACE) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::EXIST | rustix::io::Errno::NOTEMPTY) => return Ok(false),
+        Err(error) => return Err(FileError::at("rename to", to)(error)),
+    }
+    to.parent().map_or(Ok(()), sync_directory)?;
+    Ok(true)
+}
+
+/// Creates a directory, 0700, if it is not there.
+pub(crate) fn directory(path: &Path) -> Result<(), FileError> {
+    use std::os::unix::fs::DirBuilderExt;
+    match fs::DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        result => result.map_err(FileError::at("create", path)),
+    }
+}
+
+/// The bytes of a record.
+pub(crate) fn encode<T: Serialize>(kind: &str, version: u32, value: &T) -> Vec<u8> {
+    // Our own structs of strings and numbers always serialise.
+    let json = serde_json::to_vec(value).unwrap_or_default();
+    let mut out = format!("berth {kind} {version} {}\n", Digest::of(&json)).into_bytes();
+    out.extend_from_slice(&json);
+    out
+}
+
+/// Reads a record; damage and other versions are `InvalidData`.
+pub(crate) fn decode<T: DeserializeOwned>(path: &Path, kind: &str, version: u32) -> Result<T, FileError> {
+    let read = |path: &Path| -> std::io::Result<T> {
+        let damaged = || std::io::Error::new(std::io::ErrorKind::InvalidData, "the record is damaged");
+        if fs::metadata(path)?.len() > RECORD_MAX {
+            return Err(damaged());
+        }
+        let bytes = fs::read(path)?;
+        let end = bytes.iter().position(|b| *b == b'\n').ok_or_else(damaged)?;
+        let (head, json) = (&bytes[..end], &bytes[end + 1..]);
+        if head != format!("berth {kind} {version} {}", Digest::of(json)).as_bytes() {
+            return Err(damaged());
+        }
+        Ok(serde_json::from_slice(json)?)
+    };
+    read(path).map_err(FileError::at("read", path))
+}
+
+/// Bytes on disk of one file or directory, not of what is in it.
+pub(crate) fn blocks(fd: impl AsFd) -> std::io::Result<u64> {
+    let stat = rustix::fs::fstat(fd)?;
+    Ok(u64::try_from(stat.st_blocks).unwrap_or(0) * 512)
+}
+
+/// Bytes and inodes of a directory and the files right in it.
+pub(crate) fn flat_usage(path: &Path) -> Result<crate::Usage, FileError> {
+    let sum = || -> std::io::Result<crate::Usage> {
+        let mut usage = crate::Usage { bytes: blocks(File::open(path)?)?, inodes: 1 };
+        for entry in fs::read_dir(path)? {
+            use std::os::unix::fs::MetadataExt;
+            let metadata = entry?.metadata()?;
+            if metadata.is_file() {
+                usage.bytes += metadata.blocks() * 512;
+                usage.inodes += 1;
+            }
+        }
+        Ok(usage)
+    };
+    sum().map_err(FileError::at("measure", path))
+}

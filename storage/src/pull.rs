@@ -1,0 +1,269 @@
+//! One pull, start to end: ask the registry, fetch what is missing, make the image visible.
+//!
+//! ```text
+//! resolve ─ choose the platform ─ config ─ layers, many at once ─ build ─ publish ─ name it
+//! ```
+//! Nothing is visible before `publish`, and nothing after it can leave half an image. A pull of an image that is here already stops after
+//! the first step: the registry was asked, with these credentials, and nothing moved.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use tokio::sync::watch;
+
+use crate::digest::Digest;
+use crate::error::{FileError, PullError, SnapshotError};
+use crate::flight::{Failure, Flight};
+use crate::graph::{self, Index, LayerRecord, Record};
+use crate::layer::Expect;
+use crate::manifest::{self, CONFIG_MAX, Config, Descriptor, Manifest, Parsed, Platform};
+use crate::reference::ImageRef;
+use crate::registry::{Fetched, RegistryError, Repository};
+use crate::snapshot::ImageLayers;
+use crate::store::Store;
+use crate::{Credentials, Image, PullProgress, files};
+
+/// Indexes inside indexes followed.
+const NESTING: usize = 4;
+/// How often progress is told.
+const TICK: Duration = Duration::from_millis(200);
+
+/// A resolved image: what to fetch, and what to call it.
+#[derive(Debug)]
+struct Resolved {
+    /// Digest of what the reference names: an index or a manifest.
+    top: Digest,
+    manifest: Manifest,
+    manifest_bytes: Vec<u8>,
+}
+
+impl Store {
+    /// Pulls an image. Dropping the future aborts the pull and leaves nothing visible; what was fetched of a blob is kept for a
+    /// while, to be continued.
+    ///
+    /// # Errors
+    /// See [`PullError`]: each names the image, and the layer where there is one.
+    pub async fn pull(
+        self: &Arc<Self>,
+        image: &str,
+        credentials: Option<Credentials>,
+        progress: watch::Sender<PullProgress>,
+    ) -> Result<Arc<Image>, PullError> {
+        let reference: ImageRef =
+            image.parse().map_err(|source| PullError::Reference { image: image.to_owned(), source })?;
+        let name = reference.to_string();
+        let registry = |source| PullError::Registry { image: name.clone(), source };
+        let wrong = |source| PullError::Manifest { image: name.clone(), source };
+        phase(&progress, "resolving");
+        let repository = Repository::open(&reference, credentials, &self.config.registry_config, self.timing)
+            .map_err(registry)?;
+        let resolved = resolve(&repository, &reference, &name).await?;
+        resolved.manifest.check_image().map_err(wrong)?;
+        let id = resolved.manifest.config.digest.clone();
+        // From here on nobody removes it under us.
+        let _image_pin = self.pin_digests(vec![id.clone()]);
+        if self.is_present(&id, &resolved.manifest.digest) {
+            return self.name_image(&id, &reference, &resolved.top, &name);
+        }
+        let config_bytes =
+            repository.small_blob(&resolved.manifest.config, CONFIG_MAX).await.map_err(registry)?;
+        let config = Config::parse(&config_bytes, &id).map_err(wrong)?;
+        let diff_ids = resolved.manifest.diff_ids(&config).map_err(wrong)?;
+        let _layer_pin = self.pin_digests(diff_ids.clone());
+        self.fetch_layers(&repository, &resolved.manifest.layers, &diff_ids, &progress, &name).await?;
+        phase(&progress, "writing");
+        let store = self.clone();
+        let interrupted = |_| PullError::Interrupted { image: name.clone() };
+        let build_name = name.clone();
+        tokio::task::spawn_blocking(move || {
+            store.publish_image(&resolved, &config_bytes, &diff_ids, &build_name)?;
+            store.name_image(&id, &reference, &resolved.top, &build_name)
+        })
+        .await
+        .map_err(interrupted)?
+    }
+
+    fn is_present(&self, id: &Digest, manifest: &Digest) -> bool {
+        self.index.load().images.get(id.as_str()).is_some_and(|held| held.record.manifest == *manifest)
+    }
+
+    /// Fetches all layers that are not here, each once.
+    async fn fetch_layers(
+        &self,
+        repository: &Repository,
+        layers: &[Descriptor],
+        diff_ids: &[Digest],
+        progress: &watch::Sender<PullProgress>,
+        name: &str,
+    ) -> Result<(), PullError> {
+        let mut seen = BTreeSet::new();
+        let wanted: Vec<(&Descriptor, &Digest)> = layers
+            .iter()
+            .zip(diff_ids)
+            .filter(|(_, diff_id)| {
+                seen.insert(*diff_id) && !graph::layer_directory(self.root(), diff_id).exists()
+            })
+            .collect();
+        let total = wanted.iter().map(|(layer, _)| layer.size).sum();
+        let flights: Vec<std::sync::Mutex<Option<Arc<Flight>>>> =
+            wanted.iter().map(|_| Default::default()).collect();
+        let all = try_join_all(
+            wanted
+                .iter()
+                .zip(&flights)
+                .map(|((layer, diff_id), slot)| self.fetch_layer(repository, layer, diff_id, slot, name)),
+        );
+        tokio::pin!(all);
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tokio::select! {
+                result = &mut all => return result.map(drop),
+                _ = tick.tick() => {
+                    let flying = flights.iter().filter_map(|slot| slot.lock().ok()?.as_ref().map(|f| f.done()));
+                    progress.send_replace(PullProgress { total, done: flying.sum(), phase: "fetching".into() });
+                }
+            }
+        }
+    }
+
+    async fn fetch_layer(
+        &self,
+        repository: &Repository,
+        layer: &Descriptor,
+        diff_id: &Digest,
+        slot: &std::sync::Mutex<Option<Arc<Flight>>>,
+        name: &str,
+    ) -> Result<(), PullError> {
+        let expect = Expect { blob: layer.digest.clone(), size: layer.size, diff_id: diff_id.clone() };
+        let file = |source| PullError::File { image: name.to_owned(), source };
+        loop {
+            let (flight, ours) = self.flights.join(&expect, || repository.fetch(layer)).map_err(file)?;
+            if let Ok(mut slot) = slot.lock() {
+                *slot = Some(flight.clone());
+            }
+            let (image, digest) = (name.to_owned(), layer.digest.clone());
+            match flight.wait().await {
+                Ok(()) => return Ok(()),
+                // Somebody else's credentials or deadline are no verdict on ours.
+                Err(_) if !ours => {}
+                Err(Failure::Registry(source)) => {
+                    return Err(PullError::Fetch { image, layer: digest, source });
+                }
+                Err(Failure::Layer(source)) => return Err(PullError::Layer { image, layer: digest, source }),
+                Err(Failure::Interrupted) => return Err(PullError::Interrupted { image }),
+            }
+        }
+    }
+
+    /// Builds the image in staging and moves it into place. Blocking.
+    fn publish_image(
+        &self,
+        resolved: &Resolved,
+        config: &[u8],
+        diff_ids: &[Digest],
+        name: &str,
+    ) -> Result<(), PullError> {
+        let file = |source| PullError::File { image: name.to_owned(), source };
+        let id = &resolved.manifest.config.digest;
+        let record = self.record(resolved, diff_ids).map_err(file)?;
+        let staging = self.flights.stage().map_err(file)?;
+        let paths = diff_ids.iter().map(|diff_id| graph::layer_directory(self.root(), diff_id));
+        let layers = ImageLayers { id: id.to_string(), layers: paths.collect() };
+        let snapshot = |source: SnapshotError| PullError::Snapshot { image: name.to_owned(), source };
+        self.build(&layers, &staging.0.join(self.driver.name())).map_err(snapshot)?;
+        files::write_new(&staging.0.join("config"), config).map_err(file)?;
+        files::write_new(&staging.0.join("manifest"), &resolved.manifest_bytes).map_err(file)?;
+        files::write_new(&staging.0.join("record.json"), &record.bytes()).map_err(file)?;
+        let directory = graph::image_directory(self.root(), id.as_str());
+        let _guard = self.write_lock();
+        let mut index = Index::clone(&self.index.load());
+        if index.images.contains_key(id.as_str()) {
+            // Another manifest of the same config: its layers are the same by their diff IDs.
+            return Ok(());
+        }
+        files::publish(&staging.0, &directory).map_err(file)?;
+        for diff_id in diff_ids {
+            let usage = files::flat_usage(&graph::layer_directory(self.root(), diff_id)).map_err(file)?;
+            index.layers.insert(diff_id.clone(), usage);
+        }
+        index.insert(&directory, record).map_err(file)?;
+        self.index.store(Arc::new(index));
+        Ok(())
+    }
+
+    fn record(&self, resolved: &Resolved, diff_ids: &[Digest]) -> Result<Record, FileError> {
+        let layer = |(descriptor, diff_id): (&Descriptor, &Digest)| {
+            let tar = graph::layer_directory(self.root(), diff_id).join("tar");
+            Ok(LayerRecord {
+                diff_id: diff_id.clone(),
+                tar_size: std::fs::metadata(&tar).map_err(FileError::at("stat", &tar))?.len(),
+                blob: descriptor.digest.clone(),
+                blob_size: descriptor.size,
+                media_type: descriptor.media_type.clone(),
+            })
+        };
+        Ok(Record {
+            id: resolved.manifest.config.digest.clone(),
+            manifest: resolved.manifest.digest.clone(),
+            layers: resolved
+                .manifest
+                .layers
+                .iter()
+                .zip(diff_ids)
+                .map(layer)
+                .collect::<Result<_, FileError>>()?,
+            annotations: resolved.manifest.annotations.clone(),
+            pulled_at: graph::now(),
+        })
+    }
+
+    /// Gives a present image the names this pull earns it.
+    fn name_image(
+        &self,
+        id: &Digest,
+        reference: &ImageRef,
+        top: &Digest,
+        name: &str,
+    ) -> Result<Arc<Image>, PullError> {
+        let _guard = self.write_lock();
+        let mut index = Index::clone(&self.index.load());
+        let before = index.names.images.get(id.as_str()).cloned();
+        index.names.add(id.as_str(), reference, top);
+        if index.names.images.get(id.as_str()) != before.as_ref() {
+            index.rename();
+            let file = |source| PullError::File { image: name.to_owned(), source };
+            index.names.write(self.root()).map_err(file)?;
+            self.index.store(Arc::new(index));
+        }
+        let index = self.index.load();
+        let held = index.images.get(id.as_str());
+        held.map(|held| held.image.clone()).ok_or_else(|| PullError::Interrupted { image: name.to_owned() })
+    }
+}
+
+fn phase(progress: &watch::Sender<PullProgress>, phase: &str) {
+    progress.send_modify(|p| phase.clone_into(&mut p.phase));
+}
+
+/// From a reference to a manifest for this machine.
+async fn resolve(repository: &Repository, reference: &ImageRef, name: &str) -> Result<Resolved, PullError> {
+    let registry = |source: RegistryError| PullError::Registry { image: name.to_owned(), source };
+    let wrong = |source| PullError::Manifest { image: name.to_owned(), source };
+    let mut fetched: Fetched = repository.manifest(reference).await.map_err(registry)?;
+    let top = fetched.digest.clone();
+    let host = Platform::host();
+    for _ in 0..=NESTING {
+        match manifest::parse(&fetched.bytes, &fetched.digest, &fetched.content_type).map_err(wrong)? {
+            Parsed::Manifest(manifest) => {
+                return Ok(Resolved { top, manifest: *manifest, manifest_bytes: fetched.bytes });
+            }
+            Parsed::Index(entries) => {
+                let entry = manifest::select(&entries, &host, &fetched.digest).map_err(wrong)?;
+                fetched = repository.manifest_by(entry).await.map_err(registry)?;
+            }
+        }
+    }
+    Err(wrong(manifest::ManifestError::Nested(top)))
+}

@@ -1,0 +1,217 @@
+//! The `overlay` driver: each layer unpacked into a directory, overlayfs over them; and the writable layer both overlay-based drivers
+//! share.
+//!
+//! Needs Linux 6.8 (`lowerdir+`, so no option-length limit). In an image directory: `0/`, `1/`, … one per layer, lowest first.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{self, Dir, FileType, Mode, OFlags};
+
+use crate::error::{FileError, SnapshotError};
+use crate::snapshot::mount::Writable;
+use crate::snapshot::{Driver, ImageLayers, View, merge, mount, unpack};
+use crate::{RootfsOptions, Usage, files};
+
+/// Deepest directory a container can make that is still counted; the kernel's PATH_MAX allows about half of it.
+const DEPTH_MAX: usize = 4096;
+
+/// The driver; it keeps no state.
+#[derive(Debug)]
+pub(super) struct Overlay;
+
+impl Driver for Overlay {
+    fn name(&self) -> &'static str {
+        "overlay"
+    }
+
+    fn build(&self, image: &ImageLayers, directory: &Path) -> Result<Usage, SnapshotError> {
+        let mut usage = Usage::default();
+        merge(image, |number, tree, hidden| {
+            let into = layer_directory(directory, number);
+            files::directory(&into)?;
+            let written = unpack::layer(tree, number, &hidden, &image.layers, &into)?;
+            usage.bytes += written.bytes;
+            usage.inodes += written.inodes;
+            Ok(())
+        })?;
+        if image.layers.is_empty() {
+            files::directory(&layer_directory(directory, 0))?;
+        }
+        // One flush of the file system instead of one per file; then the names may become visible.
+        let top = open_directory(directory)?;
+        fs::syncfs(&top).map_err(FileError::at("flush", directory))?;
+        Ok(usage)
+    }
+
+    fn view(&self, image: &ImageLayers, directory: &Path) -> Result<View, SnapshotError> {
+        let numbers = (0..image.layers.len().max(1)).rev();
+        let lowers = numbers.map(|number| open_directory(&layer_directory(directory, number)));
+        Ok(View { lowers: lowers.collect::<Result<_, _>>()? })
+    }
+
+    fn prepare(&self, _view: &View, container: &Path) -> Result<(), SnapshotError> {
+        prepare(container)
+    }
+
+    fn mount(
+        &self,
+        view: &View,
+        container: &Path,
+        options: &RootfsOptions<'_>,
+    ) -> Result<OwnedFd, SnapshotError> {
+        mount_container(self.name(), view, container, options)
+    }
+
+    fn mount_view(&self, view: &View) -> Result<OwnedFd, SnapshotError> {
+        mount_lowers("image", view, None)
+    }
+
+    fn usage(&self, container: &Path) -> Result<Usage, SnapshotError> {
+        usage(container)
+    }
+}
+
+fn layer_directory(image: &Path, number: usize) -> PathBuf {
+    image.join(number.to_string())
+}
+
+fn open_directory(path: &Path) -> Result<OwnedFd, SnapshotError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+    Ok(fs::open(path, flags, Mode::empty()).map_err(FileError::at("open", path))?)
+}
+
+// === the writable layer ===
+
+/// `upper/` now, `work/` with the first mount.
+pub(super) fn prepare(container: &Path) -> Result<(), SnapshotError> {
+    Ok(files::directory(&container.join("upper"))?)
+}
+
+/// The image with the container's writable layer over it.
+pub(super) fn mount_container(
+    driver: &'static str,
+    view: &View,
+    container: &Path,
+    options: &RootfsOptions<'_>,
+) -> Result<OwnedFd, SnapshotError> {
+    let target = container.display().to_string();
+    let mapped = match &options.idmap {
+        None => None,
+        Some(map) => {
+            let copies = view.lowers.iter().map(|lower| {
+                let copy = mount::clone(&target, lower)?;
+                (map.apply)(copy.as_fd(), map.userns).map_err(|source| SnapshotError::Mount {
+                    target: target.clone(),
+                    step: "mount_setattr: idmap",
+                    source,
+                })?;
+                Ok::<_, SnapshotError>(copy)
+            });
+            Some(View { lowers: copies.collect::<Result<_, _>>()? })
+        }
+    };
+    let view = mapped.as_ref().unwrap_or(view);
+    if options.readonly {
+        return mount_lowers(&target, view, options.mount_label.as_deref());
+    }
+    let top =
+        view.lowers.first().ok_or(SnapshotError::Unsupported { driver, what: "an image without layers" })?;
+    let upper = open_directory(&container.join("upper"))?;
+    let work = container.join("work");
+    if !work.exists() {
+        // The root of an overlay has the attributes of its upper directory.
+        let stat = fs::fstat(top).map_err(FileError::at("stat the root of", container))?;
+        let (uid, gid) = (fs::Uid::from_raw(stat.st_uid), fs::Gid::from_raw(stat.st_gid));
+        fs::fchown(&upper, Some(uid), Some(gid)).map_err(FileError::at("chown", container.join("upper")))?;
+        let mode = Mode::from_raw_mode(stat.st_mode & 0o7777);
+        fs::fchmod(&upper, mode).map_err(FileError::at("chmod", container.join("upper")))?;
+        files::directory(&work)?;
+    }
+    // What a volatile mount leaves behind forbids the next one, until someone says it is fine.
+    match std::fs::remove_dir(work.join("work/incompat/volatile")) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(FileError { what: "clear", path: work, source: error }.into());
+        }
+        _ => {}
+    }
+    let work = open_directory(&work)?;
+    let lowers: Vec<&OwnedFd> = view.lowers.iter().collect();
+    mount::overlay(
+        &target,
+        &lowers,
+        Some(&Writable { upper: &upper, work: &work }),
+        options.mount_label.as_deref(),
+    )
+}
+
+/// The image alone: its own mount when that is enough, else a read-only overlay.
+pub(super) fn mount_lowers(target: &str, view: &View, label: Option<&str>) -> Result<OwnedFd, SnapshotError> {
+    match (view.lowers.as_slice(), label) {
+        // EROFS cannot be written to, so a copy of its mount is read-only.
+        ([one], None) if is_readonly(one) => mount::clone(target, one),
+        ([one], label) => {
+            // overlayfs wants two lowers when there is no upper: the second is an empty tmpfs.
+            let empty = mount::empty(target)?;
+            mount::overlay(target, &[one, &empty], None, label)
+        }
+        (lowers, label) => mount::overlay(target, &lowers.iter().collect::<Vec<_>>(), None, label),
+    }
+}
+
+fn is_readonly(fd: &OwnedFd) -> bool {
+    fs::fstatvfs(fd).is_ok_and(|s| s.f_flag.contains(fs::StatVfsMountFlags::RDONLY))
+}
+
+/// Counts the writable layer, by descriptor, never following a link.
+pub(super) fn usage(container: &Path) -> Result<Usage, SnapshotError> {
+    let path = container.join("upper");
+    let top = open_directory(&path)?;
+    let mut usage = Usage::default();
+    let mut seen = std::collections::HashSet::new();
+    count(&top, 0, &mut usage, &mut seen).map_err(FileError::at("measure", &path))?;
+    Ok(usage)
+}
+
+fn count(
+    directory: &OwnedFd,
+    depth: usize,
+    usage: &mut Usage,
+    seen: &mut std::collections::HashSet<u64>,
+) -> rustix::io::Result<()> {
+    let mut add = |stat: &fs::Stat, usage: &mut Usage| {
+        if stat.st_nlink < 2
+            || FileType::from_raw_mode(stat.st_mode) == FileType::Directory
+            || seen.insert(stat.st_ino)
+        {
+            usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+            usage.inodes += 1;
+        }
+    };
+    add(&fs::fstat(directory)?, usage);
+    let mut below = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let entry = entry?;
+        if matches!(entry.file_name().to_bytes(), b"." | b"..") {
+            continue;
+        }
+        // A container at work removes files under our eyes.
+        let Ok(stat) = fs::statat(directory, entry.file_name(), fs::AtFlags::SYMLINK_NOFOLLOW) else {
+            continue;
+        };
+        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
+            below.push(entry.file_name().to_owned());
+        } else {
+            add(&stat, usage);
+        }
+    }
+    if depth < DEPTH_MAX {
+        for name in below {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+            if let Ok(child) = fs::openat(directory, &name, flags, Mode::empty()) {
+                count(&child, depth + 1, usage, seen)?;
+            }
+        }
+    }
+    Ok(())
+}

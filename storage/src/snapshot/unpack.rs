@@ -1,0 +1,281 @@
+//! Writes one layer of a merged tree into a directory, in overlayfs' own terms: whiteouts are character devices 0:0, an opaque
+//! directory carries `trusted.overlay.opaque` (kernel doc overlayfs.rst).
+//!
+//! Safe by construction: the tree has real directories only, so every step goes one component down from a directory descriptor with
+//! `O_NOFOLLOW`, into a directory that this module has just created.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{
+    self, AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fsetxattr,
+    makedev,
+};
+use rustix::io::Errno;
+
+use crate::Usage;
+use crate::error::{FileError, SnapshotError};
+use crate::tree::{Body, Hidden, Node, NodeId, Tree};
+
+/// Copy buffer, in bytes.
+const COPY: usize = 256 << 10;
+
+/// Unpacks what layer `number` changed. `layers` are the directories with the tars.
+pub(super) fn layer(
+    tree: &Tree,
+    number: usize,
+    hidden: &Hidden,
+    layers: &[PathBuf],
+    into: &Path,
+) -> Result<Usage, SnapshotError> {
+    let mut unpack = Unpack {
+        tree,
+        only: Some(number),
+        needed: needed(tree, number, hidden),
+        hidden: HashMap::new(),
+        opaque: hidden.opaque.iter().copied().collect(),
+        tars: layers.iter().map(|layer| layer.join("tar")).collect(),
+        open: HashMap::new(),
+        links: shared(tree),
+        usage: Usage::default(),
+    };
+    for (parent, name) in &hidden.names {
+        unpack.hide(*parent, name);
+    }
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let top = fs::open(into, flags, Mode::empty()).map_err(FileError::at("open", into))?;
+    unpack.directory(0, &top, into)?;
+    Ok(unpack.usage)
+}
+
+struct Unpack<'a> {
+    tree: &'a Tree,
+    /// Write this layer's nodes alone, or all.
+    only: Option<usize>,
+    /// Directories on the way to something this layer changed.
+    needed: HashSet<NodeId>,
+    /// Names to whiten out, by directory.
+    hidden: HashMap<NodeId, Vec<Box<[u8]>>>,
+    opaque: HashSet<NodeId>,
+    tars: Vec<PathBuf>,
+    open: HashMap<usize, File>,
+    /// Nodes with several names, and where the first of them was written.
+    links: HashMap<NodeId, Option<PathBuf>>,
+    usage: Usage,
+}
+
+/// Nodes that have more than one name.
+fn shared(tree: &Tree) -> HashMap<NodeId, Option<PathBuf>> {
+    let (mut seen, mut shared) = (HashSet::new(), HashMap::new());
+    let mut stack = vec![0];
+    while let Some(id) = stack.pop() {
+        for child in tree.children(id).into_iter().flat_map(|c| c.values()) {
+            if tree.children(*child).is_some() {
+                stack.push(*child);
+            } else if !seen.insert(*child) {
+                shared.insert(*child, None);
+            }
+        }
+    }
+    shared
+}
+
+/// Directories that hold a change, and all above them.
+fn needed(tree: &Tree, number: usize, hidden: &Hidden) -> HashSet<NodeId> {
+    let mut needed: HashSet<NodeId> = HashSet::new();
+    let marks: HashSet<NodeId> =
+        hidden.names.iter().map(|(id, _)| *id).chain(hidden.opaque.iter().copied()).collect();
+    // Children before parents: a stack of (node, visited).
+    let mut stack = vec![(0, false)];
+    while let Some((id, visited)) = stack.pop() {
+        let Some(children) = tree.children(id) else { continue };
+        if visited {
+            let holds = children.values().any(|c| tree.nodes[*c].layer == number || needed.contains(c));
+            if holds || marks.contains(&id) || tree.nodes[id].layer == number {
+                needed.insert(id);
+            }
+        } else {
+            stack.push((id, true));
+            stack.extend(children.values().map(|child| (*child, false)));
+        }
+    }
+    needed
+}
+
+impl Unpack<'_> {
+    /// A hidden name becomes a whiteout, unless this layer put something else there.
+    fn hide(&mut self, parent: NodeId, name: &[u8]) {
+        match self.tree.children(parent).and_then(|c| c.get(name)) {
+            None => self.hidden.entry(parent).or_default().push(name.into()),
+            // A directory made anew must not show the old one's children.
+            Some(id) if self.tree.children(*id).is_some() => drop(self.opaque.insert(*id)),
+            Some(_) => {}
+        }
+    }
+
+    fn wanted(&self, id: NodeId) -> bool {
+        self.only.is_none_or(|number| self.tree.nodes[id].layer == number) || self.needed.contains(&id)
+    }
+
+    /// Fills an open, new directory, then gives it its attributes.
+    fn directory(&mut self, id: NodeId, fd: &OwnedFd, path: &Path) -> Result<(), SnapshotError> {
+        let tree = self.tree;
+        let children = tree.children(id).into_iter().flatten();
+        for (name, child) in children {
+            if self.wanted(*child) {
+                let path = path.join(os(name));
+                self.node(*child, fd, name, &path)?;
+            }
+        }
+        for name in self.hidden.remove(&id).unwrap_or_default() {
+            let at = path.join(os(&name));
+            fs::mknodat(fd, &*name, FileType::CharacterDevice, Mode::empty(), 0)
+                .map_err(FileError::at("create whiteout", at))?;
+            self.usage.inodes += 1;
+        }
+        if self.opaque.contains(&id) {
+            fsetxattr(fd, "trusted.overlay.opaque", b"y", XattrFlags::empty())
+                .map_err(FileError::at("mark as opaque", path))?;
+        }
+        attributes(&tree.nodes[id], fd.as_fd(), path)?;
+        self.count(fd, path)
+    }
+
+    fn node(&mut self, id: NodeId, parent: &OwnedFd, name: &[u8], path: &Path) -> Result<(), SnapshotError> {
+        let node = &self.tree.nodes[id];
+        if let Some(Some(first)) = self.links.get(&id) {
+            // Every component of that path is a directory we made, in a place nobody else knows.
+            fs::linkat(CWD, first, parent, name, AtFlags::empty()).map_err(FileError::at("link", path))?;
+            return Ok(());
+        }
+        if matches!(node.body, Body::Directory(_)) {
+            fs::mkdirat(parent, name, Mode::RWXU).map_err(FileError::at("create", path))?;
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let fd = fs::openat(parent, name, flags, Mode::empty()).map_err(FileError::at("open", path))?;
+            return self.directory(id, &fd, path);
+        }
+        let special = |kind, device| {
+            fs::mknodat(parent, name, kind, Mode::RUSR, device).map_err(FileError::at("create", path))
+        };
+        match &node.body {
+            Body::File { .. } | Body::Sparse { .. } => self.file(node, parent, name, path)?,
+            Body::Symlink(target) => {
+                fs::symlinkat(&**target, parent, name).map_err(FileError::at("create", path))?;
+            }
+            Body::Char(major, minor) => special(FileType::CharacterDevice, makedev(*major, *minor))?,
+            Body::Block(major, minor) => special(FileType::BlockDevice, makedev(*major, *minor))?,
+            Body::Fifo => special(FileType::Fifo, 0)?,
+            Body::Directory(_) => {}
+        }
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::openat(parent, name, flags, Mode::empty()).map_err(FileError::at("open", path))?;
+        if !matches!(node.body, Body::File { .. } | Body::Sparse { .. }) {
+            special_attributes(node, parent, name, &fd, path)?;
+        }
+        self.count(&fd, path)?;
+        if let Some(first) = self.links.get_mut(&id) {
+            *first = Some(path.to_owned());
+        }
+        Ok(())
+    }
+
+    fn file(&mut self, node: &Node, parent: &OwnedFd, name: &[u8], path: &Path) -> Result<(), SnapshotError> {
+        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let fd = fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
+            .map_err(FileError::at("create", path))?;
+        let file = File::from(fd);
+        let write = |tar: &File| match &node.body {
+            Body::File { offset, size, .. } => copy(tar, *offset, &file, 0, *size),
+            Body::Sparse { size, regions, .. } => {
+                file.set_len(*size)?;
+                regions.iter().try_for_each(|r| copy(tar, r.stored, &file, r.offset, r.length))
+            }
+            _ => Ok(()),
+        };
+        let (Body::File { layer, .. } | Body::Sparse { layer, .. }) = &node.body else { return Ok(()) };
+        write(self.tar(*layer)?).map_err(FileError::at("write", path))?;
+        attributes(node, file.as_fd(), path)
+    }
+
+    fn tar(&mut self, layer: usize) -> Result<&File, FileError> {
+        use std::collections::hash_map::Entry;
+        match self.open.entry(layer) {
+            Entry::Occupied(open) => Ok(open.into_mut()),
+            Entry::Vacant(slot) => {
+                let path = &self.tars[layer];
+                Ok(slot.insert(File::open(path).map_err(FileError::at("open", path))?))
+            }
+        }
+    }
+
+    fn count(&mut self, fd: impl AsFd, path: &Path) -> Result<(), SnapshotError> {
+        let stat = fs::fstat(fd).map_err(FileError::at("stat", path))?;
+        self.usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
+        self.usage.inodes += 1;
+        Ok(())
+    }
+}
+
+fn os(name: &[u8]) -> &std::ffi::OsStr {
+    std::os::unix::ffi::OsStrExt::from_bytes(name)
+}
+
+fn copy(from: &File, mut offset: u64, to: &File, mut at: u64, mut left: u64) -> io::Result<()> {
+    let mut buffer = vec![0; COPY.min(usize::try_from(left).unwrap_or(COPY))];
+    while left > 0 {
+        let n = buffer.len().min(usize::try_from(left).unwrap_or(COPY));
+        from.read_exact_at(&mut buffer[..n], offset)?;
+        to.write_all_at(&buffer[..n], at)?;
+        (offset, at, left) = (offset + n as u64, at + n as u64, left - n as u64);
+    }
+    Ok(())
+}
+
+fn times(node: &Node) -> Timestamps {
+    let time = Timespec { tv_sec: node.mtime, tv_nsec: i64::from(node.mtime_nsec) };
+    Timestamps { last_access: time, last_modification: time }
+}
+
+/// Owner first (it clears set-id bits and capabilities), then attributes, mode, times.
+fn attributes(node: &Node, fd: std::os::fd::BorrowedFd<'_>, path: &Path) -> Result<(), SnapshotError> {
+    let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+    fs::fchown(fd, Some(uid), Some(gid)).map_err(FileError::at("chown", path))?;
+    for (name, value) in &node.xattrs {
+        match fsetxattr(fd, &**name, value, XattrFlags::empty()) {
+            Ok(()) | Err(Errno::NOTSUP) => {}
+            Err(error) => return Err(FileError::at("set attributes of", path)(error).into()),
+        }
+    }
+    fs::fchmod(fd, Mode::from_raw_mode(node.mode)).map_err(FileError::at("chmod", path))?;
+    fs::futimens(fd, &times(node)).map_err(FileError::at("set times of", path))?;
+    Ok(())
+}
+
+/// The same for what cannot be opened: by name in a directory only we know, never following.
+fn special_attributes(
+    node: &Node,
+    parent: &OwnedFd,
+    name: &[u8],
+    fd: &OwnedFd,
+    path: &Path,
+) -> Result<(), SnapshotError> {
+    let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
+    let flags = AtFlags::SYMLINK_NOFOLLOW;
+    fs::chownat(parent, name, Some(uid), Some(gid), flags).map_err(FileError::at("chown", path))?;
+    let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(fd));
+    if !matches!(node.body, Body::Symlink(_)) {
+        for (key, value) in &node.xattrs {
+            match fs::setxattr(&*link, &**key, value, XattrFlags::empty()) {
+                Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
+                Err(error) => return Err(FileError::at("set attributes of", path)(error).into()),
+            }
+        }
+        fs::chmod(&*link, Mode::from_raw_mode(node.mode)).map_err(FileError::at("chmod", path))?;
+    }
+    fs::utimensat(parent, name, &times(node), flags).map_err(FileError::at("set times of", path))?;
+    Ok(())
+}

@@ -109,12 +109,11 @@ impl Store {
         let total = wanted.iter().map(|(layer, _)| layer.size).sum();
         let flights: Vec<std::sync::Mutex<Option<Arc<Flight>>>> =
             wanted.iter().map(|_| Default::default()).collect();
-        let all = try_join_all(
-            wanted
-                .iter()
-                .zip(&flights)
-                .map(|((layer, diff_id), slot)| self.fetch_layer(repository, layer, diff_id, slot, name)),
-        );
+        let mut fetches = Vec::with_capacity(wanted.len());
+        for ((layer, diff_id), slot) in wanted.iter().zip(&flights) {
+            fetches.push(self.fetch_layer(repository, layer, diff_id, slot, name));
+        }
+        let all = try_join_all(fetches);
         tokio::pin!(all);
         let mut tick = tokio::time::interval(TICK);
         loop {

@@ -189,19 +189,13 @@ impl Repository {
             Some(digest) => (digest.as_str(), Capability::Pull),
             None => (tag, Capability::Resolve),
         };
-        self.each(needs, async |endpoint, client| {
-            self.manifest_from(endpoint, client, reference, image.digest.as_ref()).await
-        })
-        .await
+        self.manifest_at(needs, reference, image.digest.as_ref()).await
     }
 
     /// The manifest an index names.
     pub(crate) async fn manifest_by(&self, descriptor: &Descriptor) -> Result<Fetched, RegistryError> {
         let digest = &descriptor.digest;
-        self.each(Capability::Pull, async |endpoint, client| {
-            self.manifest_from(endpoint, client, digest.as_str(), Some(digest)).await
-        })
-        .await
+        self.manifest_at(Capability::Pull, digest.as_str(), Some(digest)).await
     }
 
     /// A small blob, whole and verified.
@@ -212,12 +206,16 @@ impl Repository {
     ) -> Result<Vec<u8>, RegistryError> {
         let digest = &descriptor.digest;
         let what = format!("blob {digest}");
-        self.each(Capability::Pull, async |endpoint, client| {
+        let mut errors = Vec::new();
+        for (endpoint, client) in self.able(Capability::Pull) {
             let url = endpoint.url(&self.path, "blobs", digest.as_str(), &self.host);
-            let bytes = client.small(&Ask::get(&url, &self.path, &what), limit.min(descriptor.size)).await?.1;
-            verify(endpoint, &what, bytes, digest)
-        })
-        .await
+            let answer = client.small(&Ask::get(&url, &self.path, &what), limit.min(descriptor.size)).await;
+            match answer.and_then(|(_, bytes)| verify(endpoint, &what, bytes, digest)) {
+                Ok(bytes) => return Ok(bytes),
+                Err(error) => errors.push(error),
+            }
+        }
+        Err(self.none(errors))
     }
 
     /// Everything a layer's fetch needs, detached from the pull's borrow.
@@ -251,23 +249,34 @@ impl Repository {
         Ok(Fetched { bytes, digest, content_type })
     }
 
-    /// Asks each host in order until one answers.
-    async fn each<T>(
+    /// The manifest from the first host that has it.
+    async fn manifest_at(
         &self,
         needs: Capability,
-        ask: impl AsyncFn(&Endpoint, &Client) -> Result<T, RegistryError>,
-    ) -> Result<T, RegistryError> {
+        reference: &str,
+        digest: Option<&Digest>,
+    ) -> Result<Fetched, RegistryError> {
         let mut errors = Vec::new();
-        for (endpoint, client) in self.endpoints.iter().filter(|(endpoint, _)| endpoint.can(needs)) {
-            match ask(endpoint, client).await {
-                Ok(answer) => return Ok(answer),
+        for (endpoint, client) in self.able(needs) {
+            match self.manifest_from(endpoint, client, reference, digest).await {
+                Ok(fetched) => return Ok(fetched),
                 Err(error) => errors.push(error),
             }
         }
+        Err(self.none(errors))
+    }
+
+    /// Hosts that may be asked for something, in order.
+    fn able(&self, needs: Capability) -> impl Iterator<Item = &(Endpoint, Client)> {
+        self.endpoints.iter().filter(move |(endpoint, _)| endpoint.can(needs))
+    }
+
+    /// No host had it: why.
+    fn none(&self, mut errors: Vec<RegistryError>) -> RegistryError {
         match errors.len() {
-            0 => Err(RegistryError::NoHost(self.host.clone())),
-            1 => Err(errors.remove(0)),
-            _ => Err(RegistryError::All(errors)),
+            0 => RegistryError::NoHost(self.host.clone()),
+            1 => errors.remove(0),
+            _ => RegistryError::All(errors),
         }
     }
 }

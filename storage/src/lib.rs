@@ -162,7 +162,8 @@ pub struct IdMap<'a> {
 /// How a container's root is mounted.
 #[derive(Debug, Default)]
 pub struct RootfsOptions<'a> {
-    /// No writable layer: the image alone, where not even a mount point can be made.
+    /// The container may not write. The caller seals the mount once its mount points are made, and these go to the writable layer, so a
+    /// driver that has one treats both cases alike.
     pub readonly: bool,
     /// User namespace whose mapping the image's ids get (idmapped lower layers, no copies).
     pub idmap: Option<IdMap<'a>>,

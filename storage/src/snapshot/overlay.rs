@@ -112,9 +112,6 @@ pub(super) fn mount_container(
         }
     };
     let view = mapped.as_ref().unwrap_or(view);
-    if options.readonly {
-        return mount_lowers(&target, view, options.mount_label.as_deref());
-    }
     let top =
         view.lowers.first().ok_or(SnapshotError::Unsupported { driver, what: "an image without layers" })?;
     let upper = open_directory(&container.join("upper"))?;

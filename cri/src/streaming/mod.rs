@@ -6,8 +6,8 @@
 //!
 //! Reading order: [`request`] what may be asked; [`token`] what waits; [`server`] the listener and the HTTP part;
 //! [`handshake`] which protocol is chosen (pure); [`remote`] a command's streams, whatever carries them; [`forward`]
-//! ports; [`status`] the closing document; [`spdy`] and [`ws`] the two carriers; [`pipe`] and [`activity`] the small
-//! parts both use; [`tls`].
+//! ports; [`status`] the closing document; [`spdy`] and [`ws`] the two carriers; [`wire`], [`pipe`] and [`activity`]
+//! the small parts both use; [`tls`].
 //!
 //! Tasks: one accept loop per server, one per HTTP connection until the upgrade, then one per session with the few it
 //! joins. All end with the server's cancellation token. Files owned: none (a configured certificate is only read).
@@ -35,6 +35,7 @@ mod testing;
 mod tests;
 mod tls;
 mod token;
+mod wire;
 mod ws;
 
 pub use request::{AttachRequest, ExecRequest, PortForwardRequest};

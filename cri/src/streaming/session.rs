@@ -11,7 +11,7 @@ use super::handshake::Carrier;
 use super::request::Request;
 use super::server::Shared;
 use super::spdy::{self, Connection, Headers, Offer, ReadError};
-use super::ws::{self, Tunnel};
+use super::ws;
 use super::{forward, remote};
 
 /// Time for the last frames to get out, and then for the client to close its side.
@@ -56,7 +56,7 @@ pub(super) async fn serve(
             forward::spdy::serve(shared, pod, io).await
         }
         (Request::PortForward { pod, .. }, Carrier::ForwardTunnel) => {
-            forward::spdy::serve(shared, pod, Tunnel::new(io).await).await
+            ws::through(io, |io| forward::spdy::serve(shared, pod, io)).await
         }
         (Request::PortForward { pod, ports }, Carrier::ForwardChannels(codec)) => {
             forward::channels::serve(shared, pod, &ports, codec, io).await

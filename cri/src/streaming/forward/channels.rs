@@ -24,7 +24,7 @@ pub(in crate::streaming) async fn serve(
     codec: Codec,
     io: impl Io,
 ) -> Result<(), SessionError> {
-    let (sink, source) = ws::open(io, codec, Version::V4).await;
+    let (sink, source) = ws::open(io, codec, Version::V4);
     let mut inlets = Vec::new();
     let mut connections = Vec::new();
     for (number, &port) in (0_u8..).step_by(2).zip(ports.iter().take(MOST_PORTS)) {

@@ -22,7 +22,7 @@ pub(in crate::streaming) async fn serve(
     codec: Codec,
     io: impl Io,
 ) -> Result<(), SessionError> {
-    let (sink, source) = ws::open(io, codec, version).await;
+    let (sink, source) = ws::open(io, codec, version);
     let streams = request.streams();
     let (stdin_inlet, stdin) = streams.stdin.then(Inlet::pipe).unzip();
     let (size_inlet, sizes) = resizable(streams, version).then(Inlet::sizes).unzip();

@@ -2,16 +2,14 @@
 //!
 //! Whoever sends takes the write lock, which is fair, writes one frame, and gives it back: a stream that floods takes
 //! turns with the others. Control frames wait in a short queue of their own and go out before the next data frame, so
-//! the reader never waits for the network to answer a PING. A frame whose sender is dropped half way stays with the
-//! writer, and the next one to write completes it first: frames are whole whatever becomes of their senders.
+//! the reader never waits for the network to answer a PING.
 
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWrite;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
@@ -19,6 +17,7 @@ use super::frame::{self, HEAD, LONGEST_DATA, Status};
 use super::headers::empty_block;
 use crate::streaming::activity::Activity;
 use crate::streaming::pipe::Inlet;
+use crate::streaming::wire::Writer;
 
 /// Streams one connection may have open: 256 forwarded connections of two streams each.
 const MOST_STREAMS: usize = 512;
@@ -36,12 +35,6 @@ pub(crate) struct Connection {
     /// The connection is beyond use: the client went away, or does not read its control frames.
     dead: CancellationToken,
     activity: Activity,
-}
-
-struct Writer {
-    io: Box<dyn AsyncWrite + Send + Unpin>,
-    /// What goes out before anything else: control frames, and the rest of a frame half written.
-    first: BytesMut,
 }
 
 #[derive(Default)]
@@ -92,7 +85,7 @@ pub(super) enum Taken {
 impl Connection {
     pub(crate) fn new(io: impl AsyncWrite + Send + Unpin + 'static) -> Arc<Self> {
         Arc::new(Self {
-            writer: tokio::sync::Mutex::new(Writer { io: Box::new(io), first: BytesMut::new() }),
+            writer: tokio::sync::Mutex::new(Writer::new(io)),
             state: Mutex::default(),
             wake: Notify::new(),
             dead: CancellationToken::new(),
@@ -117,7 +110,7 @@ impl Connection {
     pub(crate) async fn close(&self) -> io::Result<()> {
         let last = self.state().last;
         self.write(None, &frame::goaway(last)).await?;
-        self.writer.lock().await.io.shutdown().await
+        self.writer.lock().await.shutdown().await
     }
 
     pub(super) fn is_dead(&self) -> &CancellationToken {
@@ -214,7 +207,7 @@ impl Connection {
             if stream.is_some_and(|stream| state.streams.get(&stream).is_none_or(|entry| entry.we_ended)) {
                 return Err(io::ErrorKind::BrokenPipe.into());
             }
-            state.control.drain(..).for_each(|frame| writer.first.extend_from_slice(&frame));
+            state.control.drain(..).for_each(|frame| writer.before(&frame));
         }
         let written = writer.write(bytes).await;
         if written.is_err() {
@@ -232,33 +225,6 @@ impl Connection {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection").field("streams", &self.state().streams.len()).finish_non_exhaustive()
-    }
-}
-
-// === impl Writer ===
-
-impl Writer {
-    /// Writes `first`, then `bytes`, of which nothing or all gets out even if this future is dropped: once a part is
-    /// with the kernel, the rest is in `first`.
-    async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.complete().await?;
-        if !bytes.is_empty() {
-            let written = self.io.write(bytes).await?;
-            self.first.extend_from_slice(&bytes[written..]);
-            self.complete().await?;
-        }
-        self.io.flush().await
-    }
-
-    async fn complete(&mut self) -> io::Result<()> {
-        while !self.first.is_empty() {
-            let written = self.io.write(&self.first).await?;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            self.first.advance(written);
-        }
-        Ok(())
     }
 }
 

@@ -4,16 +4,14 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::AsyncRead;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::connection::{Connection, Offer, Taken};
-use super::frame::{self, Control, FrameError, HEAD, Head};
+use super::frame::{self, Control, FrameError, Head};
 use super::headers::{Headers, Inflater};
+use crate::streaming::wire::Source;
 
-/// First and largest size of the read buffer: an idle session needs little, a busy one grows it.
-const SMALL: usize = 4 << 10;
-const LARGE: usize = 64 << 10;
 /// How often a client is asked for a sign of life while its data cannot be read, for then its end is not seen either.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(15);
 
@@ -41,12 +39,7 @@ pub(crate) async fn read(
     io: impl AsyncRead + Unpin,
     open: impl FnMut(Offer, &Headers),
 ) -> Result<(), ReadError> {
-    let mut reader = Reader {
-        source: Source { io, buffer: vec![0; SMALL], start: 0, end: 0 },
-        inflater: Inflater::new(),
-        connection,
-        open,
-    };
+    let mut reader = Reader { source: Source::new(io), inflater: Inflater::new(), connection, open };
     connection.is_dead().run_until_cancelled(reader.run()).await.unwrap_or(Err(ReadError::Deaf))
 }
 
@@ -55,14 +48,6 @@ struct Reader<'a, R, F> {
     inflater: Inflater,
     connection: &'a Arc<Connection>,
     open: F,
-}
-
-/// A buffered byte source that lends slices of its buffer.
-struct Source<R> {
-    io: R,
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
 }
 
 // === impl Reader ===
@@ -142,54 +127,5 @@ async fn signs_of_life(connection: &Connection) -> std::convert::Infallible {
         ticks.tick().await;
         id = id.wrapping_add(2);
         connection.ping(id);
-    }
-}
-
-// === impl Source ===
-
-impl<R: AsyncRead + Unpin> Source<R> {
-    /// The next frame's head; `None`: the connection ended before it.
-    async fn head(&mut self) -> io::Result<Option<[u8; HEAD]>> {
-        let mut head = [0; HEAD];
-        let mut filled = 0;
-        while filled < HEAD {
-            let Some(piece) = self.available(HEAD - filled).await? else {
-                return if filled == 0 { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
-            };
-            head[filled..filled + piece.len()].copy_from_slice(piece);
-            filled += piece.len();
-        }
-        Ok(Some(head))
-    }
-
-    /// Exactly `length` bytes; the caller has bounded them.
-    async fn exact(&mut self, length: usize) -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        while bytes.len() < length {
-            bytes.extend_from_slice(self.piece(length - bytes.len()).await?);
-        }
-        Ok(bytes)
-    }
-
-    /// Between one and `most` bytes.
-    async fn piece(&mut self, most: usize) -> io::Result<&[u8]> {
-        self.available(most).await?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
-    }
-
-    async fn available(&mut self, most: usize) -> io::Result<Option<&[u8]>> {
-        if self.start == self.end {
-            let read = self.io.read(&mut self.buffer).await?;
-            if read == 0 {
-                return Ok(None);
-            }
-            (self.start, self.end) = (0, read);
-        }
-        let from = self.start;
-        self.start = self.end.min(from + most);
-        // All is read, and there was as much as would fit: the next read may be larger.
-        if self.start == self.end && self.end == self.buffer.len() && self.buffer.len() < LARGE {
-            self.buffer.resize(2 * self.end, 0);
-        }
-        Ok(Some(&self.buffer[from..self.start]))
     }
 }

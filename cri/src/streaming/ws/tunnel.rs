@@ -1,72 +1,65 @@
 //! A byte stream inside binary WebSocket messages (`SPDY/3.1+portforward.k8s.io`): message boundaries mean nothing.
 
-use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::convert::Infallible;
+use std::sync::Arc;
 
-use bytes::{Buf, Bytes};
-use futures_util::{Sink, Stream};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, ReadHalf, WriteHalf};
 
-use super::{Io, Socket, socket};
+use super::frame::{self, LONGEST_HEAD, Opcode};
+use super::{NORMAL, Sink, Source, open};
+use crate::streaming::handshake::{Codec, Version};
+use crate::streaming::pipe::BACKLOG;
+use crate::streaming::session::{Io, SessionError};
 
-/// Most bytes sent as one message.
-const LONGEST: usize = 64 << 10;
+/// Most payload of a message that is sent.
+const LONGEST: usize = 32 << 10;
 
-/// The byte stream.
-pub(in crate::streaming) struct Tunnel {
-    socket: Socket,
-    /// Read and not yet taken.
-    rest: Bytes,
-}
-
-impl Tunnel {
-    pub(in crate::streaming) async fn new(io: impl Io) -> Self {
-        Self { socket: socket(io).await, rest: Bytes::new() }
+/// Runs `inner` over the byte stream inside the messages of `io`.
+pub(in crate::streaming) async fn through<F>(
+    io: impl Io,
+    inner: impl FnOnce(DuplexStream) -> F,
+) -> Result<(), SessionError>
+where
+    F: Future<Output = Result<(), SessionError>>,
+{
+    let (near, far) = tokio::io::duplex(BACKLOG);
+    let (from_inner, to_inner) = tokio::io::split(far);
+    let (sink, source) = open(io, Codec::Binary, Version::V4);
+    let bridge = async {
+        tokio::try_join!(outward(sink.clone(), from_inner), inward(source, to_inner))?;
+        // Both ends have been passed on: what is left is for `inner` to notice.
+        std::future::pending::<Result<Infallible, SessionError>>().await
+    };
+    tokio::select! {
+        ended = inner(near) => ended,
+        Err(error) = bridge => Err(error),
+        error = sink.pump_pongs() => Err(SessionError::Write(error)),
     }
 }
 
-impl AsyncRead for Tunnel {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        while this.rest.is_empty() {
-            this.rest = match ready!(Pin::new(&mut this.socket).poll_next(cx)) {
-                Some(Ok(Message::Binary(bytes))) => bytes,
-                Some(Ok(_)) => continue,
-                None | Some(Err(Error::ConnectionClosed)) => return Poll::Ready(Ok(())),
-                Some(Err(error)) => return Poll::Ready(Err(io_error(error))),
-            };
+/// From the inner stream into messages; its end is a Close.
+async fn outward(sink: Arc<Sink>, mut from_inner: ReadHalf<DuplexStream>) -> Result<(), SessionError> {
+    let mut buffer = vec![0; LONGEST_HEAD + LONGEST];
+    loop {
+        let read = from_inner.read(&mut buffer[LONGEST_HEAD..]).await.map_err(SessionError::Write)?;
+        if read == 0 {
+            return sink.close(NORMAL).await.map_err(SessionError::Write);
         }
-        let length = this.rest.len().min(buf.remaining());
-        buf.put_slice(&this.rest[..length]);
-        this.rest.advance(length);
-        Poll::Ready(Ok(()))
+        let (head, length) = frame::server_head(Opcode::Binary, read);
+        let start = LONGEST_HEAD - length;
+        buffer[start..LONGEST_HEAD].copy_from_slice(&head[..length]);
+        sink.send(&buffer[start..LONGEST_HEAD + read]).await.map_err(SessionError::Write)?;
     }
 }
 
-impl AsyncWrite for Tunnel {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let socket = &mut self.get_mut().socket;
-        ready!(Pin::new(&mut *socket).poll_ready(cx)).map_err(io_error)?;
-        let part = &bytes[..bytes.len().min(LONGEST)];
-        Pin::new(socket).start_send(Message::Binary(Bytes::copy_from_slice(part))).map_err(io_error)?;
-        Poll::Ready(Ok(part.len()))
+/// From messages into the inner stream; a Close, or the end of the connection, is its end.
+async fn inward(mut source: Source, mut to_inner: WriteHalf<DuplexStream>) -> Result<(), SessionError> {
+    while let Some(piece) = source.piece().await? {
+        if to_inner.write_all(piece.bytes).await.is_err() {
+            break;
+        }
     }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_flush(cx).map_err(io_error)
-    }
-
-    /// Sends a Close frame with code 1000.
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().socket).poll_close(cx).map_err(io_error)
-    }
-}
-
-fn io_error(error: Error) -> io::Error {
-    match error {
-        Error::Io(error) => error,
-        error => io::Error::other(error),
-    }
+    // The inner stream may have gone first.
+    let _ = to_inner.shutdown().await;
+    Ok(())
 }

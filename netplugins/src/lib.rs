@@ -11,6 +11,7 @@
 //! | `routed` | the built-in network: a plan per pod (pure), and its execution |
 //! | `ledger`, `cidr` | who holds which address and port; computed from live pods, never stored |
 //! | `cni` | the runtime side of CNI 1.1: configurations, execution of plugins, cache, GC, STATUS |
+//! | `plugins` | built-in CNI plugins, as executables by their name |
 //! | `netns` | namespaces: the only place that enters one, on a thread of its own |
 //! | `netlink` | blocking transport, rtnetlink operations, link events |
 //! | `nft` | nf_tables encoder, the one static table, and its entries |
@@ -43,6 +44,7 @@ mod netlink;
 mod netns;
 mod network;
 mod nft;
+mod plugins;
 mod routed;
 mod state;
 mod sysctl;
@@ -56,6 +58,7 @@ pub use driver::{
 };
 pub use error::{Error, Kind};
 pub use netlink::Failure;
+pub use plugins::{NAMES as CNI_PLUGINS, cni_main, install as install_cni};
 
 /// Opens the network of this node. Nothing in the kernel is touched before [`Driver::restore`].
 ///

@@ -16,7 +16,7 @@ pub(crate) mod config;
 pub(crate) mod invoke;
 pub(crate) mod keeper;
 mod request;
-mod result;
+pub(crate) mod result;
 
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;

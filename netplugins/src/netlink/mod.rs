@@ -5,9 +5,11 @@
 //! never waits in practice, and the receive timeout is only a last resort. A datagram of rtnetlink messages is *not*
 //! atomic: the kernel goes on after a refusal. Callers look at the result and roll back.
 //!
-//! In reading order: [`wire`] (frames and attributes), this file (socket and batch), [`route`] (links, addresses, routes),
+//! In reading order: [`wire`] (frames and attributes), this file (socket and batch), [`op`] and [`route`] (links,
+//! addresses, routes),
 //! [`watch`] (link events).
 
+pub(crate) mod op;
 pub(crate) mod route;
 pub(crate) mod watch;
 pub(crate) mod wire;

@@ -1,126 +1,45 @@
-//! rtnetlink(7) operations as data, and the executor that carries them out.
+//! rtnetlink(7): carries out operations, and asks what there is.
 //!
-//! An [`Op`] names links by name; its `Display` is the verb phrase used in errors and golden tests. [`run`] resolves names
-//! to indices on the way: a lookup rides in the same datagram as the operation that creates the link.
+//! [`run`] resolves names to indices on the way: a lookup rides in the same datagram as the operation that creates the link.
 
 use std::collections::HashMap;
-use std::fmt;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{DefaultNla, NetlinkSerializable};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage, State, Stats64,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
+    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State, Stats64,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
 };
 use netlink_packet_route::route::{
-    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
+    RouteAddress, RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol,
+    RouteScope, RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use rustix::io::Errno;
 
+pub(crate) use super::op::{Mac, Op, Path, mac_text};
 use super::wire::{self, Frame};
 use super::{Batch, Failure, Socket, flag};
 use crate::error::Error;
 
-/// An Ethernet address.
-pub(crate) type Mac = [u8; 6];
-
 const RTM_NEWLINK: u16 = 16;
 const RTM_GETLINK: u16 = 18;
+const RTM_GETADDR: u16 = 22;
 const RTM_GETROUTE: u16 = 26;
 
-/// One change of the network stack.
+/// One address of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Op {
-    /// A bridge without ports, a place for addresses; existing is fine.
-    Bridge(String),
-    /// A veth pair: this end here, the other end under its final name in the target namespace; both down.
-    Veth {
-        /// Name here.
-        name: String,
-        /// Ethernet address here.
-        mac: Mac,
-        /// MTU of both ends.
-        mtu: u32,
-        /// Name there.
-        peer: String,
-        /// Ethernet address there.
-        peer_mac: Mac,
-    },
-    /// Sets a link up.
-    Up(String),
-    /// Sets a link of the node up: without an IPv6 link-local address of its own (`quiet`), and willing to deliver
-    /// packets to 127/8 that come in by it (`localnet`: route_localnet of ip-sysctl).
-    Raise {
-        /// The link.
-        link: String,
-        /// No IPv6 address generation; for kernels with IPv6.
-        quiet: bool,
-        /// route_localnet.
-        localnet: bool,
-    },
-    /// Adds an address that is usable at once: no duplicate address detection.
-    Address {
-        /// The link.
-        link: String,
-        /// The address.
-        address: IpAddr,
-        /// Prefix length.
-        prefix: u8,
-    },
-    /// Adds a neighbour that is never asked for and never forgotten.
-    Neighbour {
-        /// The link.
-        link: String,
-        /// Its address.
-        address: IpAddr,
-        /// Its Ethernet address.
-        mac: Mac,
-    },
-    /// Adds a unicast route to the main table.
-    Route {
-        /// The link.
-        link: String,
-        /// Destination; `/0`: default route.
-        to: (IpAddr, u8),
-        /// Next hop; taken to be on the link.
-        via: Option<IpAddr>,
-    },
-}
-
-impl fmt::Display for Op {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Bridge(link) => write!(f, "add link {link} type bridge"),
-            Self::Raise { link, quiet, localnet } => {
-                let quiet = if *quiet { " without link-local address" } else { "" };
-                let localnet = if *localnet { " with route_localnet" } else { "" };
-                write!(f, "set {link} up{quiet}{localnet}")
-            }
-            Self::Veth { name, mac, mtu, peer, peer_mac } => write!(
-                f,
-                "add link {name} address {} mtu {mtu} type veth peer {peer} address {}",
-                mac_text(*mac),
-                mac_text(*peer_mac)
-            ),
-            Self::Up(link) => write!(f, "set {link} up"),
-            Self::Address { link, address, prefix } => write!(f, "add address {address}/{prefix} to {link}"),
-            Self::Neighbour { link, address, mac } => {
-                write!(f, "add neighbour {address} at {} on {link}", mac_text(*mac))
-            }
-            Self::Route { link, to: (to, prefix), via: None } => {
-                write!(f, "add route {to}/{prefix} dev {link}")
-            }
-            Self::Route { link, to: (to, prefix), via: Some(via) } => {
-                write!(f, "add route {to}/{prefix} via {via} dev {link}")
-            }
-        }
-    }
+pub(crate) struct LinkAddress {
+    /// Index of the link.
+    pub(crate) link: u32,
+    pub(crate) address: (IpAddr, u8),
+    /// Made by the kernel for its own use (`fe80::/64`, `127.0.0.1` has host scope instead).
+    pub(crate) link_local: bool,
 }
 
 /// What a link dump tells about one link.
@@ -132,6 +51,10 @@ pub(crate) struct Link {
     /// Operational state is "up", or the kind of link does not tell.
     pub(crate) operational: bool,
     pub(crate) loopback: bool,
+    pub(crate) up: bool,
+    pub(crate) mac: String,
+    /// `veth`, `bridge`…; empty for hardware.
+    pub(crate) kind: String,
     pub(crate) stats: Stats64,
 }
 
@@ -187,6 +110,12 @@ pub(crate) fn links(socket: &mut Socket) -> Result<Vec<Link>, Failure> {
     socket.dump(RTM_GETLINK, &body(&request), |frame| decode_link(&frame))
 }
 
+/// All addresses of the socket's namespace.
+pub(crate) fn addresses(socket: &mut Socket) -> Result<Vec<LinkAddress>, Failure> {
+    let request = Message::GetAddress(AddressMessage::default());
+    socket.dump(RTM_GETADDR, &body(&request), |frame| decode_address(&frame))
+}
+
 /// One link, or `None`.
 pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>, Failure> {
     let mut batch = Batch::default();
@@ -223,11 +152,6 @@ pub(crate) fn uplink_mtu(socket: &mut Socket) -> Result<Option<u32>, Failure> {
     Ok(links.iter().filter(|l| uplinks.contains(&l.index)).map(|l| l.mtu).min())
 }
 
-/// `0a:58:0a:58:00:05` and the like.
-pub(crate) fn mac_text(mac: Mac) -> String {
-    mac.map(|b| format!("{b:02x}")).join(":")
-}
-
 /// Request flags and message of an operation, or the link name whose index is needed first.
 fn message(
     op: &Op,
@@ -249,10 +173,36 @@ fn message(
             set_up(&mut message);
             (0, Message::SetLink(message))
         }
-        Op::Address { link, address, prefix } => (
-            flag::CREATE | flag::REPLACE,
-            Message::NewAddress(address_message(known(link)?, *address, *prefix)),
-        ),
+        Op::Down(link) => {
+            let mut message = by_name(link);
+            message.header.change_mask = LinkFlags::Up;
+            (0, Message::SetLink(message))
+        }
+        Op::Port { link, bridge, hairpin, isolated } => {
+            (0, Message::SetLink(port(link, known(bridge)?, *hairpin, *isolated)))
+        }
+        Op::Promiscuous(link) => {
+            let mut message = by_name(link);
+            message.header.flags = LinkFlags::Promisc;
+            message.header.change_mask = LinkFlags::Promisc;
+            (0, Message::SetLink(message))
+        }
+        Op::Address { link, address, prefix } | Op::Subnet { link, address, prefix, connected: true } => {
+            let message = address_message(known(link)?, *address, *prefix, AddressFlags::Nodad);
+            (flag::CREATE | flag::REPLACE, Message::NewAddress(message))
+        }
+        Op::Subnet { link, address, prefix, connected: false } => {
+            let flags = AddressFlags::Nodad | AddressFlags::Noprefixroute;
+            let message = address_message(known(link)?, *address, *prefix, flags);
+            (flag::CREATE | flag::REPLACE, Message::NewAddress(message))
+        }
+        Op::DropAddress { link, address, prefix } => {
+            let message = address_message(known(link)?, *address, *prefix, AddressFlags::empty());
+            (0, Message::DelAddress(message))
+        }
+        Op::Path { link, path } => {
+            (flag::CREATE | flag::APPEND, Message::NewRoute(detailed(known(link)?, path)))
+        }
         Op::Neighbour { link, address, mac } => {
             (flag::CREATE | flag::REPLACE, Message::NewNeighbour(neighbour(known(link)?, *address, *mac)))
         }
@@ -316,7 +266,7 @@ fn by_name(name: &str) -> LinkMessage {
     message
 }
 
-fn address_message(index: u32, address: IpAddr, prefix: u8) -> AddressMessage {
+fn address_message(index: u32, address: IpAddr, prefix: u8, flags: AddressFlags) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
     message.header.family = family(address);
@@ -325,7 +275,7 @@ fn address_message(index: u32, address: IpAddr, prefix: u8) -> AddressMessage {
     message.attributes = vec![
         AddressAttribute::Local(address),
         AddressAttribute::Address(address),
-        AddressAttribute::Flags(AddressFlags::Nodad),
+        AddressAttribute::Flags(flags),
     ];
     message
 }
@@ -369,6 +319,41 @@ fn route(index: u32, to: (IpAddr, u8), via: Option<IpAddr>) -> RouteMessage {
     message
 }
 
+fn detailed(index: u32, path: &Path) -> RouteMessage {
+    let mut message = route(index, path.to, path.via);
+    message.header.flags = RouteFlags::empty();
+    message.header.protocol = RouteProtocol::Boot;
+    if let Some(scope) = path.scope {
+        message.header.scope = RouteScope::from(scope);
+    }
+    if let Some(table) = path.table {
+        message.header.table = u8::try_from(table).unwrap_or_default();
+        message.attributes.push(RouteAttribute::Table(table));
+    }
+    message.attributes.extend(path.source.map(|s| RouteAttribute::PrefSource(route_address(s))));
+    message.attributes.extend(path.priority.map(RouteAttribute::Priority));
+    let metrics: Vec<RouteMetric> =
+        path.mtu.map(RouteMetric::Mtu).into_iter().chain(path.advmss.map(RouteMetric::Advmss)).collect();
+    if !metrics.is_empty() {
+        message.attributes.push(RouteAttribute::Metrics(metrics));
+    }
+    message
+}
+
+fn port(link: &str, bridge: u32, hairpin: bool, isolated: bool) -> LinkMessage {
+    let mut message = by_name(link);
+    message.attributes.push(LinkAttribute::Controller(bridge));
+    // After the master: the kernel takes the port's settings from its new bridge.
+    message.attributes.push(LinkAttribute::LinkInfo(vec![
+        LinkInfo::PortKind(InfoPortKind::Bridge),
+        LinkInfo::PortData(InfoPortData::BridgePort(vec![
+            InfoBridgePort::HairpinMode(hairpin),
+            InfoBridgePort::Isolated(isolated),
+        ])),
+    ]));
+    message
+}
+
 fn route_address(address: IpAddr) -> RouteAddress {
     match address {
         IpAddr::V4(a) => RouteAddress::Inet(a),
@@ -396,18 +381,51 @@ fn decode_link(frame: &Frame<'_>) -> Option<Link> {
         mtu: 0,
         operational: true,
         loopback: message.header.flags.contains(LinkFlags::Loopback),
+        up: message.header.flags.contains(LinkFlags::Up),
+        mac: String::new(),
+        kind: String::new(),
         stats: Stats64::default(),
     };
     for attribute in message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name = name,
             LinkAttribute::Mtu(mtu) => link.mtu = mtu,
+            LinkAttribute::Address(bytes) => {
+                link.mac = Mac::try_from(bytes).map(mac_text).unwrap_or_default();
+            }
+            LinkAttribute::LinkInfo(infos) => {
+                link.kind = infos.iter().find_map(info_kind).unwrap_or_default();
+            }
             LinkAttribute::OperState(state) => link.operational = matches!(state, State::Up | State::Unknown),
             LinkAttribute::Stats64(stats) => link.stats = stats,
             _ => {}
         }
     }
     Some(link)
+}
+
+fn info_kind(info: &LinkInfo) -> Option<String> {
+    match info {
+        LinkInfo::Kind(kind) => Some(kind.to_string()),
+        _ => None,
+    }
+}
+
+fn decode_address(frame: &Frame<'_>) -> Option<LinkAddress> {
+    let Message::NewAddress(message) = decode(frame)? else { return None };
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Local(ip) if local => Some(*ip),
+            AddressAttribute::Address(ip) if !local => Some(*ip),
+            _ => None,
+        })
+    };
+    let address = find(true).or_else(|| find(false))?;
+    Some(LinkAddress {
+        link: message.header.index,
+        address: (address, message.header.prefix_len),
+        link_local: address.is_ipv6() && message.header.scope == AddressScope::Link,
+    })
 }
 
 fn decode_default_route(frame: &Frame<'_>) -> Option<u32> {

@@ -7,6 +7,12 @@ use super::{NFTA_DATA_VALUE, NFTA_LIST_ELEM};
 use crate::Protocol;
 use crate::netlink::wire::{attribute, attributes, nest, put, put_be32};
 
+/// `NFTA_SET_ELEM_USERDATA`, and in it libnftnl's first kind of field.
+const USERDATA: u16 = 6;
+const USER_COMMENT: u8 = 0;
+/// nft's own limit.
+const COMMENT_BYTES: usize = 127;
+
 /// One entry. Keys and data are the kernel's bytes: every part in network order, padded to a word.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct Element {
@@ -17,6 +23,8 @@ pub(crate) struct Element {
     pub(crate) data: Option<Vec<u8>>,
     /// The first address behind an interval.
     pub(crate) end: bool,
+    /// nft's `comment`, which here names an owner.
+    pub(crate) comment: Option<String>,
 }
 
 impl Element {
@@ -40,12 +48,17 @@ impl Element {
         key.extend(word(port));
         let mut data = octets(target.0);
         data.extend(word(target.1));
-        Self { set, key, data: Some(data), end: false }
+        Self { set, key, data: Some(data), end: false, comment: None }
     }
 
     /// An address range as its first address and, unless it runs to the end of the space, the first one behind.
     pub(crate) fn interval(base: IpAddr, prefix: u8) -> Vec<Self> {
-        let set = if base.is_ipv4() { "nomasq4" } else { "nomasq6" };
+        Self::interval_in(if base.is_ipv4() { "nomasq4" } else { "nomasq6" }, base, prefix)
+    }
+
+    /// The same in any set, of the subnet that an address is in.
+    pub(crate) fn interval_in(set: &'static str, address: IpAddr, prefix: u8) -> Vec<Self> {
+        let base = crate::cidr::network(address, prefix);
         let behind = match base {
             IpAddr::V4(a) => (1u64 << (32 - u32::from(prefix.min(32))))
                 .checked_add(u64::from(u32::from(a)))
@@ -61,8 +74,13 @@ impl Element {
         std::iter::once(first).chain(last).collect()
     }
 
+    /// An address with an owner.
+    pub(crate) fn owned(set: &'static str, address: IpAddr, owner: &str) -> Self {
+        Self { comment: Some(owner.to_owned()), ..Self::plain(set, octets(address)) }
+    }
+
     fn plain(set: &'static str, key: Vec<u8>) -> Self {
-        Self { set, key, data: None, end: false }
+        Self { set, key, data: None, end: false, comment: None }
     }
 
     /// Appends the entry's attributes.
@@ -74,6 +92,13 @@ impl Element {
         nest(out, 1, |out| put(out, NFTA_DATA_VALUE, &self.key));
         if let Some(data) = &self.data {
             nest(out, 2, |out| put(out, NFTA_DATA_VALUE, data));
+        }
+        if let Some(comment) = &self.comment {
+            let mut text = comment.as_bytes().get(..COMMENT_BYTES).unwrap_or(comment.as_bytes()).to_vec();
+            text.push(0);
+            let mut user = vec![USER_COMMENT, u8::try_from(text.len()).unwrap_or(u8::MAX)];
+            user.extend(text);
+            put(out, USERDATA, &user);
         }
     }
 }
@@ -107,9 +132,16 @@ pub(crate) fn decode(set: &'static str, body: &[u8]) -> Vec<Element> {
         .filter(|a| a.kind == NFTA_LIST_ELEM)
         .filter_map(|a| {
             let end = attribute(a.value, 3).and_then(|f| f.last()).is_some_and(|bits| bits & 1 != 0);
-            Some(Element { set, key: value(a.value, 1)?, data: value(a.value, 2), end })
+            let comment = attribute(a.value, USERDATA).and_then(decode_comment);
+            Some(Element { set, key: value(a.value, 1)?, data: value(a.value, 2), end, comment })
         })
         .collect()
+}
+
+fn decode_comment(user: &[u8]) -> Option<String> {
+    let [USER_COMMENT, length, rest @ ..] = user else { return None };
+    let text = rest.get(..usize::from(*length))?;
+    Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())
 }
 
 /// `addresses` addresses, then (protocol and) port.

@@ -23,6 +23,7 @@ const NFT_MSG_NEWTABLE: u16 = 0;
 const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_DELRULE: u16 = 8;
 const NFT_MSG_NEWSET: u16 = 9;
 const NFT_MSG_NEWSETELEM: u16 = 12;
 const NFT_MSG_GETSETELEM: u16 = 13;
@@ -30,8 +31,8 @@ const NFT_MSG_DELSETELEM: u16 = 14;
 
 const NFTA_LIST_ELEM: u16 = 1;
 const NFTA_DATA_VALUE: u16 = 1;
-/// Entries per message: a nested attribute ends at 64 KiB and an entry takes at most 72 bytes.
-const ENTRIES_PER_MESSAGE: usize = 512;
+/// Entries per message: a nested attribute ends at 64 KiB and an entry takes at most 100 bytes.
+const ENTRIES_PER_MESSAGE: usize = 256;
 
 /// Where a base chain hooks in.
 #[derive(Clone, Copy, Debug)]
@@ -103,6 +104,15 @@ impl<'a> Transaction<'a> {
             put_text(out, 1, table);
             put_text(out, 2, chain);
             list(out, 4, expressions.iter(), expr::Expr::encode);
+        })
+    }
+
+    /// Removes all rules of a chain.
+    pub(crate) fn flush_chain(&mut self, chain: &str) -> &mut Self {
+        let table = self.table;
+        self.push(NFT_MSG_DELRULE, 0, |out| {
+            put_text(out, 1, table);
+            put_text(out, 2, chain);
         })
     }
 

@@ -68,11 +68,38 @@ pub(crate) fn install(
 
 /// Entries of `nomasq4` and `nomasq6`: the pod CIDRs and multicast.
 pub(crate) fn unmasqueraded(cidrs: impl IntoIterator<Item = (IpAddr, u8)>) -> Vec<Element> {
-    let multicast = [(IpAddr::from([224, 0, 0, 0]), 4), (IpAddr::from([0xff00, 0, 0, 0, 0, 0, 0, 0]), 8)];
-    let mut all: Vec<(IpAddr, u8)> = cidrs.into_iter().chain(multicast).collect();
+    let mut all: Vec<(IpAddr, u8)> = cidrs.into_iter().chain(multicast()).collect();
     all.sort_unstable();
     all.dedup();
     all.into_iter().flat_map(|(base, prefix)| Element::interval(base, prefix)).collect()
+}
+
+/// Multicast, IPv4 and IPv6: never masqueraded.
+pub(crate) fn multicast() -> [(IpAddr, u8); 2] {
+    [(IpAddr::from([224, 0, 0, 0]), 4), (IpAddr::from([0xff00, 0, 0, 0, 0, 0, 0, 0]), 8)]
+}
+
+/// States the sets and the one chain of a table that only masquerades; see `plugins::masquerade`.
+pub(crate) fn masquerading(t: &mut Transaction<'_>, pods: [&'static str; 2], near: [&'static str; 2]) {
+    for (index, (ip, address)) in [(IPV4, ADDR4), (IPV6, ADDR6)].into_iter().enumerate() {
+        let (pods, near) = if index == 0 { (pods[0], near[0]) } else { (pods[1], near[1]) };
+        t.add_set(pods, Shape { key: concat(&[address]), data: None, interval: false });
+        t.add_set(near, Shape { key: concat(&[address]), data: None, interval: true });
+        if index == 0 {
+            t.add_chain("postrouting", Some(Hook { kind: "nat", number: POST_ROUTING, priority: 105 }));
+            t.flush_chain("postrouting");
+        }
+        let (source, destination, length) = if ip == IPV4 { (12, 16, 4) } else { (8, 24, 16) };
+        let mut rule = family(ip).to_vec();
+        rule.extend([
+            Expr::Payload(Base::Network, source, length, 1),
+            Expr::In(pods, 1),
+            Expr::Payload(Base::Network, destination, length, 1),
+            Expr::NotIn(near, 1),
+            Expr::Masquerade,
+        ]);
+        t.add_rule("postrouting", &rule);
+    }
 }
 
 fn sets(t: &mut Transaction<'_>) {

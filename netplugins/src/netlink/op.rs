@@ -1,0 +1,207 @@
+//! Changes of the network stack as data.
+//!
+//! An [`Op`] names links by name. Its `Display` is the verb phrase of errors and golden tests.
+
+use std::fmt;
+use std::net::IpAddr;
+
+/// An Ethernet address.
+pub(crate) type Mac = [u8; 6];
+
+/// One change of the network stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Op {
+    /// A bridge without ports, a place for addresses; existing is fine.
+    Bridge(String),
+    /// A veth pair: this end here, the other end under its final name in the target namespace; both down.
+    Veth {
+        /// Name here.
+        name: String,
+        /// Ethernet address here.
+        mac: Mac,
+        /// MTU of both ends.
+        mtu: u32,
+        /// Name there.
+        peer: String,
+        /// Ethernet address there.
+        peer_mac: Mac,
+    },
+    /// Sets a link up.
+    Up(String),
+    /// Sets a link of the node up: without an IPv6 link-local address of its own (`quiet`), and willing to deliver
+    /// packets to 127/8 that come in by it (`localnet`: route_localnet of ip-sysctl).
+    Raise {
+        /// The link.
+        link: String,
+        /// No IPv6 address generation; for kernels with IPv6.
+        quiet: bool,
+        /// route_localnet.
+        localnet: bool,
+    },
+    /// Sets a link down.
+    Down(String),
+    /// Makes a link a port of a bridge.
+    Port {
+        /// The link.
+        link: String,
+        /// The bridge.
+        bridge: String,
+        /// May send packets back where they came from.
+        hairpin: bool,
+        /// Talks to ports that are not isolated only.
+        isolated: bool,
+    },
+    /// Receives every packet.
+    Promiscuous(String),
+    /// Adds an address with its subnet, usable at once. Unless `connected`, the subnet is not taken to be on the link.
+    Subnet {
+        /// The link.
+        link: String,
+        /// The address.
+        address: IpAddr,
+        /// Prefix length.
+        prefix: u8,
+        /// Whether the kernel adds the subnet's route.
+        connected: bool,
+    },
+    /// Removes an address.
+    DropAddress {
+        /// The link.
+        link: String,
+        /// The address.
+        address: IpAddr,
+        /// Prefix length.
+        prefix: u8,
+    },
+    /// Adds a route with everything a plugin may say about it.
+    Path {
+        /// The link.
+        link: String,
+        /// The route.
+        path: Path,
+    },
+    /// Adds an address that is usable at once: no duplicate address detection.
+    Address {
+        /// The link.
+        link: String,
+        /// The address.
+        address: IpAddr,
+        /// Prefix length.
+        prefix: u8,
+    },
+    /// Adds a neighbour that is never asked for and never forgotten.
+    Neighbour {
+        /// The link.
+        link: String,
+        /// Its address.
+        address: IpAddr,
+        /// Its Ethernet address.
+        mac: Mac,
+    },
+    /// Adds a unicast route to the main table.
+    Route {
+        /// The link.
+        link: String,
+        /// Destination; `/0`: default route.
+        to: (IpAddr, u8),
+        /// Next hop; taken to be on the link.
+        via: Option<IpAddr>,
+    },
+}
+
+/// A route as plugins describe it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Path {
+    pub(crate) to: (IpAddr, u8),
+    pub(crate) via: Option<IpAddr>,
+    /// Preferred source address.
+    pub(crate) source: Option<IpAddr>,
+    pub(crate) mtu: Option<u32>,
+    pub(crate) advmss: Option<u32>,
+    pub(crate) priority: Option<u32>,
+    /// Main, unless given.
+    pub(crate) table: Option<u32>,
+    /// `RT_SCOPE_*`.
+    pub(crate) scope: Option<u8>,
+}
+
+impl Path {
+    /// A plain route.
+    pub(crate) fn new(to: (IpAddr, u8)) -> Self {
+        Self {
+            to,
+            via: None,
+            source: None,
+            mtu: None,
+            advmss: None,
+            priority: None,
+            table: None,
+            scope: None,
+        }
+    }
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bridge(link) => write!(f, "add link {link} type bridge"),
+            Self::Raise { link, quiet, localnet } => {
+                let quiet = if *quiet { " without link-local address" } else { "" };
+                let localnet = if *localnet { " with route_localnet" } else { "" };
+                write!(f, "set {link} up{quiet}{localnet}")
+            }
+            Self::Veth { name, mac, mtu, peer, peer_mac } => write!(
+                f,
+                "add link {name} address {} mtu {mtu} type veth peer {peer} address {}",
+                mac_text(*mac),
+                mac_text(*peer_mac)
+            ),
+            Self::Up(link) => write!(f, "set {link} up"),
+            Self::Down(link) => write!(f, "set {link} down"),
+            Self::Port { link, bridge, hairpin, isolated } => {
+                write!(f, "set {link} master {bridge} hairpin {hairpin} isolated {isolated}")
+            }
+            Self::Promiscuous(link) => write!(f, "set {link} promisc on"),
+            Self::Subnet { link, address, prefix, connected } => {
+                write!(
+                    f,
+                    "add address {address}/{prefix} to {link}{}",
+                    if *connected { "" } else { " noprefixroute" }
+                )
+            }
+            Self::DropAddress { link, address, prefix } => {
+                write!(f, "delete address {address}/{prefix} of {link}")
+            }
+            Self::Path { link, path } => write!(f, "add {path} dev {link}"),
+            Self::Address { link, address, prefix } => write!(f, "add address {address}/{prefix} to {link}"),
+            Self::Neighbour { link, address, mac } => {
+                write!(f, "add neighbour {address} at {} on {link}", mac_text(*mac))
+            }
+            Self::Route { link, to: (to, prefix), via: None } => {
+                write!(f, "add route {to}/{prefix} dev {link}")
+            }
+            Self::Route { link, to: (to, prefix), via: Some(via) } => {
+                write!(f, "add route {to}/{prefix} via {via} dev {link}")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Path {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "route {}/{}", self.to.0, self.to.1)?;
+        let mut word = |name: &str, value: Option<String>| value.map_or(Ok(()), |v| write!(f, " {name} {v}"));
+        word("via", self.via.map(|v| v.to_string()))?;
+        word("src", self.source.map(|v| v.to_string()))?;
+        word("mtu", self.mtu.map(|v| v.to_string()))?;
+        word("advmss", self.advmss.map(|v| v.to_string()))?;
+        word("metric", self.priority.map(|v| v.to_string()))?;
+        word("table", self.table.map(|v| v.to_string()))?;
+        word("scope", self.scope.map(|v| v.to_string()))
+    }
+}
+
+/// `0a:58:0a:58:00:05` and the like.
+pub(crate) fn mac_text(mac: Mac) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
+}

@@ -204,7 +204,9 @@ async fn take_back(
 ) -> Option<Vec<Object>> {
     if let Some(client) = stage.client.as_mut().filter(|_| !finished) {
         clean::through_daemon(client).await.iter().for_each(|problem| report.complain(problem));
-        stage.look_for_leaks().unwrap_or_else(|error| report.complain(&chain(&error)));
+        if let Err(error) = stage.look_for_leaks().await {
+            report.complain(&chain(&error));
+        }
     }
     stage.client = None;
     if finished {

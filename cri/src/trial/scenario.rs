@@ -24,6 +24,8 @@ use crate::proto::admin::Job;
 const SEEN_WITHIN: Duration = Duration::from_secs(10);
 /// How long a foreign image is watched for a first line of output.
 const WATCHED_FOR: Duration = Duration::from_secs(3);
+/// How long what was removed may take to be gone.
+const SETTLED_WITHIN: Duration = Duration::from_secs(3);
 /// Grace period of StopContainer in seconds.
 const GRACE: i64 = 10;
 /// Lines of a foreign image's log that are shown.
@@ -460,22 +462,24 @@ impl Stage {
 
     /// The daemon still runs: what is there beyond its idle state was left by the pods.
     async fn count_left(&mut self) -> Outcome {
-        self.look_for_leaks()?;
+        let waited = self.look_for_leaks().await?;
         let files = self.left.iter().filter(|object| object.kind == Kind::File).count();
-        let others = self.left.len() - files;
-        Ok(format!(
-            "{} and {} more than before the first pod",
-            counted(others, "kernel object"),
-            counted(files, "file")
-        ))
+        let (others, files) = (counted(self.left.len() - files, "kernel object"), counted(files, "file"));
+        Ok(format!("{others} and {files} more than before the first pod, {} ms later", waited.as_millis()))
     }
 
-    /// Compares with the idle daemon; nothing to compare before there was one.
-    pub fn look_for_leaks(&mut self) -> Result<(), CollectError> {
-        if self.daemon.is_some() {
+    /// Compares with the idle daemon until nothing is left or patience ends: the kernel takes links down and the store empties
+    /// its trash behind the answer. Returns how long it took. Nothing to compare before there was a daemon.
+    pub async fn look_for_leaks(&mut self) -> Result<Duration, CollectError> {
+        let begun = Instant::now();
+        while self.daemon.is_some() {
             self.left = snapshot(&self.marks)?.since(&self.idle);
+            if self.left.is_empty() || begun.elapsed() > SETTLED_WITHIN {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        Ok(())
+        Ok(begun.elapsed())
     }
 
     /// Runs a pod and asks for its addresses.

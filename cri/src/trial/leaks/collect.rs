@@ -189,7 +189,8 @@ fn links(marks: &Marks) -> Result<Vec<Object>, CollectError> {
     Ok(ours.map(|name| Object { kind: Kind::Link, name }).collect())
 }
 
-/// Routes of the node to pod addresses or through the run's links.
+/// Routes of the node to pod addresses or through the run's links. What IPv6 gives to every link by itself (link-local and
+/// multicast routes) is no address of a pod: the link is counted, and they go with it.
 fn addresses(marks: &Marks) -> Result<Vec<Object>, CollectError> {
     let mut routes = parse::routes4(&read_if_present("/proc/net/route")?);
     routes.extend(parse::routes6(&read_if_present("/proc/net/ipv6_route")?));
@@ -198,7 +199,7 @@ fn addresses(marks: &Marks) -> Result<Vec<Object>, CollectError> {
         let inside = |subnet: &parse::Subnet| {
             route.destination.prefix >= subnet.prefix && route.destination.overlaps(subnet)
         };
-        by_link || marks.subnets.iter().any(inside)
+        (by_link && !of_every_link(&route.destination)) || marks.subnets.iter().any(inside)
     };
     let object = |route: &parse::Route| Object {
         kind: Kind::Address,
@@ -216,7 +217,17 @@ pub fn forwarding() -> [(&'static str, String); 2] {
     })
 }
 
+fn of_every_link(destination: &parse::Subnet) -> bool {
+    match destination.address {
+        std::net::IpAddr::V6(address) => address.is_unicast_link_local() || address.is_multicast(),
+        std::net::IpAddr::V4(_) => false,
+    }
+}
+
 // === files ===
+
+/// The store's table of names: written at the first pull, kept from then on, empty when there is no image.
+const STANDING: &str = "refs.json";
 
 /// Files, links and sockets below a directory, and directories that are named after an id.
 fn files(directory: &Path) -> Vec<Object> {
@@ -224,7 +235,9 @@ fn files(directory: &Path) -> Vec<Object> {
     walk(directory, 0, &mut |path, is_directory| {
         let hexadecimal = |name: &str| name.len() >= 16 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
         let named_by_id = path.file_name().and_then(|name| name.to_str()).is_some_and(hexadecimal);
-        if !is_directory || named_by_id {
+        let standing =
+            path.file_name().is_some_and(|name| name == STANDING) && path.parent() == Some(directory);
+        if (!is_directory || named_by_id) && !standing {
             found.push(Object { kind: Kind::File, name: path.display().to_string() });
         }
     });

@@ -132,6 +132,11 @@ impl Engine {
         &self.images
     }
 
+    /// The network driver.
+    pub fn network(&self) -> &Arc<dyn Network> {
+        &self.network
+    }
+
     /// Whether pods can be run.
     pub fn readiness(&self) -> Readiness {
         Readiness { runtime: Ok(()), network: self.network.status() }

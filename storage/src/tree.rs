@@ -300,7 +300,9 @@ fn node(entry: Entry, layer: usize, body: Body) -> Node {
         // xattr(7): user attributes exist on files and directories only.
         xattrs.retain(|(name, _)| !name.starts_with(b"user."));
     }
-    let Entry { mode, uid, gid, mtime, mtime_nsec, .. } = entry;
+    // symlink(7): their permissions are never used, and always read as 0777.
+    let mode = if matches!(body, Body::Symlink(_)) { 0o777 } else { entry.mode };
+    let Entry { uid, gid, mtime, mtime_nsec, .. } = entry;
     Node { body, mode, uid, gid, mtime, mtime_nsec, xattrs, layer }
 }
 

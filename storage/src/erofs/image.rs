@@ -24,7 +24,7 @@ const MAGIC: u32 = 0xE0F5_E1E2;
 /// `EROFS_FEATURE_INCOMPAT_CHUNKED_FILE | EROFS_FEATURE_INCOMPAT_DEVICE_TABLE`.
 const INCOMPAT: u32 = 0x4 | 0x8;
 /// `EROFS_CHUNK_FORMAT_INDEXES`: an index of 8 bytes per chunk, with a device.
-const CHUNK_INDEXES: u32 = 0x20;
+pub(super) const CHUNK_INDEXES: u32 = 0x20;
 
 /// An inode before it is bytes.
 #[derive(Debug)]

@@ -10,6 +10,7 @@
 //! Every node number is a byte offset divided by 32 (`meta_blkaddr` is 0), so the root's fits its 16 bits: 512 slots end below 2 MiB.
 
 mod image;
+mod sparse;
 mod xattr;
 
 use std::collections::HashMap;
@@ -127,7 +128,9 @@ fn plan(tree: &Tree, devices: usize) -> io::Result<Layout> {
         at += head;
         at = match body {
             Body::File { size: 1.., .. } => at.next_multiple_of(8) + 8,
-            Body::Sparse { .. } => return Err(io::Error::other("a sparse file was not expanded")),
+            Body::Sparse { size, regions, .. } => {
+                at.next_multiple_of(8) + 8 * sparse::Chunks::of(*size, regions)?.count()
+            }
             _ => at + place.size,
         };
     }
@@ -246,7 +249,10 @@ fn inode_bytes(tree: &Tree, id: NodeId, place: &Place) -> io::Result<Vec<u8>> {
         Body::Char(major, minor) => (0o020_000, image::PLAIN, 0, image::device_number(*major, *minor)),
         Body::Block(major, minor) => (0o060_000, image::PLAIN, 0, image::device_number(*major, *minor)),
         Body::Fifo => (0o010_000, image::PLAIN, 0, 0),
-        Body::Sparse { .. } => return Err(io::Error::other("a sparse file was not expanded")),
+        Body::Sparse { size: 0, .. } => (0o100_000, image::PLAIN, 0, 0),
+        Body::Sparse { size, regions, .. } => {
+            (0o100_000, image::CHUNKED, *size, sparse::Chunks::of(*size, regions)?.format())
+        }
     };
     let inode = Inode {
         layout,
@@ -269,6 +275,10 @@ fn inode_bytes(tree: &Tree, id: NodeId, place: &Place) -> io::Result<Vec<u8>> {
             // Offsets are from the start of the image, inodes are 32-aligned: aligning here is aligning there.
             bytes.resize(bytes.len().next_multiple_of(8), 0);
             bytes.extend_from_slice(&image::chunk_index(*layer, *offset)?);
+        }
+        Body::Sparse { layer, size: size @ 1.., regions } => {
+            bytes.resize(bytes.len().next_multiple_of(8), 0);
+            sparse::Chunks::of(*size, regions)?.append(*layer, regions, &mut bytes)?;
         }
         _ => {}
     }

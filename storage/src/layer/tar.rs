@@ -18,13 +18,14 @@ const ENTRIES_MAX: u64 = 10_000_000;
 
 /// What is wrong with a tar, at which offset of the uncompressed stream.
 #[derive(Debug, thiserror::Error)]
-#[error("tar entry at offset {offset}{}: {problem}", name_hint(.name))]
+#[error("tar entry at offset {offset}{}", name_hint(.name))]
 pub struct TarError {
     /// Offset of the header of the entry, in bytes.
     pub offset: u64,
     /// Name of the entry as far as known.
     pub name: String,
     /// What is wrong.
+    #[source]
     pub problem: Problem,
 }
 

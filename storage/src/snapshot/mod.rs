@@ -176,3 +176,6 @@ pub(crate) fn clone_at(image: &str, mount: &OwnedFd, sub_path: &str) -> Result<O
     })?;
     mount::clone(image, at)
 }
+
+#[cfg(test)]
+mod suite;

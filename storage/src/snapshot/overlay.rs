@@ -11,6 +11,7 @@ use rustix::fs::{self, Dir, FileType, Mode, OFlags};
 use crate::error::{FileError, SnapshotError};
 use crate::snapshot::mount::Writable;
 use crate::snapshot::{Driver, ImageLayers, View, merge, mount, unpack};
+use crate::tree::Hidden;
 use crate::{RootfsOptions, Usage, files};
 
 /// Deepest directory a container can make that is still counted; the kernel's PATH_MAX allows about half of it.
@@ -27,7 +28,7 @@ impl Driver for Overlay {
 
     fn build(&self, image: &ImageLayers, directory: &Path) -> Result<Usage, SnapshotError> {
         let mut usage = Usage::default();
-        merge(image, |number, tree, hidden| {
+        let tree = merge(image, |number, tree, hidden| {
             let into = layer_directory(directory, number);
             files::directory(&into)?;
             let written = unpack::layer(tree, number, &hidden, &image.layers, &into)?;
@@ -36,7 +37,9 @@ impl Driver for Overlay {
             Ok(())
         })?;
         if image.layers.is_empty() {
-            files::directory(&layer_directory(directory, 0))?;
+            let into = layer_directory(directory, 0);
+            files::directory(&into)?;
+            usage = unpack::layer(&tree, 0, &Hidden::default(), &[], &into)?;
         }
         // One flush of the file system instead of one per file; then the names may become visible.
         let top = open_directory(directory)?;
@@ -126,7 +129,7 @@ pub(super) fn mount_container(
         files::directory(&work)?;
     }
     // What a volatile mount leaves behind forbids the next one, until someone says it is fine.
-    match std::fs::remove_dir(work.join("work/incompat/volatile")) {
+    match std::fs::remove_dir_all(work.join("work/incompat/volatile")) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             return Err(FileError { what: "clear", path: work, source: error }.into());
         }

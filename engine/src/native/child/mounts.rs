@@ -46,6 +46,9 @@ impl Child<'_> {
     pub(super) fn attach_root(&mut self, fd: u64) -> Done {
         let index = usize::try_from(fd).unwrap_or(usize::MAX);
         let mount = self.fds.get(index).ok_or((Errno::BADF, Detail::None))?.try_clone().map_err(plain)?;
+        // A copy of a shared mount is shared, and pivot_root(2) refuses shared mounts.
+        let private = mount::Attributes { propagation: libc::MS_PRIVATE, ..Default::default() };
+        mount::set_attributes(mount.as_fd(), true, &private).map_err(plain)?;
         let top = paths::open_root().map_err(plain)?;
         attach_to(mount.as_fd(), top.as_fd()).map_err(plain)?;
         self.root = Some(mount);

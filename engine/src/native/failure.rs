@@ -39,6 +39,9 @@ pub(crate) fn explain(plan: &[u8], failure: Failure) -> Error {
         (Step::Chdir { .. }, libc::ENOTDIR, _) => {
             problem(format!("working directory \"{object}\" is not a directory"))
         }
+        (_, _, Detail::InProc) => {
+            problem(format!("nothing can be mounted at \"{object}\": it leads into /proc"))
+        }
         (_, _, Detail::Symlink) => {
             problem(format!("the image has a symbolic link at \"{object}\", where Berth mounts"))
         }

@@ -141,3 +141,26 @@ pub fn set_limit(resource: u32, wanted: libc::rlimit) -> io::Result<()> {
         other => other.map(drop),
     }
 }
+
+/// Closes every descriptor from 3 on but these. Only for a cloned child on its way to execve(2): it never returns to code that owns
+/// one of the others.
+pub fn close_others(_proof: &SingleThreaded, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut first = 3;
+    // Few are kept, so looking for the next one each time is cheap.
+    while let Some(next) =
+        keep.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).filter(|fd| *fd >= first).min()
+    {
+        close_range(first, next.wrapping_sub(1))?;
+        first = next + 1;
+    }
+    close_range(first, u32::MAX)
+}
+
+/// close_range(2); an empty range is fine.
+fn close_range(first: u32, last: u32) -> io::Result<()> {
+    if first > last {
+        return Ok(());
+    }
+    // SAFETY: the caller is a child that ends in execve or _exit and uses none of these descriptors; no destructor runs there.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}

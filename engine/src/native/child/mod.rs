@@ -66,6 +66,8 @@ pub(crate) enum Detail {
     Outside = 2,
     /// A path component that must be a directory of the image's own is a symbolic link.
     Symlink = 3,
+    /// The path lies in /proc, where a volume would deceive the runtime and the container alike.
+    InProc = 4,
 }
 
 impl Failure {
@@ -92,6 +94,7 @@ impl Failure {
             1 => Detail::Interpreter,
             2 => Detail::Outside,
             3 => Detail::Symlink,
+            4 => Detail::InProc,
             _ => Detail::None,
         };
         Self { step, errno, detail }
@@ -247,7 +250,11 @@ impl<'p> Child<'p> {
 
     /// Enters a container; from here on paths are the container's own.
     fn join_process(&mut self, pidfd: u64, flags: u64) -> Done {
-        thread::setns(self.fd(pidfd)?, flags as i32).map_err(plain)?;
+        let fd = self.fd(pidfd)?.try_clone_to_owned().map_err(plain)?;
+        // What is open now is the supervisor's; from inside a container it must not be seen for an instant (CVE-2016-9962).
+        std::mem::forget(std::mem::take(&mut self.fds));
+        thread::close_others(self.proof, &[fd.as_fd(), self.channel.as_fd()]).map_err(plain)?;
+        thread::setns(fd.as_fd(), flags as i32).map_err(plain)?;
         self.root = Some(paths::open_root().map_err(plain)?);
         Ok(())
     }

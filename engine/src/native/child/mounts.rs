@@ -41,6 +41,24 @@ pub(crate) fn new_mount(kind: &CStr, options: &[u8], attributes: u64) -> Result<
     fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
 }
 
+/// Refuses to mount a volume into procfs, by whatever links the path leads there (CVE-2019-19921, CVE-2023-28642). Files that
+/// lxcfs and the like replace are exempt.
+fn refuse_proc(target: BorrowedFd<'_>, at: &CStr) -> Done {
+    const PROC: u64 = 0x9fa0;
+    const EXEMPT: [&[u8]; 8] = [
+        b"/proc/cpuinfo",
+        b"/proc/diskstats",
+        b"/proc/meminfo",
+        b"/proc/stat",
+        b"/proc/swaps",
+        b"/proc/uptime",
+        b"/proc/loadavg",
+        b"/proc/slabinfo",
+    ];
+    let is_proc = rustix::fs::fstatfs(target).map_err(plain)?.f_type as u64 == PROC;
+    if is_proc && !EXEMPT.contains(&at.to_bytes()) { Err((Errno::PERM, Detail::InProc)) } else { Ok(()) }
+}
+
 impl Child<'_> {
     /// The template's root gets covered; `pivot` lets go of it.
     pub(super) fn attach_root(&mut self, fd: u64) -> Done {
@@ -101,6 +119,7 @@ impl Child<'_> {
         }
         let leaf = if directory { Leaf::Directory } else { Leaf::File };
         let target = paths::reach(self.root()?, at, leaf)?;
+        refuse_proc(target.as_fd(), at)?;
         attach_to(mount, target.as_fd()).map_err(plain)
     }
 

@@ -41,6 +41,8 @@ impl<'p> Child<'p> {
 
     /// As root first, as the user at the end if root may not (root squash).
     pub(super) fn chdir(&mut self, path: &'p CStr) -> Done {
+        // Not even our own descriptor of the root may serve as a path.
+        self.root = None;
         match rustix::process::chdir(path) {
             Err(Errno::ACCESS) => self.cwd = Some(path),
             other => other.map_err(plain)?,

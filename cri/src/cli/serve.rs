@@ -41,7 +41,7 @@ pub(super) fn main(args: Args) -> ExitCode {
         Ok(config) => config,
         Err(error) => return fail(chain(&error)),
     };
-    let filter = match EnvFilter::try_new(&config.log) {
+    let filter = match EnvFilter::try_new(own_words(&config.log)) {
         Ok(filter) => filter,
         Err(error) => return fail(format_args!("log: \"{}\": {error}", config.log)),
     };
@@ -56,6 +56,16 @@ pub(super) fn main(args: Args) -> ExitCode {
     match crate::serve::main(config) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(chain(&error)),
+    }
+}
+
+/// A bare level is meant for what this program says; the transport below it speaks of every frame.
+fn own_words(filter: &str) -> String {
+    match filter {
+        "debug" | "trace" => {
+            format!("{filter},h2=info,hyper=info,hyper_util=info,rustls=info,tonic=info,tower=info")
+        }
+        filter => filter.to_owned(),
     }
 }
 

@@ -61,6 +61,9 @@ pub(crate) mod update_pod_sandbox_resources;
 pub(crate) mod update_runtime_config;
 pub(crate) mod version;
 
+#[cfg(test)]
+mod tests;
+
 /// Largest message in either direction, as kubelet and crictl have it.
 pub const LARGEST_MESSAGE: usize = 16 << 20;
 

@@ -20,12 +20,13 @@ fn main() -> ExitCode {
     if let Some(code) = netplugins::cni_main(&argv0) {
         return code;
     }
-    let tests: [Test; 6] = [
+    let tests: [Test; 7] = [
         ("versions_and_environment_are_told_as_the_specification_wants", versions_and_environment),
         ("every_configuration_is_added_checked_and_deleted_without_a_trace", every_configuration),
         ("results_are_those_of_the_reference_plugins", like_the_reference),
         ("addresses_are_given_in_turn_and_once", addresses_in_turn),
         ("pods_on_a_bridge_reach_each_other_and_the_outside_is_masqueraded", pods_talk),
+        ("host_ports_lead_to_the_pod_and_have_one_owner", host_ports),
         ("garbage_collection_frees_what_no_attachment_owns", garbage),
     ];
     let lab = Lab::new();
@@ -399,6 +400,55 @@ fn pods_talk(lab: &Lab) {
         assert_eq!(two.pod.reach(&outside, "192.0.2.9"), "192.0.2.1");
         one.done("DEL", &conf);
         two.done("DEL", &conf);
+    }
+}
+
+fn host_ports(lab: &Lab) {
+    for kind in ["bridge", "ptp"] {
+        let site = Site::new(&lab.ours);
+        let conf = versioned(
+            &json!({"type": kind, "isGateway": true, "hairpinMode": true, "ipam": {"type": "host-local",
+                "dataDir": lab.data(&format!("port-{kind}")), "routes": [{"dst": "0.0.0.0/0"}],
+                "ranges": [[{"subnet": "10.73.0.0/24"}]]}}),
+            "1.0.0",
+        );
+        // keys as Go runtimes write them
+        let mut ports = versioned(
+            &json!({"type": "portmap", "runtimeConfig": {"portMappings": [
+            {"HostPort": 8000, "ContainerPort": 80, "Protocol": "TCP", "HostIP": ""}]}}),
+            "1.0.0",
+        );
+        ports["prevResult"] = site.done("ADD", &conf);
+        assert_eq!(site.done("ADD", &ports), ports["prevResult"]);
+        site.done("CHECK", &ports);
+        site.node.sh("ip addr add 192.0.2.1/32 dev lo");
+        // Where bridged packets pass the IP hooks, a bridge's port does not get its own packets back.
+        site.node.sh("echo 0 > /proc/sys/net/bridge/bridge-nf-call-iptables");
+        for (who, from, to) in [
+            ("node", &site.node, "127.0.0.1"),
+            ("node", &site.node, "192.0.2.1"),
+            ("pod", &site.pod, "192.0.2.1"),
+        ] {
+            let listener = site.pod.inside(|| std::net::TcpListener::bind("0.0.0.0:80").unwrap());
+            let to: std::net::SocketAddr = format!("{to}:8000").parse().unwrap();
+            from.inside(move || {
+                std::net::TcpStream::connect_timeout(&to, std::time::Duration::from_secs(5))
+                    .unwrap_or_else(|e| panic!("{who} to {to}: {e}"));
+            });
+            listener.accept().unwrap();
+        }
+        let mut other = ports.clone();
+        other["prevResult"]["ips"][0]["address"] = json!("10.73.0.99/24");
+        let (ok, printed) = site.call_with("ADD", &other, &[("CNI_CONTAINERID", "c9")]);
+        assert!(
+            !ok && printed["msg"].as_str().unwrap().contains("published by c1/eth0 already"),
+            "{printed}"
+        );
+        site.done("DEL", &ports);
+        site.done("DEL", &ports);
+        assert!(!site.node.sh("nft list ruleset").contains("10.73.0.2"));
+        assert!(!site.call("CHECK", &ports).0);
+        site.done("DEL", &conf);
     }
 }
 

@@ -139,6 +139,23 @@ pub(crate) fn delete(socket: &mut Socket, name: &str) -> Result<(), Failure> {
     }
 }
 
+/// Name of the link by which the node reaches an address.
+pub(crate) fn output(socket: &mut Socket, address: IpAddr) -> Result<Option<String>, Failure> {
+    let mut request = RouteMessage::default();
+    request.header.address_family = family(address);
+    request.header.destination_prefix_length = crate::cidr::width(address);
+    request.attributes.push(RouteAttribute::Destination(route_address(address)));
+    let mut batch = Batch::default();
+    push(&mut batch, 0, &Message::GetRoute(request));
+    let mut index = None;
+    match socket.transact(&mut batch, |_, frame| index = index.or(decode_output(&frame))) {
+        Ok(()) => {}
+        Err(r) if r.failure.errno() == Some(Errno::NETUNREACH) => return Ok(None),
+        Err(r) => return Err(r.failure),
+    }
+    Ok(links(socket)?.into_iter().find(|l| Some(l.index) == index).map(|l| l.name))
+}
+
 /// Smallest MTU among the links that default routes lead to; `None` without a default route.
 pub(crate) fn uplink_mtu(socket: &mut Socket) -> Result<Option<u32>, Failure> {
     let mut uplinks = Vec::new();
@@ -434,6 +451,15 @@ fn decode_default_route(frame: &Frame<'_>) -> Option<u32> {
     if header.destination_prefix_length != 0 || header.kind != RouteType::Unicast {
         return None;
     }
+    oif(&message)
+}
+
+fn decode_output(frame: &Frame<'_>) -> Option<u32> {
+    let Message::NewRoute(message) = decode(frame)? else { return None };
+    oif(&message)
+}
+
+fn oif(message: &RouteMessage) -> Option<u32> {
     message.attributes.iter().find_map(|a| match a {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,

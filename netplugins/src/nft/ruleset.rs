@@ -66,6 +66,35 @@ pub(crate) fn install(
     transaction.commit(socket).map_err(|r| r.failure)
 }
 
+/// States sets, chains and rules for host ports alone, for pods whose links have no common prefix; see `plugins::portmap`.
+/// Repeating it changes nothing.
+pub(crate) fn publishing(t: &mut Transaction<'_>) {
+    port_sets(t);
+    port_chains(t);
+    for chain in ["guard", "prerouting", "output", "hostports", "postrouting"] {
+        t.flush_chain(chain);
+    }
+    port_rules(t, &Links::AllButLo);
+}
+
+/// Which links lead to pods.
+#[derive(Debug)]
+enum Links<'a> {
+    Prefix(&'a str),
+    AllButLo,
+}
+
+impl Links<'_> {
+    /// `iifname "P*"` or `iifname != "lo"`, and the same of the output.
+    fn through(&self, key: Meta) -> [Expr; 2] {
+        let condition = match self {
+            Self::Prefix(prefix) => Expr::Equal(1, (*prefix).into()),
+            Self::AllButLo => Expr::NotEqual(1, b"lo\0".to_vec()),
+        };
+        [Expr::Meta(key, 1), condition]
+    }
+}
+
 /// Entries of `nomasq4` and `nomasq6`: the pod CIDRs and multicast.
 pub(crate) fn unmasqueraded(cidrs: impl IntoIterator<Item = (IpAddr, u8)>) -> Vec<Element> {
     let mut all: Vec<(IpAddr, u8)> = cidrs.into_iter().chain(multicast()).collect();
@@ -103,19 +132,26 @@ pub(crate) fn masquerading(t: &mut Transaction<'_>, pods: [&'static str; 2], nea
 }
 
 fn sets(t: &mut Transaction<'_>) {
-    let plain = |key: &[(u32, u32)]| Shape { key: concat(key), data: None, interval: false };
-    let map = |key: &[(u32, u32)], data: &[(u32, u32)]| Shape { data: Some(concat(data)), ..plain(key) };
-    let interval = |key: &[(u32, u32)]| Shape { interval: true, ..plain(key) };
-    t.add_set("hpip4", map(&[ADDR4, PROTO, PORT], &[ADDR4, PORT]));
-    t.add_set("hp4", map(&[PROTO, PORT], &[ADDR4, PORT]));
-    t.add_set("self4", plain(&[ADDR4, ADDR4]));
-    t.add_set("pods4", plain(&[ADDR4]));
-    t.add_set("nomasq4", interval(&[ADDR4]));
-    t.add_set("hpip6", map(&[ADDR6, PROTO, PORT], &[ADDR6, PORT]));
-    t.add_set("hp6", map(&[PROTO, PORT], &[ADDR6, PORT]));
-    t.add_set("self6", plain(&[ADDR6, ADDR6]));
-    t.add_set("pods6", plain(&[ADDR6]));
-    t.add_set("nomasq6", interval(&[ADDR6]));
+    port_sets(t);
+    for (pods, nomasq, address) in [("pods4", "nomasq4", ADDR4), ("pods6", "nomasq6", ADDR6)] {
+        t.add_set(pods, Shape { key: concat(&[address]), data: None, interval: false });
+        t.add_set(nomasq, Shape { key: concat(&[address]), data: None, interval: true });
+    }
+}
+
+fn port_sets(t: &mut Transaction<'_>) {
+    for (by_address, by_port, hairpin, address) in
+        [("hpip4", "hp4", "self4", ADDR4), ("hpip6", "hp6", "self6", ADDR6)]
+    {
+        let map = |key: &[(u32, u32)]| Shape {
+            key: concat(key),
+            data: Some(concat(&[address, PORT])),
+            interval: false,
+        };
+        t.add_set(by_address, map(&[address, PROTO, PORT]));
+        t.add_set(by_port, map(&[PROTO, PORT]));
+        t.add_set(hairpin, Shape { key: concat(&[address, address]), data: None, interval: false });
+    }
 }
 
 fn concat(parts: &[(u32, u32)]) -> (u32, u32) {
@@ -123,13 +159,23 @@ fn concat(parts: &[(u32, u32)]) -> (u32, u32) {
 }
 
 fn chains(t: &mut Transaction<'_>, prefix: &str) {
+    port_chains(t);
+    port_rules(t, &Links::Prefix(prefix));
+    for rule in [outbound(IPV4, "pods4", "nomasq4"), outbound(IPV6, "pods6", "nomasq6")] {
+        t.add_rule("postrouting", &rule);
+    }
+}
+
+fn port_chains(t: &mut Transaction<'_>) {
     t.add_chain("guard", Some(Hook { kind: "filter", number: PRE_ROUTING, priority: -300 }));
     t.add_chain("hostports", None);
     t.add_chain("prerouting", Some(Hook { kind: "nat", number: PRE_ROUTING, priority: -95 }));
     t.add_chain("output", Some(Hook { kind: "nat", number: LOCAL_OUT, priority: -95 }));
     t.add_chain("postrouting", Some(Hook { kind: "nat", number: POST_ROUTING, priority: 105 }));
+}
 
-    t.add_rule("guard", &guard(prefix));
+fn port_rules(t: &mut Transaction<'_>, links: &Links<'_>) {
+    t.add_rule("guard", &guard(links));
     for rule in
         [by_address(IPV4, "hpip4"), by_port(IPV4, "hp4"), by_address(IPV6, "hpip6"), by_port(IPV6, "hp6")]
     {
@@ -138,17 +184,14 @@ fn chains(t: &mut Transaction<'_>, prefix: &str) {
     for chain in ["prerouting", "output"] {
         t.add_rule(chain, &to_node());
     }
-    for rule in [hairpin(IPV4, "self4"), hairpin(IPV6, "self6"), loopback(prefix)] {
-        t.add_rule("postrouting", &rule);
-    }
-    for rule in [outbound(IPV4, "pods4", "nomasq4"), outbound(IPV6, "pods6", "nomasq6")] {
+    for rule in [hairpin(IPV4, "self4"), hairpin(IPV6, "self6"), loopback(links)] {
         t.add_rule("postrouting", &rule);
     }
 }
 
 /// `iifname "P*" ip daddr 127.0.0.0/8 drop`
-fn guard(prefix: &str) -> Vec<Expr> {
-    let mut rule = vec![Expr::Meta(Meta::InputName, 1), Expr::Equal(1, prefix.into())];
+fn guard(links: &Links<'_>) -> Vec<Expr> {
+    let mut rule = links.through(Meta::InputName).to_vec();
     rule.extend(family(IPV4));
     rule.extend([
         Expr::Payload(Base::Network, 16, 1, 1),
@@ -208,16 +251,12 @@ fn hairpin(ip: u8, set: &'static str) -> Vec<Expr> {
 }
 
 /// `ct status dnat ip saddr 127.0.0.0/8 oifname "P*" masquerade`
-fn loopback(prefix: &str) -> Vec<Expr> {
+fn loopback(links: &Links<'_>) -> Vec<Expr> {
     let mut rule = rewritten().to_vec();
     rule.extend(family(IPV4));
-    rule.extend([
-        Expr::Payload(Base::Network, 12, 1, 1),
-        Expr::Equal(1, vec![127]),
-        Expr::Meta(Meta::OutputName, 1),
-        Expr::Equal(1, prefix.into()),
-        Expr::Masquerade,
-    ]);
+    rule.extend([Expr::Payload(Base::Network, 12, 1, 1), Expr::Equal(1, vec![127])]);
+    rule.extend(links.through(Meta::OutputName));
+    rule.push(Expr::Masquerade);
     rule
 }
 

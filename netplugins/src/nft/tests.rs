@@ -14,11 +14,11 @@ table inet nt {
   map hpip4 { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service; elements = { 192.0.2.1 . tcp . 80 : 10.0.0.2 . 8080 }; }
   map hp4 { type inet_proto . inet_service : ipv4_addr . inet_service; elements = { udp . 53 : 10.0.0.2 . 5353 }; }
   set self4 { type ipv4_addr . ipv4_addr; elements = { 10.0.0.2 . 10.0.0.2 }; }
-  set pods4 { type ipv4_addr; elements = { 10.0.0.2 }; }
-  set nomasq4 { type ipv4_addr; flags interval; elements = { 10.0.0.0/24, 224.0.0.0/4 }; }
   map hpip6 { type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; elements = { 2001:db8::1 . tcp . 80 : fd00::2 . 8080 }; }
   map hp6 { type inet_proto . inet_service : ipv6_addr . inet_service; elements = { sctp . 53 : fd00::2 . 5353 }; }
   set self6 { type ipv6_addr . ipv6_addr; elements = { fd00::2 . fd00::2 }; }
+  set pods4 { type ipv4_addr; elements = { 10.0.0.2 }; }
+  set nomasq4 { type ipv4_addr; flags interval; elements = { 10.0.0.0/24, 224.0.0.0/4 }; }
   set pods6 { type ipv6_addr; elements = { fd00::2 }; }
   set nomasq6 { type ipv6_addr; flags interval; elements = { fd00::/64, ff00::/8 }; }
   chain guard { type filter hook prerouting priority -300; iifname "nt*" ip daddr 127.0.0.0/8 drop; }

@@ -14,6 +14,7 @@ mod host_local;
 mod interface;
 mod loopback;
 mod masquerade;
+mod portmap;
 mod ptp;
 mod static_ipam;
 
@@ -40,7 +41,7 @@ use conf::Conf;
 const MAX_INPUT: u64 = 4 << 20;
 
 /// Names of the built-in plugins.
-pub const NAMES: [&str; 5] = ["bridge", "host-local", "loopback", "ptp", "static"];
+pub const NAMES: [&str; 6] = ["bridge", "host-local", "loopback", "portmap", "ptp", "static"];
 
 /// What a plugin is asked to do.
 #[derive(Clone, Debug)]
@@ -176,6 +177,7 @@ pub(crate) fn run(kind: &str, request: &Request) -> Option<Answer> {
         "bridge" => bridge::run(request),
         "host-local" => host_local::run(request),
         "loopback" => loopback::run(request),
+        "portmap" => portmap::run(request),
         "ptp" => ptp::run(request),
         "static" => static_ipam::run(request),
         _ => return None,

@@ -3,7 +3,7 @@
 //! `<state_dir>/cni/results/<network>-<container>-<interface>` is what libcni writes (`cniCacheV1`), readable by the same
 //! tools. `<state_dir>/cni/pending/<container>` holds the attachment whose DEL failed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -43,6 +43,9 @@ struct Cached {
     cni_args: Vec<(String, String)>,
     #[serde(default)]
     capability_args: Map<String, Value>,
+    /// Plugin types that ran in process; libcni ignores it.
+    #[serde(default)]
+    built_in: BTreeSet<String>,
     result: Value,
 }
 
@@ -56,19 +59,20 @@ impl Cache {
         &self,
         network: &Network,
         target: &Target<'_>,
-        list: &Value,
+        record: &Record,
         result: &Value,
     ) -> Result<(), Error> {
         let arguments = target.args.split(';').filter_map(|pair| pair.split_once('='));
         let cached = Cached {
             kind: KIND.into(),
             container_id: target.container.into(),
-            config: STANDARD.encode(list.to_string()),
+            config: STANDARD.encode(record.network.to_string()),
             if_name: target.interface.into(),
             network_name: network.name.clone(),
             netns: target.netns.map(|p| p.display().to_string()).unwrap_or_default(),
             cni_args: arguments.map(|(k, v)| (k.to_owned(), v.to_owned())).collect(),
             capability_args: target.capabilities.clone(),
+            built_in: record.built_in.clone(),
             result: result.clone(),
         };
         write(&self.file(network, target), &serde_json::to_value(cached).unwrap_or_default())
@@ -129,6 +133,7 @@ impl Cached {
             network,
             args,
             capabilities: self.capability_args,
+            built_in: self.built_in,
             result: Some(self.result),
         };
         Some(Attachment {

@@ -3,6 +3,7 @@
 //! ADD goes forward and hands each plugin's result to the next; DEL goes backward and carries on after a failure; CHECK
 //! and STATUS stop at the first one. Versions decide what exists: CHECK from 0.4.0, GC and STATUS from 1.1.0.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use serde_json::{Map, Value, json};
 use super::config::{Network, Plugin, at_least};
 use super::invoke::{self, Call, Failure, TRY_AGAIN};
 use super::result::Success;
+use crate::plugins;
 
 /// "Try again later" of a plugin is obeyed within the deadline.
 const AGAIN_PAUSE: Duration = Duration::from_millis(500);
@@ -39,7 +41,19 @@ pub(crate) struct Valid {
 pub(crate) struct Chain<'a> {
     pub(crate) network: &'a Network,
     pub(crate) path: &'a [PathBuf],
+    /// Types that are run in process.
+    pub(crate) built_in: &'a BTreeSet<String>,
     pub(crate) deadline: Instant,
+}
+
+/// The network's plugin types that are run in process: built-in ones that nobody installed. An executable in the plugin
+/// directories is the administrator's choice and wins.
+pub(crate) fn in_process(network: &Network, path: &[PathBuf]) -> BTreeSet<String> {
+    let kinds = network.plugins.iter().map(|p| &p.kind);
+    kinds
+        .filter(|kind| plugins::NAMES.contains(&kind.as_str()) && invoke::find(kind, path).is_err())
+        .cloned()
+        .collect()
 }
 
 impl Chain<'_> {
@@ -151,6 +165,9 @@ impl Chain<'_> {
         target: Option<&Target<'_>>,
         config: &Value,
     ) -> Result<Vec<u8>, Failure> {
+        if self.built_in.contains(&plugin.kind) {
+            return self.call_built_in(plugin, command, target, config);
+        }
         let executable = invoke::find(&plugin.kind, self.path)?;
         let call = Call {
             command,
@@ -162,5 +179,26 @@ impl Chain<'_> {
             deadline: self.deadline,
         };
         invoke::run(&executable, &call, config.to_string().as_bytes())
+    }
+
+    /// The same without a process: the plugin is a function of this program.
+    fn call_built_in(
+        &self,
+        plugin: &Plugin,
+        command: &'static str,
+        target: Option<&Target<'_>>,
+        config: &Value,
+    ) -> Result<Vec<u8>, Failure> {
+        let failed = |r: plugins::Refusal| Failure::Failed {
+            plugin: format!("{} (built in)", plugin.kind).into(),
+            code: r.code,
+            text: r.to_string(),
+        };
+        let request = plugins::Request::in_process(command, target, self.path, config).map_err(failed)?;
+        let answer = plugins::run(&plugin.kind, &request).unwrap_or(Ok(None)).map_err(failed)?;
+        let Some(success) = answer else { return Ok(Vec::new()) };
+        let result = success.encode(&request.version);
+        let result = result.map_err(|why| Failure::Result { plugin: plugin.kind.clone().into(), why })?;
+        Ok(result.to_string().into_bytes())
     }
 }

@@ -11,14 +11,14 @@
 //! waits for a broken plugin to let it go: a DEL that failed is kept in `pending` and repeated until it succeeds.
 
 mod cache;
-mod chain;
+pub(crate) mod chain;
 pub(crate) mod config;
 pub(crate) mod invoke;
 pub(crate) mod keeper;
 mod request;
 pub(crate) mod result;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -79,6 +79,9 @@ struct Record {
     args: String,
     /// Capability arguments.
     capabilities: Map<String, Value>,
+    /// Plugin types that ran in process at ADD, and so do at DEL.
+    #[serde(default)]
+    built_in: BTreeSet<String>,
     /// Result of ADD.
     result: Option<Value>,
 }
@@ -142,7 +145,8 @@ impl Cni {
 
     /// Whether pods can be attached; only called where there is a configuration. Never runs a plugin.
     pub(crate) fn status(&self, network: &Network) -> Result<(), String> {
-        for plugin in &network.plugins {
+        let built_in = chain::in_process(network, &self.path);
+        for plugin in network.plugins.iter().filter(|p| !built_in.contains(&p.kind)) {
             invoke::find(&plugin.kind, &self.path)
                 .map_err(|e| format!("network \"{}\": {e}", network.name))?;
         }
@@ -168,6 +172,7 @@ impl Cni {
             network: config::encode(network),
             args: request::arguments(endpoint),
             capabilities: request::capabilities(endpoint),
+            built_in: chain::in_process(network, &self.path),
             result: None,
         };
         Attachment {
@@ -183,7 +188,7 @@ impl Cni {
         let _shared = self.exclusive.read().unwrap_or_else(PoisonError::into_inner);
         let (mut record, network) = read(&attachment)?;
         let target = target(&attachment, &record, Some(&ns.path));
-        let chain = self.chain(&network, ADD_LIMIT);
+        let chain = self.chain(&network, &record.built_in, ADD_LIMIT);
         let added = chain.add(&target).map_err(|e| {
             // A DEL must follow even a failed ADD.
             self.delete(&attachment, &record, &network, Some(&ns.path));
@@ -191,7 +196,7 @@ impl Cni {
         })?;
         let success = result::Success::decode(&added, &network.version)
             .map_err(|why| Error::Format { path: "result of the plugins".into(), why })?;
-        self.cache.store(&network, &target, &record.network, &added)?;
+        self.cache.store(&network, &target, &record, &added)?;
         record.result = Some(added);
         attachment.addresses = success.pod_addresses();
         attachment.private = serde_json::to_value(&record).unwrap_or_default();
@@ -213,7 +218,7 @@ impl Cni {
         let (record, network) = read(attachment)?;
         let result = record.result.clone().unwrap_or_default();
         let target = target(attachment, &record, Some(&ns.path));
-        let checked = self.chain(&network, CHECK_LIMIT).check(&target, &result);
+        let checked = self.chain(&network, &record.built_in, CHECK_LIMIT).check(&target, &result);
         checked.map_err(Error::plugin(format!("find pod {} on network \"{}\"", attachment.id, network.name)))
     }
 
@@ -259,7 +264,8 @@ impl Cni {
         ns: Option<&Path>,
     ) -> Vec<invoke::Failure> {
         let target = target(attachment, record, ns);
-        let failures = self.chain(network, DEL_LIMIT).delete(&target, record.result.as_ref());
+        let failures =
+            self.chain(network, &record.built_in, DEL_LIMIT).delete(&target, record.result.as_ref());
         if failures.is_empty() {
             self.cache.forget(network, &target);
         }
@@ -282,7 +288,8 @@ impl Cni {
         let _alone = self.exclusive.write().unwrap_or_else(PoisonError::into_inner);
         let live = lock(&self.live).values().map(valid).collect::<Vec<_>>();
         let pending = self.cache.pending().iter().map(valid).collect::<Vec<_>>();
-        for failure in self.chain(&network, GC_LIMIT).collect(&[live, pending].concat()) {
+        let built_in = chain::in_process(&network, &self.path);
+        for failure in self.chain(&network, &built_in, GC_LIMIT).collect(&[live, pending].concat()) {
             tracing::warn!(network = network.name, "GC: {}", crate::error::chain(&failure));
         }
     }
@@ -290,13 +297,18 @@ impl Cni {
     /// Asks STATUS; for the background.
     fn ask_health(&self) {
         let Some(Ok(network)) = self.network() else { return };
-        let answer = self.chain(&network, STATUS_LIMIT).status();
+        let answer = self.chain(&network, &chain::in_process(&network, &self.path), STATUS_LIMIT).status();
         let answer = answer.map_err(|e| format!("network \"{}\": {}", network.name, crate::error::chain(&e)));
         *lock(&self.health) = Some(answer);
     }
 
-    fn chain<'a>(&'a self, network: &'a Network, limit: Duration) -> Chain<'a> {
-        Chain { network, path: &self.path, deadline: Instant::now() + limit }
+    fn chain<'a>(
+        &'a self,
+        network: &'a Network,
+        built_in: &'a BTreeSet<String>,
+        limit: Duration,
+    ) -> Chain<'a> {
+        Chain { network, path: &self.path, built_in, deadline: Instant::now() + limit }
     }
 }
 

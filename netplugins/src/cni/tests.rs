@@ -252,3 +252,38 @@ fn the_built_in_network_serves_when_the_directory_is_empty() {
         node.driver.retire().unwrap();
     });
 }
+
+#[test]
+fn a_standard_conflist_works_with_no_plugin_installed() {
+    crate::testing::on_a_node(|| {
+        let up = std::process::Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap();
+        assert!(up.success());
+        let node = Node::new();
+        let data = node.dir.path().join("ipam");
+        let list = json!({"cniVersion": "1.1.0", "name": "std", "plugins": [
+            {"type": "bridge", "isGateway": true, "ipMasq": true, "ipam": {"type": "host-local", "dataDir": data,
+                "ranges": [[{"subnet": "10.74.0.0/24"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
+            {"type": "portmap", "capabilities": {"portMappings": true}}]});
+        fs::write(node.dir.path().join("net.d/10-n.conflist"), list.to_string()).unwrap();
+        assert_eq!(node.status(), "ok");
+        let (ns, attached) = node.attach("p1");
+        let attachment = attached.unwrap();
+        assert_eq!(attachment.addresses, [([10, 74, 0, 2].into(), 24)]);
+        node.driver.check(&ns, &attachment).unwrap();
+        let listener = crate::netns::inside(std::os::fd::AsFd::as_fd(&ns), || {
+            std::net::TcpListener::bind("0.0.0.0:8080").unwrap()
+        });
+        let listener = listener.unwrap();
+        std::net::TcpStream::connect_timeout(&"127.0.0.1:80".parse().unwrap(), Duration::from_secs(5))
+            .unwrap();
+        listener.accept().unwrap();
+        // a record of another configuration and a lost daemon: what nobody owns is detached by its cached result
+        drop((listener, ns));
+        let again = crate::open(config(&node.dir)).unwrap();
+        let found = again.restore(&[]).unwrap();
+        assert!(found.iter().any(|l| l.contains("std-p1-eth0 of no pod")), "{found:?}");
+        assert!(!data.join("std/10.74.0.2").exists());
+        let ruleset = std::process::Command::new("nft").args(["list", "ruleset"]).output().unwrap().stdout;
+        assert!(!String::from_utf8(ruleset).unwrap().contains("10.74.0.2"));
+    });
+}

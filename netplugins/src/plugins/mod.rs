@@ -1,4 +1,4 @@
-//! Built-in CNI plugins: the same code as an executable chosen by its name, and in process.
+//! Built-in CNI plugins: the same code in process, and as an executable chosen by its name.
 //!
 //! A plugin is a function from a [`Request`] to a result. The frame around it, in this file, is what the specification asks
 //! of every executable: environment, versions, errors on standard output. Keys of a configuration are matched without
@@ -30,6 +30,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
+use crate::cni::chain::Target;
 use crate::cni::config::{NEWEST, VERSIONS};
 use crate::cni::result::Success;
 use crate::error::Error;
@@ -140,6 +141,29 @@ impl Command {
 }
 
 impl Request {
+    /// A request of this program to itself.
+    pub(crate) fn in_process(
+        command: &str,
+        target: Option<&Target<'_>>,
+        path: &[PathBuf],
+        config: &Value,
+    ) -> Result<Self, Refusal> {
+        let known = Command::ALL.into_iter().find(|(name, _)| *name == command);
+        let (_, command) = known
+            .ok_or_else(|| Refusal::new(code::ENVIRONMENT, format!("unknown CNI_COMMAND: {command}")))?;
+        let request = Self {
+            command,
+            container: target.map_or("", |t| t.container).to_owned(),
+            netns: target.and_then(|t| t.netns).map(Path::to_owned),
+            interface: target.map_or("", |t| t.interface).to_owned(),
+            args: arguments(target.map_or("", |t| t.args)),
+            path: path.to_vec(),
+            version: String::new(),
+            conf: Conf::new(config.clone())?,
+        };
+        check(request, false)
+    }
+
     /// The pod's namespace; for commands that have one.
     pub(crate) fn open_netns(&self) -> Result<OwnedFd, Refusal> {
         let path = self.netns.as_deref().unwrap_or(Path::new(""));

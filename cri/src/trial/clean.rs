@@ -6,18 +6,47 @@ use std::time::{Duration, Instant};
 use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, WaitOptions};
 
-use super::client::Client;
+use super::client::{CallError, Client};
 use super::daemon::Daemon;
 use super::leaks::collect;
 use super::leaks::parse;
 use super::netlink;
 use super::site::Site;
 
+/// How long jobs of calls that were given up may go on.
+const QUIET_WITHIN: Duration = Duration::from_secs(60);
 /// How long killed processes may take to vanish.
 const GONE_WITHIN: Duration = Duration::from_secs(10);
 
 /// Stops and removes every pod and image of the daemon. Returns what did not work, one line each.
+///
+/// A call whose client went away goes on as a job, and may publish a pod after the list was made: so this repeats until
+/// nothing is listed while no job runs.
 pub async fn through_daemon(client: &mut Client) -> Vec<String> {
+    let begun = Instant::now();
+    loop {
+        let problems = remove_listed(client).await;
+        if !problems.is_empty() {
+            return problems;
+        }
+        match is_quiet(client).await {
+            Ok(true) => return Vec::new(),
+            Ok(false) if begun.elapsed() > QUIET_WITHIN => {
+                return vec![format!("the daemon's jobs did not end within {QUIET_WITHIN:?}")];
+            }
+            Ok(false) => tokio::time::sleep(Duration::from_millis(5)).await,
+            Err(error) => return vec![super::chain(&error)],
+        }
+    }
+}
+
+/// Whether no job runs and then nothing is listed, in this order.
+async fn is_quiet(client: &mut Client) -> Result<bool, CallError> {
+    let running = client.jobs().await?.iter().any(|job| job.outcome == "running");
+    Ok(!running && client.list_pods().await?.is_empty() && client.list_images().await?.is_empty())
+}
+
+async fn remove_listed(client: &mut Client) -> Vec<String> {
     let mut problems = Vec::new();
     let pods =
         client.list_pods().await.map_err(|error| problems.push(super::chain(&error))).unwrap_or_default();

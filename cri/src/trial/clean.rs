@@ -3,8 +3,9 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal, WaitOptions};
+use rustix::process::{Pid, PidfdFlags, Signal, WaitOptions};
 
 use super::client::{CallError, Client};
 use super::daemon::Daemon;
@@ -67,7 +68,7 @@ async fn remove_listed(client: &mut Client) -> Vec<String> {
 pub async fn leftover(site: &mut Site) -> Vec<String> {
     let mut problems = Vec::new();
     if !site.is_from_another_boot() {
-        kill_old_daemon(site);
+        problems.extend(kill_old_daemon(site));
         if site.root().is_dir() {
             problems.extend(with_new_daemon(site).await);
         }
@@ -76,16 +77,21 @@ pub async fn leftover(site: &mut Site) -> Vec<String> {
     problems
 }
 
-/// The old daemon is asked nothing: it may die at any instruction, and the new one reads everything back.
-fn kill_old_daemon(site: &Site) {
-    let Some(daemon) = site.daemon.as_ref().filter(|daemon| daemon.is_alive()) else { return };
-    if let Some(pid) = Pid::from_raw(daemon.pid) {
-        // It may end by itself just now.
-        let _ = rustix::process::kill_process(pid, Signal::KILL);
+/// The old daemon is asked nothing: it may die at any instruction, and the new one reads everything back. Waits for its end
+/// by pidfd: a process whose first thread is a zombie still holds its locks until the other threads are gone.
+fn kill_old_daemon(site: &Site) -> Option<String> {
+    let daemon = site.daemon.as_ref()?;
+    let pidfd = rustix::process::pidfd_open(Pid::from_raw(daemon.pid)?, PidfdFlags::empty()).ok()?;
+    if !daemon.is_alive() {
+        return None;
     }
-    let begun = Instant::now();
-    while daemon.is_alive() && begun.elapsed() < GONE_WITHIN {
-        std::thread::sleep(Duration::from_millis(2));
+    // It may end by itself just now.
+    let _ = rustix::process::pidfd_send_signal(&pidfd, Signal::KILL);
+    let patience = Timespec { tv_sec: GONE_WITHIN.as_secs().cast_signed(), tv_nsec: 0 };
+    match rustix::event::poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&patience)) {
+        Ok(0) => Some(format!("the daemon of the broken run, pid {}, does not die", daemon.pid)),
+        Ok(_) => None,
+        Err(error) => Some(format!("wait for the daemon of the broken run, pid {}: {error}", daemon.pid)),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Known escapes from containers, each as a test against the kernel. Every test names the advisory and the rule that stops it; the list
 //! is in `tests/escape/README.md` next to this file.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+
 mod support;
 
 use std::fs;

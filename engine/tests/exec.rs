@@ -355,3 +355,36 @@ async fn containers_share_processes_as_the_pod_says() {
     pod.exit(&sleeper_id).await;
     pod.end().await;
 }
+
+#[tokio::test]
+async fn a_container_outlives_its_killed_supervisor() {
+    let mut pod = Pod::new().await;
+    let container = pod.container(
+        "trap 'echo bye; exit 6' TERM; echo hello > /dev/shm/x; echo up; while :; do sleep 0.02; done",
+    );
+    let (id, spec) = (container.id.clone(), container.spec.clone());
+    let started = pod.start(container).await;
+    pod.exec(&id, &spec, "until [ -e /dev/shm/x ]; do sleep 0.01; done").await;
+    let old = pod.connection.supervisor.pid();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(old).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    assert!(matches!(pod.connection.events.recv().await, Some(engine::exec::Event::Gone)));
+    let state = pod.dir.join("state");
+    pod.connection = pod.driver.connect(&pod.id, &state).await.unwrap().expect("nothing was adopted");
+    assert_ne!(pod.connection.supervisor.pid(), old);
+    assert_eq!(pod.connection.survivors.len(), 1);
+    assert_eq!(
+        (pod.connection.survivors[0].pid, pod.connection.survivors[0].exit.clone()),
+        (started.pid, None)
+    );
+    // Execs, new containers, signals, logs and exit codes go on.
+    assert_eq!(pod.exec(&id, &spec, "echo in").await.1, "in\n");
+    assert_eq!(pod.output("cat /dev/shm/x; hostname").await, "hello\ntest-pod\n");
+    pod.connection.supervisor.signal(&id, 15).await.unwrap();
+    assert_eq!(pod.exit(&id).await.code, 6);
+    assert_eq!(pod.log(&id), "stdout F up\nstdout F bye\n");
+    pod.end().await;
+}

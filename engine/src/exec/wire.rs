@@ -34,15 +34,21 @@ pub(crate) enum Kind {
     Attach = 8,
     /// End.
     Shutdown = 9,
-    /// Done.
+    /// Take over the pod of a supervisor that was killed. Descriptors: those of the `Ok` to its `Setup`.
+    Adopt = 10,
+    /// Take over a container. Fields and descriptors: those of a `Container`.
+    Keep = 11,
+    /// Done. In answer to `Hello`, `Setup` and `Adopt` with the namespaces net, UTS, IPC, a detached copy of the pod's /dev/shm and, if
+    /// `POD_PID`, the pidfd of its first process.
     Ok = 32,
-    /// A process runs. Descriptor: its terminal's master, for an exec on one.
+    /// A process runs. Descriptors: for an exec its terminal's master, if it has one; for a container as for `Container`.
     Started = 33,
     /// A step of the plan failed.
     Failed = 34,
     /// Something else failed.
     Error = 35,
-    /// A container, in answer to `Hello`.
+    /// A container, in answer to `Hello`. Descriptors: its pidfd, then as far as `Has` says log, counter of OOM kills, terminal, and our
+    /// ends of stdin, stdout, stderr.
     Container = 36,
     /// Event: a container has ended.
     Exited = 64,
@@ -54,8 +60,8 @@ impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
         let all = [
-            Hello, Setup, Start, Exec, Signal, Reopen, Resize, Attach, Shutdown, Ok, Started, Failed, Error,
-            Container, Exited, ExecExited,
+            Hello, Setup, Start, Exec, Signal, Reopen, Resize, Attach, Shutdown, Adopt, Keep, Ok, Started,
+            Failed, Error, Container, Exited, ExecExited,
         ];
         all.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -165,6 +171,12 @@ impl Message {
     /// The same message in answer to another request.
     pub(crate) fn with_number(mut self, number: u32) -> Self {
         self.bytes[4..8].copy_from_slice(&number.to_le_bytes());
+        self
+    }
+
+    /// The same message as another kind.
+    pub(crate) fn with_kind(mut self, kind: Kind) -> Self {
+        self.bytes[1] = kind as u8;
         self
     }
 

@@ -16,12 +16,12 @@ pub mod seccomp;
 mod supervisor;
 mod sysctls;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::{
@@ -81,9 +81,16 @@ pub struct Native {
 pub(crate) struct Node {
     pub(crate) facts: Facts,
     pub(crate) filters: seccomp::Cache,
+    /// What keeps pods going when their supervisors are killed, by pod id.
+    kept: Mutex<HashMap<String, supervisor::Kept>>,
 }
 
 impl Node {
+    /// Lets go of what was kept of a pod.
+    fn forget(&self, pod: &str) -> Option<supervisor::Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(pod)
+    }
+
     /// The seccomp filter of a container; `None`: unconfined, as privileged containers always are.
     pub(crate) fn filter(&self, security: &ContainerSecurity) -> Result<Option<Arc<seccomp::Filter>>, Error> {
         if security.privileged {
@@ -112,7 +119,11 @@ impl Native {
         let program = seal_program(&config)?;
         drop(supervisor_entrance(&config)?);
         let filters = seccomp::Cache::new(seccomp::Node { kernel: kernel() });
-        Ok(Arc::new(Self { config, program: Arc::new(program), node: Arc::new(Node { facts, filters }) }))
+        Ok(Arc::new(Self {
+            config,
+            program: Arc::new(program),
+            node: Arc::new(Node { facts, filters, kept: Mutex::default() }),
+        }))
     }
 
     async fn launch(&self, launch: PodLaunch<'_>) -> Result<Connection, Error> {
@@ -123,7 +134,8 @@ impl Native {
         supervisor::reap(&pidfd)?;
         let result = async {
             let connection = Supervisor::resume(launch.pod, connection, self.node.clone()).await?;
-            connection.0.call(setup, SETUP_TIME).await?;
+            let pod = connection.0.call(setup, SETUP_TIME).await?;
+            connection.0.keep_pod(pod);
             Ok(supervisor::connection(connection))
         };
         let result = result.await;
@@ -137,7 +149,9 @@ impl Native {
         let connection = match File::open(dir).and_then(|directory| connect_in(&directory)) {
             Ok(connection) => connection,
             // Nobody listens, or the pod never got that far.
-            Err(e) if matches!(e.raw_os_error(), Some(libc::ECONNREFUSED | libc::ENOENT)) => return Ok(None),
+            Err(e) if matches!(e.raw_os_error(), Some(libc::ECONNREFUSED | libc::ENOENT)) => {
+                return self.adopt(pod, dir).await;
+            }
             Err(e) => {
                 return Err(Error::with(
                     Kind::Internal,
@@ -172,6 +186,33 @@ fn spawn(program: &OwnedFd, config: &Config, pod: &str, dir: &Path) -> Result<(O
         .map_err(|e| failed("start the supervisor", e))?;
     let connection = connect_in(&directory).map_err(|e| failed("connect to the supervisor", e))?;
     Ok((pidfd, connection))
+}
+
+impl Native {
+    /// Starts another supervisor over what was kept of a dead one's pod; `None`: nothing was.
+    async fn adopt(&self, pod: &str, dir: &Path) -> Result<Option<Connection>, Error> {
+        let Some(supervisor::Kept { pod: Some(mut adopt), containers }) = self.node.forget(pod) else {
+            return Ok(None);
+        };
+        adopt.fds.extend(supervisor_entrance(&self.config)?.tasks);
+        let (program, config) = (self.program.clone(), self.config.clone());
+        let (id, path) = (pod.to_owned(), dir.to_owned());
+        let (pidfd, connection) = supervisor::blocking(move || spawn(&program, &config, &id, &path)).await?;
+        supervisor::reap(&pidfd)?;
+        let fresh = Supervisor::resume(pod, connection, self.node.clone()).await?.0;
+        fresh.call(adopt, SETUP_TIME).await?;
+        for container in containers.into_values() {
+            fresh.call(container, SETUP_TIME).await?;
+        }
+        drop(fresh);
+        tracing::warn!(pod, "its supervisor was killed; another one has taken over");
+        // A connection of its own, so that everything taken over is told as to any daemon that comes back.
+        let directory =
+            File::open(dir).map_err(|e| Error::with(Kind::Internal, "open the pod's directory", e))?;
+        let connection = connect_in(&directory)
+            .map_err(|e| Error::with(Kind::Internal, "connect to the new supervisor", e))?;
+        Supervisor::resume(pod, connection, self.node.clone()).await.map(|c| Some(supervisor::connection(c)))
+    }
 }
 
 impl Driver for Native {

@@ -52,6 +52,15 @@ struct Waiting {
     cgroups: HashMap<String, String>,
 }
 
+/// What is kept of a pod so that another supervisor can take it over: messages, ready to be sent, with all descriptors.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    /// `Adopt`.
+    pub(super) pod: Option<Message>,
+    /// `Keep`, by container id.
+    pub(super) containers: HashMap<String, Message>,
+}
+
 impl fmt::Debug for Supervisor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Supervisor").field("pod", &self.pod).field("pid", &self.pid).finish_non_exhaustive()
@@ -118,9 +127,11 @@ impl Supervisor {
                         .cgroups
                         .insert(message.text(Tag::Container).into(), message.text(Tag::Cgroup).into());
                     survivors.push(survivor(&message));
+                    self.keep(message);
                 }
                 Word::Ok => {
                     self.pid.store(message.int(Tag::Pid), Ordering::Relaxed);
+                    self.keep_pod(message);
                     return Ok(survivors);
                 }
                 _ => {}
@@ -181,6 +192,7 @@ impl Supervisor {
             match message.kind() {
                 Word::Exited => {
                     let container = message.text(Tag::Container).to_owned();
+                    self.keep_end(&container, &message);
                     let _ = events.send(Event::Exited { container, exit: exit(&message) });
                 }
                 Word::ExecExited => {
@@ -261,7 +273,9 @@ impl Supervisor {
         match started {
             Ok(answer) => {
                 self.waiting().cgroups.insert(id, cgroup);
-                Ok(Started { pid: answer.int(Tag::Pid), at: answer.get(Tag::At).cast_signed() })
+                let started = Started { pid: answer.int(Tag::Pid), at: answer.get(Tag::At).cast_signed() };
+                self.keep(answer);
+                Ok(started)
             }
             Err(e) => {
                 let removed = blocking(move || cgroup::remove(&cgroup)).await;
@@ -385,6 +399,54 @@ impl Supervisor {
         Ok(Stdio { stdin: next(STDIN), stdout: next(STDOUT), stderr: next(STDERR) })
     }
 
+    fn kept<T>(&self, change: impl FnOnce(&mut Kept) -> T) -> T {
+        let mut kept = self.node.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        change(kept.entry(self.pod.clone()).or_default())
+    }
+
+    /// Keeps a pod's descriptors; a supervisor that is not set up yet has none.
+    pub(super) fn keep_pod(&self, message: Message) {
+        if !message.fds.is_empty() {
+            self.kept(|kept| kept.pod = Some(message.with_kind(Word::Adopt)));
+        }
+    }
+
+    /// Keeps a container's descriptors.
+    fn keep(&self, message: Message) {
+        let id = message.text(Tag::Container).to_owned();
+        self.kept(|kept| kept.containers.insert(id, message.with_kind(Word::Keep)));
+    }
+
+    /// Keeps how a container ended in place of what kept it going.
+    fn keep_end(&self, id: &str, ended: &Message) {
+        self.kept(|kept| {
+            if let Some(message) = kept.containers.get_mut(id) {
+                message.fds.truncate(1);
+                let fresh = Message::new(Word::Keep, 0)
+                    .put(Tag::Container, id.as_bytes())
+                    .put(Tag::Cgroup, message.text(Tag::Cgroup).as_bytes())
+                    .number(Tag::Pid, message.get(Tag::Pid))
+                    .number(Tag::At, message.get(Tag::At))
+                    .number(Tag::Code, ended.get(Tag::Code))
+                    .number(Tag::Oom, ended.get(Tag::Oom))
+                    .number(Tag::Ended, ended.get(Tag::Ended));
+                let fds = std::mem::take(&mut message.fds);
+                *message = fresh;
+                message.fds = fds;
+            }
+        });
+    }
+
+    /// Keeps the new log in place of the old one.
+    fn keep_log(&self, id: &str, log: OwnedFd) {
+        self.kept(|kept| {
+            let message = kept.containers.get_mut(id).filter(|m| m.get(Tag::Has) & HAS_LOG != 0);
+            if let Some(slot) = message.and_then(|m| m.fds.get_mut(1)) {
+                *slot = log;
+            }
+        });
+    }
+
     /// Sends a signal; an ended process is fine.
     async fn send_signal(&self, container: &str, exec: Option<u64>, signal: i32) -> Result<(), Error> {
         let mut message = Message::new(Word::Signal, 0)
@@ -400,6 +462,8 @@ impl Supervisor {
     }
 
     async fn shutdown(&self) -> Result<(), Error> {
+        // Whatever happens now, nobody is to bring this pod back.
+        self.node.forget(&self.pod);
         if self.waiting().gone {
             return Ok(());
         }
@@ -522,8 +586,13 @@ impl exec::Supervisor for Supervisor {
 
     fn reopen_log<'a>(&'a self, container: &'a str, log: OwnedFd) -> Call<'a, ()> {
         let mut message = Message::new(Word::Reopen, 0).put(Tag::Container, container.as_bytes());
-        message.fds.push(log);
-        Box::pin(async move { self.call(message, CALL_TIME).await.map(drop) })
+        Box::pin(async move {
+            let copy = log.try_clone().map_err(|e| Error::with(Kind::Internal, "duplicate the log", e))?;
+            message.fds.push(log);
+            self.call(message, CALL_TIME).await?;
+            self.keep_log(container, copy);
+            Ok(())
+        })
     }
 
     fn resize<'a>(&'a self, container: &'a str, exec: Option<u64>, columns: u16, rows: u16) -> Call<'a, ()> {

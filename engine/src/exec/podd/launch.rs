@@ -101,7 +101,13 @@ impl Podd {
     }
 
     /// Watches one output of a process.
-    fn output_of(&mut self, fd: OwnedFd, key: u64, which: usize, name: &'static str) -> Option<Output> {
+    pub(super) fn output_of(
+        &mut self,
+        fd: OwnedFd,
+        key: u64,
+        which: usize,
+        name: &'static str,
+    ) -> Option<Output> {
         let token = self.watch(&fd, Source::Output(key, which)).ok()?;
         Some(Output { fd, token, stream: Stream::new(name), clients: Vec::new() })
     }
@@ -126,7 +132,7 @@ impl Podd {
         }
         let init =
             self.init.as_ref().ok_or(("enter the pod's PID namespace", io::ErrorKind::NotFound.into()))?;
-        init.1.try_clone().map(Some).map_err(|e| ("enter the pod's PID namespace", e))
+        init.try_clone().map(Some).map_err(|e| ("enter the pod's PID namespace", e))
     }
 
     /// News from a child that has not executed yet: its terminal, its failure, or (end of file) success.
@@ -185,12 +191,13 @@ impl Podd {
             return wire::error("start", &io::ErrorKind::NotFound.into()).with_number(request);
         };
         process.started = nanos(std::time::SystemTime::now());
+        if process.exec.is_none() {
+            return process.describe(Kind::Started, request);
+        }
         let mut answer = Message::new(Kind::Started, request)
             .number(Tag::Pid, wire::int(process.pid))
             .number(Tag::At, process.started.cast_unsigned());
-        if process.exec.is_some() {
-            answer.fds.extend(process.terminal.as_ref().and_then(|t| t.try_clone().ok()));
-        }
+        answer.fds.extend(process.terminal.as_ref().and_then(|t| t.try_clone().ok()));
         answer
     }
 

@@ -72,6 +72,11 @@ impl Log {
         Self { file, dropped: 0, batch: Vec::new() }
     }
 
+    /// The file.
+    pub(crate) fn file(&self) -> Option<&OwnedFd> {
+        self.file.as_ref()
+    }
+
     /// Goes on in another file. Records are written whole, so this is between two of them.
     pub(crate) fn switch(&mut self, file: OwnedFd) {
         self.file = Some(file);

@@ -10,6 +10,7 @@
 //! directory (4), waits for `Setup`, and then serves whoever of uid 0 connects, one daemon after the other, until `Shutdown`.
 //! It owns the log files and the exit records; it spawns no thread, and reads no file but procfs and cgroupfs.
 
+mod adopt;
 mod launch;
 mod log;
 pub(crate) mod record;
@@ -46,6 +47,8 @@ enum Source {
     Channel(u64),
     /// Output 0 or 1 of a process.
     Output(u64, usize),
+    /// Pidfd of a process that is not our child.
+    Adopted(u64),
 }
 
 /// A container's first process or an exec.
@@ -92,7 +95,7 @@ struct Podd {
     connections: BTreeMap<u64, OwnedFd>,
     processes: Vec<Process>,
     /// First process of the pod's own PID namespace.
-    init: Option<(i32, OwnedFd)>,
+    init: Option<OwnedFd>,
     ready: bool,
     ending: bool,
     buffer: Vec<u8>,
@@ -154,6 +157,7 @@ impl Podd {
                     Some(Source::Connection) => self.hear(token),
                     Some(Source::Channel(key)) => self.starting(key),
                     Some(Source::Output(key, which)) => self.output(key, which),
+                    Some(Source::Adopted(key)) => self.adopted_ended(key, token),
                     // Removed by an event before it in the same batch.
                     None => {}
                 }

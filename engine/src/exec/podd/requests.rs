@@ -26,12 +26,20 @@ impl Podd {
             Kind::Hello => return self.hello(connection, request),
             Kind::Setup if self.ready => Err(wire::error("setup", &io::ErrorKind::AlreadyExists.into())),
             Kind::Setup => match setup::setup(self, &mut message) {
-                Ok(()) => Ok(Message::new(Kind::Ok, request)),
+                Ok(()) => Ok(self.pod(request)),
                 Err((what, e)) => {
                     // A half-made pod is no pod: its namespaces go with this process.
                     self.ending = true;
                     Err(wire::error(&what, &e))
                 }
+            },
+            Kind::Adopt if !self.ready => match self.adopt(&mut message) {
+                Ok(()) => Ok(self.pod(request)),
+                Err(e) => Err(wire::error("adopt the pod", &e)),
+            },
+            Kind::Keep => match self.keep(message) {
+                Ok(()) => Ok(Message::new(Kind::Ok, request)),
+                Err(e) => Err(wire::error("adopt the container", &e)),
             },
             Kind::Start | Kind::Exec if self.ready => match self.launch(connection, message) {
                 Ok(()) => return,
@@ -51,8 +59,8 @@ impl Podd {
     /// Everything about every container.
     fn hello(&mut self, connection: u64, request: u32) {
         let containers = self.processes.iter().filter(|p| p.exec.is_none() && p.starting.is_none());
-        let mut answers: Vec<_> = containers.map(|p| describe(p, request)).collect();
-        answers.push(Message::new(Kind::Ok, request).number(Tag::Pid, std::process::id().into()));
+        let mut answers: Vec<_> = containers.map(|p| p.describe(Kind::Container, request)).collect();
+        answers.push(self.pod(request));
         answers.iter().for_each(|answer| self.say(connection, answer));
     }
 
@@ -118,23 +126,10 @@ impl Podd {
         for process in self.processes.iter().filter(|p| p.exit.is_none()) {
             let _ = process::signal(process.pidfd.as_fd(), libc::SIGKILL);
         }
-        if let Some((_, init)) = &self.init {
+        if let Some(init) = &self.init {
             let _ = process::signal(init.as_fd(), libc::SIGKILL);
         }
         self.ending = true;
         Ok(Message::new(Kind::Ok, 0))
-    }
-}
-
-/// A container in answer to `Hello`.
-fn describe(process: &Process, request: u32) -> Message {
-    let message = Message::new(Kind::Container, request)
-        .put(Tag::Container, process.container.as_bytes())
-        .put(Tag::Cgroup, process.cgroup.as_bytes())
-        .number(Tag::Pid, wire::int(process.pid))
-        .number(Tag::At, process.started.cast_unsigned());
-    match &process.exit {
-        Some(exit) => describe_exit(message, exit),
-        None => message,
     }
 }

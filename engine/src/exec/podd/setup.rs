@@ -57,7 +57,7 @@ pub(super) fn setup(podd: &mut Podd, message: &mut Message) -> Result<(), (Strin
         let name = message.text(Tag::Hostname).as_bytes();
         rustix::system::sethostname(name).map_err(|e| ("set the host name".into(), e.into()))?;
     }
-    enter_template().map_err(step("make the template mount namespace"))?;
+    enter_template(None).map_err(step("make the template mount namespace"))?;
     for pair in message.all(Tag::Sysctl) {
         sysctl(pair).map_err(|e| (format!("set sysctl {}", String::from_utf8_lossy(pair)), e))?;
     }
@@ -65,7 +65,7 @@ pub(super) fn setup(podd: &mut Podd, message: &mut Message) -> Result<(), (Strin
         let cloned = process::clone(&podd.proof, int(libc::CLONE_NEWPID), None);
         match cloned.map_err(step("start the pod's first process"))? {
             Cloned::Child => process::idle(&podd.proof),
-            Cloned::Parent { pid, pidfd } => podd.init = Some((pid, pidfd)),
+            Cloned::Parent { pidfd, .. } => podd.init = Some(pidfd),
         }
     }
     podd.ready = true;
@@ -73,7 +73,7 @@ pub(super) fn setup(podd: &mut Podd, message: &mut Message) -> Result<(), (Strin
 }
 
 /// Builds the template and makes it the only thing this process sees.
-fn enter_template() -> io::Result<()> {
+pub(super) fn enter_template(shm: Option<OwnedFd>) -> io::Result<()> {
     // Nothing that happens here may travel to the node.
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let root = new_mount(c"tmpfs", b"mode\x00755\0size\x0064k\0", NOSUID | NOEXEC)?;
@@ -85,7 +85,8 @@ fn enter_template() -> io::Result<()> {
     rustix::process::chdir(c"/")?;
 
     place(&new_mount(c"proc", b"", NOSUID | NODEV | NOEXEC)?, template::PROC)?;
-    place(&new_mount(c"tmpfs", b"mode\x001777\0size\x0064m\0", NOSUID | NODEV | NOEXEC)?, template::SHM)?;
+    let fresh = || new_mount(c"tmpfs", b"mode\x001777\0size\x0064m\0", NOSUID | NODEV | NOEXEC);
+    place(&shm.map_or_else(fresh, Ok)?, template::SHM)?;
     place(
         &new_mount(c"tmpfs", b"mode\x00755\0size\x004k\0nr_inodes\x001\0", NOSUID | NODEV | NOEXEC | RDONLY)?,
         template::MASK,

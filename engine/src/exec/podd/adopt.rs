@@ -1,0 +1,177 @@
+//! Life after `kill -9`: what a supervisor hands to the daemon to keep, and how a new one takes it over.
+//!
+//! Everything that keeps a pod going is a descriptor: namespaces, the pods's /dev/shm, pidfds, pipes, logs. The daemon holds a copy of
+//! each, so that the death of a supervisor closes no pipe and loses no exit; it starts another one and gives it the copies. What the
+//! dead one had read and not yet written to a log is lost: at most one read per stream.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use rustix::event::epoll;
+use rustix::fs::CWD;
+use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::log::Log;
+use super::setup::enter_template;
+use super::streams::nonblocking;
+use super::{Podd, Process, Source, launch, requests};
+use crate::exec::Exit;
+use crate::exec::wire::{
+    self, HAS_LOG, HAS_OOM, Kind, Message, POD_PID, STDERR, STDIN, STDIN_ONCE, STDOUT, TTY, Tag,
+};
+use crate::native::child::template;
+use crate::sys::{process, thread};
+
+/// Exit code of a process whose end nobody can tell.
+const UNKNOWN: i32 = 255;
+
+impl Process {
+    /// The process with copies of all its descriptors.
+    pub(super) fn describe(&self, kind: Kind, request: u32) -> Message {
+        let [stdout, stderr] = &self.outputs;
+        let parts = [
+            (HAS_LOG, self.log.file()),
+            (HAS_OOM, self.oom.as_ref().map(|(file, _)| file)),
+            (TTY, self.terminal.as_ref()),
+            // A stdin that ends with its first client must have no other holder.
+            (STDIN, self.stdin.as_ref().filter(|_| !self.stdin_once)),
+            (STDOUT, stdout.as_ref().map(|o| &o.fd)),
+            (STDERR, stderr.as_ref().map(|o| &o.fd)),
+        ];
+        let (mut has, mut fds) = (if self.stdin_once { STDIN_ONCE } else { 0 }, Vec::new());
+        fds.extend(self.pidfd.try_clone());
+        for (bit, fd) in parts {
+            if let Some(copy) = fd.and_then(|fd| fd.try_clone().ok()) {
+                has |= bit;
+                fds.push(copy);
+            }
+        }
+        let mut message = Message::new(kind, request)
+            .put(Tag::Container, self.container.as_bytes())
+            .put(Tag::Cgroup, self.cgroup.as_bytes())
+            .number(Tag::Pid, wire::int(self.pid))
+            .number(Tag::At, self.started.cast_unsigned())
+            .number(Tag::Has, has);
+        if let Some(exit) = &self.exit {
+            message = requests::describe_exit(message, exit);
+        }
+        message.fds = fds;
+        message
+    }
+}
+
+impl Podd {
+    /// The pod with copies of all its descriptors; without any as long as it is not set up.
+    pub(super) fn pod(&self, request: u32) -> Message {
+        let message = Message::new(Kind::Ok, request).number(Tag::Pid, std::process::id().into());
+        if !self.ready {
+            return message;
+        }
+        let Ok(mut fds) = copies() else { return message };
+        fds.extend(self.init.as_ref().and_then(|init| init.try_clone().ok()));
+        let mut message = message.number(Tag::Has, if self.init.is_some() { POD_PID } else { 0 });
+        message.fds = fds;
+        message
+    }
+
+    /// Takes over a pod.
+    pub(super) fn adopt(&mut self, message: &mut Message) -> io::Result<()> {
+        let mut fds = std::mem::take(&mut message.fds).into_iter();
+        let mut next = || fds.next().ok_or(io::Error::from(io::ErrorKind::InvalidInput));
+        for kind in [libc::CLONE_NEWNET, libc::CLONE_NEWUTS, libc::CLONE_NEWIPC] {
+            thread::setns(next()?.as_fd(), kind)?;
+        }
+        let shm = next()?;
+        if message.get(Tag::Has) & POD_PID != 0 {
+            self.init = Some(next()?);
+        }
+        for tasks in fds {
+            rustix::io::write(&tasks, b"0")?;
+        }
+        thread::unshare(&self.proof, libc::CLONE_NEWNS)?;
+        enter_template(Some(shm))?;
+        self.ready = true;
+        Ok(())
+    }
+
+    /// Takes over a container.
+    pub(super) fn keep(&mut self, mut message: Message) -> io::Result<()> {
+        let mut fds = std::mem::take(&mut message.fds).into_iter();
+        let has = message.get(Tag::Has);
+        let pidfd = fds.next().ok_or(io::ErrorKind::InvalidInput)?;
+        let mut next = |bit: u64| if has & bit != 0 { fds.next() } else { None };
+        let (log, oom, terminal, stdin) = (next(HAS_LOG), next(HAS_OOM), next(TTY), next(STDIN));
+        let outputs = [next(STDOUT), next(STDERR)];
+        let key = self.last_token + 1;
+        let ended = message.all(Tag::Ended).next().is_some();
+        if !ended {
+            self.watch_end(&pidfd, key)?;
+        }
+        let mut process = Process {
+            key,
+            container: message.text(Tag::Container).to_owned(),
+            cgroup: message.text(Tag::Cgroup).to_owned(),
+            exec: None,
+            pid: message.int(Tag::Pid),
+            pidfd,
+            started: message.get(Tag::At).cast_signed(),
+            starting: None,
+            exit: ended.then(|| exit_of(&message)),
+            terminal,
+            stdin,
+            stdin_once: has & STDIN_ONCE != 0,
+            log: Log::new(log),
+            outputs: [None, None],
+            oom: oom.map(|file| (launch::oom_kills(&file), file)).map(|(before, file)| (file, before)),
+        };
+        for (which, (fd, name)) in outputs.into_iter().zip(["stdout", "stderr"]).enumerate() {
+            process.outputs[which] = fd.and_then(|fd| {
+                nonblocking(&fd);
+                self.output_of(fd, key, which, name)
+            });
+        }
+        self.processes.push(process);
+        Ok(())
+    }
+
+    /// Watches a process that is not our child. Since Linux 6.15 a pidfd tells the exit code after its reaping, which is a hang-up;
+    /// before that only the end itself can be seen.
+    fn watch_end(&mut self, pidfd: &OwnedFd, key: u64) -> io::Result<()> {
+        let token = self.watch(pidfd, Source::Adopted(key))?;
+        if process::exit_info(pidfd.as_fd()).is_ok() {
+            epoll::modify(&self.epoll, pidfd, epoll::EventData::new_u64(token), epoll::EventFlags::empty())?;
+        }
+        Ok(())
+    }
+
+    /// An adopted process has ended.
+    pub(super) fn adopted_ended(&mut self, key: u64, token: u64) {
+        let Some(pidfd) = self.process(key).and_then(|p| p.pidfd.try_clone().ok()) else { return };
+        self.unwatch(&pidfd, token);
+        let (code, signal) = process::exit_info(pidfd.as_fd()).ok().flatten().unwrap_or((UNKNOWN, 0));
+        self.ended(key, code, signal);
+    }
+}
+
+/// How a container has ended, out of a message.
+fn exit_of(message: &Message) -> Exit {
+    Exit {
+        code: message.int(Tag::Code),
+        oom: message.get(Tag::Oom) == 1,
+        at: message.get(Tag::Ended).cast_signed(),
+    }
+}
+
+/// Our namespaces, by the template's procfs, and a detached copy of the pod's /dev/shm.
+fn copies() -> io::Result<Vec<OwnedFd>> {
+    let mut fds: Vec<OwnedFd> = Vec::with_capacity(5);
+    for name in ["net", "uts", "ipc"] {
+        fds.push(std::fs::File::open(format!("/proc/self/ns/{name}"))?.into());
+    }
+    fds.push(open_tree(
+        CWD,
+        template::SHM,
+        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC,
+    )?);
+    Ok(fds)
+}

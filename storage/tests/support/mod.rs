@@ -14,6 +14,7 @@
 )]
 #![allow(clippy::needless_pass_by_value, clippy::cast_possible_truncation, reason = "brevity of tests")]
 
+pub mod faulty;
 pub mod tar;
 
 use std::io::{BufRead, BufReader, Write};

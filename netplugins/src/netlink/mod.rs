@@ -7,8 +7,9 @@
 //!
 //! In reading order: [`wire`] (frames and attributes), this file (socket and batch), [`op`] and [`route`] (links,
 //! addresses, routes),
-//! [`watch`] (link events).
+//! [`watch`] (link events), [`conntrack`] (flows).
 
+pub(crate) mod conntrack;
 pub(crate) mod op;
 pub(crate) mod route;
 pub(crate) mod watch;

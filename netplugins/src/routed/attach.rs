@@ -8,11 +8,12 @@ use rustix::io::Errno;
 use super::plan::{self, Private};
 use super::{Routed, State};
 use crate::error::Error;
+use crate::netlink::conntrack::{self, Flow};
 use crate::netlink::watch::LinkWatch;
 use crate::netlink::{Failure, Refusal, Socket, route};
 use crate::nft::Transaction;
 use crate::nft::element::Element;
-use crate::{Attachment, NetNs, sysctl};
+use crate::{Attachment, HostPort, NetNs, Protocol, sysctl};
 
 /// The kernel brings the node's end up within a millisecond of the pod's; a second means that it never will.
 const CARRIER: Duration = Duration::from_secs(1);
@@ -32,6 +33,7 @@ impl Routed {
         // Masquerade, hairpin, host ports: all or none of them.
         let made = made.and_then(|()| self.add_elements(attachment, &plan.elements));
         let Err(error) = made else {
+            self.forget_flows(attachment, private);
             // Until the kernel has noticed the carrier, the node's end drops what is sent.
             return self.await_carrier(link).inspect_err(|_| {
                 self.report(attachment, self.remove_elements(attachment));
@@ -73,6 +75,31 @@ impl Routed {
         if let Err(error) = outcome {
             tracing::warn!(pod = attachment.id, "left behind: {}", error.chain());
         }
+    }
+
+    /// Forgets UDP flows to the pod's host ports: before it was attached they went elsewhere, and afterwards nowhere.
+    /// Whatever fails here ends by itself when the clients pause, so it is logged.
+    pub(super) fn forget_flows(&self, attachment: &Attachment, private: &Private) {
+        let udp = |p: &HostPort| p.protocol == Protocol::Udp;
+        if !private.ports.iter().any(udp) {
+            return;
+        }
+        let stale = |flow: &Flow| {
+            let to_port = |p: &HostPort| udp(p) && p.host_port == flow.original.destination_port;
+            let ours = attachment.addresses.iter().any(|(ip, _)| Some(*ip) == flow.reply.source);
+            let untouched = flow.original.destination == flow.reply.source;
+            flow.original.protocol == Protocol::Udp.number()
+                && private.ports.iter().any(to_port)
+                && (ours || untouched)
+        };
+        self.report(
+            attachment,
+            self.with_nft(|socket| {
+                conntrack::forget(socket, stale)
+                    .map(drop)
+                    .map_err(Error::kernel("forget UDP flows to host ports"))
+            }),
+        );
     }
 
     /// Adds a pod's nft entries. If somebody flushed the ruleset, all of it is put back.

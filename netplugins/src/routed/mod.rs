@@ -222,6 +222,7 @@ impl Routed {
         self.state().fresh.remove(&attachment.id);
         if attachment.boot_id == self.state().boot_id {
             self.remove_elements(attachment)?;
+            self.forget_flows(attachment, &Private::of(attachment)?);
         }
         let mut state = self.state();
         state.live.remove(&attachment.id);

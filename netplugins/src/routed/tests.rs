@@ -269,6 +269,32 @@ fn udp_host_ports_work_both_ways() {
 }
 
 #[test]
+fn a_udp_client_follows_its_port_to_the_next_pod() {
+    on_a_node(|| {
+        let node = Node::new();
+        let out = outside();
+        let client = in_outside(&out, || UdpSocket::bind("192.0.2.9:7777").unwrap());
+        client.connect("192.0.2.1:5300").unwrap();
+        // the client keeps one flow alive before, while and after pods publish the port
+        let arrives = |pod: &Pod| {
+            let server = pod.inside(|| UdpSocket::bind("0.0.0.0:53").unwrap());
+            server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+            client.send(b"again").unwrap();
+            server.recv(&mut [0; 16]).is_ok()
+        };
+        let _ = client.send(b"nobody");
+        for id in ["a", "b"] {
+            let pod = node.pod(id, vec![port(Protocol::Udp, 5300, 53, None)]);
+            let _ = client.take_error();
+            assert!(arrives(&pod), "{id}: black hole");
+            node.remove(pod);
+        }
+        drop(out);
+        node.assert_clean();
+    });
+}
+
+#[test]
 fn a_pod_cannot_reach_the_nodes_loopback_services() {
     // CVE-2020-8558: with route_localnet on, a pod may send to 127/8 by its default route.
     on_a_node(|| {

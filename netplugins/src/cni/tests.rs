@@ -233,7 +233,9 @@ fn status_is_what_the_plugins_say() {
         r#"[ $CNI_COMMAND = STATUS ] && echo '{"code":50,"msg":"controller is down"}' && exit 1; exit 0"#,
     );
     fs::write(node.dir.path().join("net.d/10-n.conflist"), LIST.replace("\"x\":1", "\"x\":2")).unwrap();
-    let again = Node { driver: crate::open(config(&node.dir)).unwrap(), dir: node.dir };
+    let Node { driver, dir } = node;
+    drop(driver);
+    let again = Node { driver: crate::open(config(&dir)).unwrap(), dir };
     again.driver.restore(&[]).unwrap();
     assert!(again.status().contains("controller is down"));
 }

@@ -13,7 +13,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cidr::{Cidr, width};
 use crate::error::Error;
@@ -30,6 +30,9 @@ use plan::Private;
 const POD_LINK: &str = "eth0";
 /// Ethernet's, where the node has no default route to learn from.
 const DEFAULT_MTU: u32 = 1500;
+
+/// How long a reservation waits for addresses of pods that are being taken down.
+const LEAVING: Duration = Duration::from_secs(2);
 
 /// The built-in driver.
 #[derive(Debug)]
@@ -190,6 +193,25 @@ impl Routed {
                 return Err(e);
             };
         }
+        match self.try_reserve(endpoint) {
+            // Pods come and go faster than the kernel dismantles links: the next one is about to be gone.
+            Err(Error::Exhausted { leaving: 1.., .. }) => {
+                let mut watch = LinkWatch::open().map_err(Error::kernel("watch links"))?;
+                let deadline = Instant::now() + LEAVING;
+                loop {
+                    match self.try_reserve(endpoint) {
+                        Err(Error::Exhausted { leaving: 1.., .. })
+                            if watch.changed(deadline).map_err(Error::kernel("watch links"))? => {}
+                        other => return other,
+                    }
+                }
+            }
+            other => other,
+        }
+    }
+
+    /// Reserves, or leaves everything as it was.
+    fn try_reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error> {
         let mut state = self.state();
         let reserved = self.decide(&mut state, endpoint);
         if matches!(&reserved, Err(e) if !matches!(e, Error::Held { .. })) {

@@ -423,6 +423,18 @@ fn addresses_come_back_only_when_the_link_is_gone() {
 }
 
 #[test]
+fn pods_may_come_and_go_faster_than_links() {
+    on_a_node(|| {
+        let node = Node::with(|c| c.pod_cidrs = vec!["10.88.0.0/29".into()]);
+        for cycle in 0..60 {
+            let pod = node.pod(&format!("p{cycle}"), vec![port(Protocol::Tcp, 8000, 80, None)]);
+            node.remove(pod);
+        }
+        node.assert_clean();
+    });
+}
+
+#[test]
 fn without_ipv6_pods_have_ipv4() {
     on_a_node(|| {
         sh("ip link set lo up");

@@ -10,7 +10,7 @@ use super::args::{Arg, Args, Error};
 use super::{USAGE, chain, complain, fail};
 use crate::config::DEFAULT_LISTEN;
 
-/// How long a connection and a call may take.
+/// How long a connection may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What every administrators' command takes.
@@ -60,7 +60,7 @@ pub(super) async fn connect(address: &str) -> Result<Channel, String> {
         ));
     }
     let endpoint = Endpoint::from_shared(address.to_owned()).map_err(|e| chain(&e))?;
-    let endpoint = endpoint.connect_timeout(PATIENCE).timeout(PATIENCE);
+    let endpoint = endpoint.connect_timeout(PATIENCE);
     endpoint.connect().await.map_err(|e| format!("cannot connect to {path}: {}", chain(&e)))
 }
 

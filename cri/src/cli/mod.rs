@@ -17,7 +17,9 @@ use std::io::Write;
 use std::process::ExitCode;
 
 pub mod args;
+pub mod cni;
 pub mod connect;
+pub mod images;
 pub mod jobs;
 pub mod serve;
 pub mod version;
@@ -39,7 +41,12 @@ usage: berth COMMAND [OPTIONS]
   jobs                  running and recent jobs of the daemon
   job ID                one job, its steps drawn as a waterfall
 
-  cni                   be a CNI plugin (also by the plugin's name as argv[0])
+  images                images of the daemon
+  pull IMAGE...         pull images
+  rmi IMAGE...          remove images
+
+  cni install DIR       make the built-in network plugins CNI executables in DIR
+  cni PLUGIN            be a CNI plugin (also by the plugin's name as argv[0])
   oci                   be an OCI runtime (also by the name runc as argv[0])
 
 berth COMMAND --help tells the options of a command.
@@ -50,7 +57,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut argv = argv.into_iter();
     let name = argv.next().unwrap_or_default();
     let arguments: Vec<OsString> = argv.collect();
-    if let Some(role) = by_name(&name, &arguments) {
+    if let Some(role) = by_name(&name) {
         return role;
     }
     let Some((command, rest)) = arguments.split_first() else {
@@ -62,6 +69,10 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         "podd" => engine::exec::podd::main(rest.iter().cloned()),
         "serve" => serve::main(Args::new(rest)),
         "version" | "--version" | "-V" => version::main(Args::new(rest)),
+        "images" => images::list(Args::new(rest)),
+        "pull" => images::pull(Args::new(rest)),
+        "rmi" => images::remove(Args::new(rest)),
+        "cni" => cni::main(Args::new(rest)),
         "jobs" => jobs::list(Args::new(rest)),
         "job" => jobs::show(Args::new(rest)),
         "try" => trial(rest, crate::trial::main),
@@ -74,11 +85,11 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// Roles taken from argv[0]: the name under which another program calls us.
-fn by_name(name: &OsString, _arguments: &[OsString]) -> Option<ExitCode> {
+fn by_name(name: &OsString) -> Option<ExitCode> {
     let name = std::path::Path::new(name).file_name()?.to_str()?;
     match name {
         "runc" => Some(fail("being an OCI runtime is not built yet; use `berth serve`")),
-        _ => None,
+        name => netplugins::cni_main(name),
     }
 }
 
@@ -100,7 +111,7 @@ fn strings(arguments: &[OsString]) -> Result<Vec<String>, String> {
 
 fn unknown(command: &str) -> ExitCode {
     match command {
-        "cni" | "oci" | "init" => fail(format_args!("{command} is not built yet")),
+        "oci" | "init" => fail(format_args!("{command} is not built yet")),
         _ => {
             complain(format_args!("{command} is no command of berth; `berth --help` lists them"));
             ExitCode::from(USAGE)

@@ -153,7 +153,8 @@ mod tests {
             size: 3 << 20,
             ..Image::default()
         };
-        let text = table(&[image(&["a:1", "a:2"], &["a@sha256:1"]), image(&[], &["b@sha256:2"]), image(&[], &[])]);
+        let text =
+            table(&[image(&["a:1", "a:2"], &["a@sha256:1"]), image(&[], &["b@sha256:2"]), image(&[], &[])]);
         let names: Vec<&str> = text.lines().skip(1).filter_map(|l| l.split_whitespace().next()).collect();
         assert_eq!(names, ["a:1", "a:2", "b@sha256:2", "<none>"]);
         assert!(text.contains("0123456789ab ") && text.contains("3.0 MiB"), "{text}");

@@ -3,11 +3,11 @@
 //! | argument | role | in |
 //! |---|---|---|
 //! | `serve` | the daemon | [`crate::serve`] |
-//! | `podd`, `init` | supervisor of a pod, first process of a shared PID namespace | `engine` |
+//! | `podd` | supervisor of a pod | `engine` |
 //! | `cni`, or argv[0] of a plugin | a CNI executable | `netplugins` |
-//! | `oci`, or argv[0] `runc` | an OCI runtime command line | `engine` |
+//! | `oci`, or argv[0] `runc` | an OCI runtime command line | not built: says so |
 //! | `try` | the main job on a private daemon | [`crate::trial`] |
-//! | `version`, `jobs`, `job` | for administrators | here |
+//! | `version`, `jobs`, `job`, `images`, `pull`, `rmi` | for administrators | here |
 //!
 //! Roles that must stay single-threaded are entered before anything else happens.
 
@@ -47,7 +47,6 @@ usage: berth COMMAND [OPTIONS]
 
   cni install DIR       make the built-in network plugins CNI executables in DIR
   cni PLUGIN            be a CNI plugin (also by the plugin's name as argv[0])
-  oci                   be an OCI runtime (also by the name runc as argv[0])
 
 berth COMMAND --help tells the options of a command.
 ";

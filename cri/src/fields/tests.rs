@@ -451,3 +451,16 @@ fn contradictions_are_refused() {
         assert!(error.chain().contains(expected), "{} has no {expected:?}", error.chain());
     }
 }
+
+#[test]
+fn the_reference_is_the_table() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/fields.md");
+    let expected = format!(
+        "# Every field a client may send\n\nMade from `cri/src/fields/table.rs`; `BERTH_WRITE_DOCS=1 cargo test -p cri the_reference` writes it anew.\n\n{}",
+        render()
+    );
+    if std::env::var_os("BERTH_WRITE_DOCS").is_some() {
+        std::fs::write(path, &expected).unwrap();
+    }
+    assert!(std::fs::read_to_string(path).unwrap() == expected, "docs/fields.md is not what the table says");
+}

@@ -1,1 +1,181 @@
+//! Plans as people read them: what is asked for on one side, the steps in order on the other.
 
+use super::*;
+use crate::exec::ResolvedUser;
+use crate::native::plan::{self, Step};
+use crate::spec::MountSpec;
+
+fn facts() -> Facts {
+    let default_capabilities = capabilities::default_set(&[]).unwrap();
+    Facts { bounding: u64::MAX, default_capabilities, cgroup_v1: Vec::new(), cgroup_v2: true }
+}
+
+fn process() -> Process {
+    Process {
+        args: vec!["sh".into(), "-c".into()],
+        env: vec![b"PATH=/bin".to_vec()],
+        cwd: "/work".into(),
+        user: ResolvedUser { uid: 1000, gid: 7, groups: vec![7, 8] },
+        ..Process::default()
+    }
+}
+
+fn compiled(
+    facts: &Facts,
+    spec: &ContainerSpec,
+    process: &Process,
+    mounts: &[PreparedMount],
+    tasks: usize,
+) -> Vec<u8> {
+    let c =
+        Container { id: "c1", spec, process, mounts, devices: &[], seccomp: None, tasks, node_shm: false };
+    container(facts, &c).unwrap()
+}
+
+/// One word per step, with the path it is about.
+fn outline(plan: &[u8]) -> Vec<String> {
+    let name = |step: Step<'_>| format!("{step:?}").split([' ', '{']).next().unwrap_or_default().to_owned();
+    plan::steps(plan).unwrap().map(|s| format!("{} {}", name(s), s.object()).trim().to_owned()).collect()
+}
+
+#[test]
+fn a_plain_container_on_cgroup_v2() {
+    let mut spec = ContainerSpec::default();
+    spec.security.masked_paths = vec!["/proc/keys".into()];
+    spec.security.readonly_paths = vec!["/proc/sys".into()];
+    spec.security.readonly_rootfs = true;
+    spec.security.no_new_privs = true;
+    let plan = compiled(&facts(), &spec, &process(), &[], 0);
+    assert!(plan::verify(&plan));
+    let expected = [
+        "JoinCgroups",
+        "Unshare",
+        "OomScore",
+        "Root",
+        "Mount /proc",
+        "Mount /dev",
+        "Mount /dev/pts",
+        "Mount /dev/mqueue",
+        "Share /dev/shm",
+        "Mount /sys",
+        "Mount /sys/fs/cgroup",
+        "Node /dev/null",
+        "Node /dev/zero",
+        "Node /dev/full",
+        "Node /dev/random",
+        "Node /dev/urandom",
+        "Node /dev/tty",
+        "Link /dev/ptmx",
+        "Link /dev/fd",
+        "Link /dev/stdin",
+        "Link /dev/stdout",
+        "Link /dev/stderr",
+        "Link /dev/core",
+        "Directory /work",
+        "Session",
+        "Stdio",
+        "Mask /proc/keys",
+        "ReadOnly /proc/sys",
+        "Pivot",
+        "ReadOnlyRoot",
+        "Keyring",
+        "NoNewPrivs",
+        "Bounding",
+        "Chdir /work",
+        "Identity",
+        "Capabilities",
+        "Exec sh",
+    ];
+    assert_eq!(outline(&plan), expected);
+}
+
+#[test]
+fn a_privileged_container_has_no_masks_and_writable_sysfs() {
+    let mut spec = ContainerSpec::default();
+    spec.security.privileged = true;
+    spec.security.masked_paths = vec!["/proc/keys".into()];
+    let plan = compiled(&facts(), &spec, &process(), &[], 0);
+    let outline = outline(&plan);
+    assert!(!outline.iter().any(|s| s.starts_with("Mask") || s == "Unshare"), "{outline:?}");
+    let writable = |s: Step<'_>| matches!(s, Step::Mount { at, attributes, .. } if at == c"/sys" && attributes & RDONLY == 0);
+    assert!(plan::steps(&plan).unwrap().any(writable));
+    assert!(plan::steps(&plan).unwrap().any(|s| matches!(s, Step::Bounding { keep: u64::MAX })));
+}
+
+#[test]
+fn descriptors_are_numbered_tasks_root_mounts_streams() {
+    let node = || std::fs::File::open("/dev/null").unwrap().into();
+    let mount = |destination: &str, spec| PreparedMount {
+        fd: node(),
+        destination: destination.into(),
+        directory: true,
+        spec,
+    };
+    let shared = MountSpec { propagation: Propagation::Bidirectional, ..Default::default() };
+    let frozen = MountSpec {
+        readonly: true,
+        recursive_readonly: true,
+        options: vec!["noexec".into()],
+        ..Default::default()
+    };
+    let mounts = [mount("/a", shared), mount("/b", frozen)];
+    let process = Process { stdin: true, ..process() };
+    let plan = compiled(&facts(), &ContainerSpec::default(), &process, &mounts, 9);
+    let steps: Vec<_> = plan::steps(&plan).unwrap().collect();
+    let set = RDONLY | NOEXEC;
+    for expected in [
+        Step::JoinCgroups { first: 0, count: 9 },
+        Step::Root { fd: 9 },
+        Step::Attach { fd: 10, at: c"/a", directory: 1, set: 0, propagation: 0, recursive: 0 },
+        Step::Attach { fd: 11, at: c"/b", directory: 1, set, propagation: libc::MS_PRIVATE, recursive: 1 },
+        Step::Stdio { stdout: 12, stderr: 13, stdin: 14, uid: 1000 },
+        Step::Identity { uid: 1000, gid: 7, groups: &[7, 0, 0, 0, 8, 0, 0, 0] },
+    ] {
+        assert!(steps.contains(&expected), "{expected:?} in {steps:#?}");
+    }
+}
+
+#[test]
+fn a_filter_is_installed_while_it_still_may_be() {
+    let filter = Filter { program: vec![6, 0, 0, 0, 0, 0, 255, 127].into(), flags: 0, listener: None };
+    for no_new_privs in [false, true] {
+        let mut spec = ContainerSpec::default();
+        spec.security.no_new_privs = no_new_privs;
+        let process = process();
+        let e = Exec {
+            spec: &spec,
+            process: &process,
+            seccomp: Some(&filter),
+            tasks: 2,
+            streams: [false, true, true],
+        };
+        let outline = outline(&exec(&facts(), &e).unwrap());
+        let at = |name: &str| outline.iter().position(|s| s == name).unwrap();
+        assert_eq!(at("Seccomp") > at("Capabilities"), no_new_privs, "{outline:?}");
+        assert!(at("Stdio") < at("JoinProcess") && at("JoinProcess") < at("Bounding"), "{outline:?}");
+    }
+}
+
+#[test]
+fn requests_that_cannot_be_honoured_are_refused_by_name() {
+    let refused = |spec: &ContainerSpec, process: &Process| {
+        let c = Container {
+            id: "c",
+            spec,
+            process,
+            mounts: &[],
+            devices: &[],
+            seccomp: None,
+            tasks: 0,
+            node_shm: false,
+        };
+        container(&facts(), &c).unwrap_err().chain()
+    };
+    let spec = ContainerSpec::default();
+    assert!(refused(&spec, &Process { args: Vec::new(), ..process() }).starts_with("command: "));
+    assert!(
+        refused(&spec, &Process { args: vec!["a\0b".into()], ..process() })
+            .starts_with("command: contains a zero byte")
+    );
+    assert!(refused(&spec, &Process { env: vec![b"A=\0".to_vec()], ..process() }).starts_with("envs: "));
+}

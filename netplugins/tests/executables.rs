@@ -398,7 +398,13 @@ fn pods_talk(lab: &Lab) {
         assert_eq!(two.pod.reach(&one.node, "10.71.0.1"), "10.71.0.3");
         assert_eq!(one.node.reach(&two.pod, "10.71.0.3"), "10.71.0.1");
         assert_eq!(two.pod.reach(&outside, "192.0.2.9"), "192.0.2.1");
+        let mac = |site: &Site<'_>| {
+            site.node.sh("ip -o link show type bridge | grep -o 'link/ether [0-9a-f:]*' || true")
+        };
+        let before = mac(&one);
         one.done("DEL", &conf);
+        assert_eq!(before.is_empty(), kind == "ptp");
+        assert_eq!(mac(&two), before, "the bridge keeps its address when a port leaves");
         two.done("DEL", &conf);
     }
 }

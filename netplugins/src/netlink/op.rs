@@ -11,8 +11,13 @@ pub(crate) type Mac = [u8; 6];
 /// One change of the network stack.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Op {
-    /// A bridge without ports, a place for addresses; existing is fine.
-    Bridge(String),
+    /// A bridge; existing is fine.
+    Bridge {
+        /// Its name.
+        name: String,
+        /// Ethernet address; without one it follows its ports, and pods' neighbour tables go stale when one leaves.
+        mac: Option<Mac>,
+    },
     /// A veth pair: this end here, the other end under its final name in the target namespace; both down.
     Veth {
         /// Name here.
@@ -144,7 +149,10 @@ impl Path {
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Bridge(link) => write!(f, "add link {link} type bridge"),
+            Self::Bridge { name, mac: None } => write!(f, "add link {name} type bridge"),
+            Self::Bridge { name, mac: Some(mac) } => {
+                write!(f, "add link {name} address {} type bridge", mac_text(*mac))
+            }
             Self::Raise { link, quiet, localnet } => {
                 let quiet = if *quiet { " without link-local address" } else { "" };
                 let localnet = if *localnet { " with route_localnet" } else { "" };

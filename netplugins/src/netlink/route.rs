@@ -178,8 +178,9 @@ fn message(
     let known = |link: &String| index.get(link).copied().ok_or_else(|| link.clone());
     let new = flag::CREATE | flag::EXCL;
     Ok(match op {
-        Op::Bridge(name) => {
+        Op::Bridge { name, mac } => {
             let mut message = by_name(name);
+            message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
             message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
             (flag::CREATE, Message::NewLink(message))
         }

@@ -143,7 +143,13 @@ fn make_bridge(node: &mut Socket, settings: &Settings) -> Result<(), Refusal> {
     match route::link(node, name).map_err(internal)? {
         Some(link) if link.kind != "bridge" => return Err(not_a_bridge(name)),
         Some(_) => {}
-        None => route::run(node, &[Op::Bridge(name.clone())], None)?,
+        None => {
+            route::run(
+                node,
+                &[Op::Bridge { name: name.clone(), mac: Some(interface::random_mac()?) }],
+                None,
+            )?;
+        }
     }
     let mut ops = Vec::new();
     if settings.promiscuous {

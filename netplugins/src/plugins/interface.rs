@@ -189,6 +189,19 @@ pub(super) fn run(socket: &mut Socket, ops: &[Op], ns: BorrowedFd<'_>) -> Result
     Ok(route::run(socket, ops, Some(ns))?)
 }
 
+/// An address that nobody else has.
+pub(super) fn random_mac() -> Result<Mac, Refusal> {
+    const SOURCE: &str = "/proc/sys/kernel/random/uuid";
+    let text = std::fs::read_to_string(SOURCE)
+        .map_err(|e| Refusal::new(code::IO, format!("cannot read {SOURCE}: {e}")))?;
+    let digest = Sha256::digest(text.as_bytes());
+    let mut mac = Mac::default();
+    mac.iter_mut().zip(digest.iter()).for_each(|(to, from)| *to = *from);
+    // Locally administered, unicast.
+    mac[0] = mac[0] & 0xfc | 0x02;
+    Ok(mac)
+}
+
 /// `aa:bb:cc:dd:ee:ff`
 pub(super) fn parse_mac(text: &str) -> Result<Mac, Refusal> {
     let parsed: Option<Vec<u8>> = text.split(':').map(|b| u8::from_str_radix(b, 16).ok()).collect();

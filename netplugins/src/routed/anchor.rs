@@ -16,7 +16,10 @@ use crate::netlink::route::{self, Op};
 /// What makes the anchor have these addresses.
 fn plan(link: &str, gateways: &BTreeSet<IpAddr>, quiet: bool) -> Vec<Op> {
     let link = link.to_owned();
-    let mut ops = vec![Op::Bridge(link.clone()), Op::Raise { link: link.clone(), quiet, localnet: false }];
+    let mut ops = vec![
+        Op::Bridge { name: link.clone(), mac: None },
+        Op::Raise { link: link.clone(), quiet, localnet: false },
+    ];
     ops.extend(gateways.iter().map(|gateway| Op::Address {
         link: link.clone(),
         address: *gateway,

@@ -7,6 +7,10 @@
 //! tokens, retries) · [`layer`] (tar, compression, the one-pass pipeline) · `tree` (layers merged by the OCI rules) · `erofs`
 //! (metadata writer) · [`snapshot`] (the drivers) · `graph` (records on disk) · `pull` (one pull, start to end) · [`store`].
 //!
+//! Image verbs, all on [`Store`]: `pull` (async, with progress) · `images`, `find` (never wait) · `remove` · `tag` · `pin` · `usage` ·
+//! `scrub`. Containers: `prepare`, `mount`, `release`, `retain`, `container_usage`. Image volumes: `mount_image`.
+//! Not built yet, and therefore not here: push, search, load, save, `registries.conf`, signature policy.
+//!
 //! Tasks spawned: one tokio task per layer being fetched and, beside it, blocking threads that hash and inflate; all of them end
 //! when the last pull that waits for the layer is dropped.
 //!
@@ -41,6 +45,7 @@ pub mod manifest;
 mod pull;
 pub mod reference;
 pub mod registry;
+mod scrub;
 pub mod snapshot;
 pub mod store;
 mod tree;
@@ -48,6 +53,7 @@ mod tree;
 pub use digest::Digest;
 pub use error::{ErrorKind, FileError, OpenError, PullError, RemoveError, SnapshotError};
 pub use reference::ImageRef;
+pub use scrub::Damage;
 pub use store::Store;
 
 /// Where and how images are kept.

@@ -137,3 +137,34 @@ async fn docker_manifests_are_read_like_oci_ones() {
     let view = store.mount_image(&image.id, "").unwrap();
     assert_eq!(read(&view, "etc/name"), "top");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_finds_the_one_layer_with_a_flipped_bit_and_an_open_drops_a_short_one() {
+    if !have("scrub", &["docker-registry", "skopeo"]) {
+        return;
+    }
+    let (temp, registry) = (Temp::new("scrub"), Registry::start(""));
+    three_layers(&temp).finish(&serde_json::json!({}));
+    let layout = three_layers(&temp);
+    layout.finish(&serde_json::json!({}));
+    let name = format!("{}/s:t", registry.address);
+    layout.push(&name);
+    let first = store(&temp.0, None);
+    let image = pull(&first, &name).await.map_err(|e| chain(&e)).unwrap();
+    assert!(first.scrub().is_empty());
+    let layer =
+        std::fs::read_dir(first.root().join("layers/sha256")).unwrap().next().unwrap().unwrap().path();
+    let mut tar = std::fs::read(layer.join("tar")).unwrap();
+    tar[600] ^= 1;
+    std::fs::write(layer.join("tar"), &tar).unwrap();
+    let damage = first.scrub();
+    assert_eq!(damage.len(), 1);
+    assert_eq!(damage[0].layer.hex(), layer.file_name().unwrap().to_str().unwrap());
+    assert_eq!(damage[0].images, [image.id.clone()]);
+    drop(first);
+    std::fs::write(layer.join("tar"), &tar[..512]).unwrap();
+    let second = store(&temp.0, None);
+    assert!(second.images().is_empty(), "an image with a short layer is not shown");
+    pull(&second, &name).await.map_err(|e| chain(&e)).unwrap();
+    assert!(second.scrub().is_empty());
+}

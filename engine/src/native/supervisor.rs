@@ -1,5 +1,7 @@
 //! A pod's supervisor as the daemon sees it: calls, answers, events.
 
+mod kept;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::io;
@@ -12,6 +14,7 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
+pub(super) use self::kept::Kept;
 use super::child::Failure;
 use super::{Node, compile, devices, failure};
 use crate::error::{Error, Kind};
@@ -50,15 +53,6 @@ struct Waiting {
     execs: HashMap<u64, oneshot::Sender<Exit>>,
     /// Cgroups of the containers.
     cgroups: HashMap<String, String>,
-}
-
-/// What is kept of a pod so that another supervisor can take it over: messages, ready to be sent, with all descriptors.
-#[derive(Debug, Default)]
-pub(super) struct Kept {
-    /// `Adopt`.
-    pub(super) pod: Option<Message>,
-    /// `Keep`, by container id.
-    pub(super) containers: HashMap<String, Message>,
 }
 
 impl fmt::Debug for Supervisor {
@@ -397,54 +391,6 @@ impl Supervisor {
         let mut fds = answer.fds.into_iter();
         let mut next = |bit: u64| if given & bit != 0 { fds.next() } else { None };
         Ok(Stdio { stdin: next(STDIN), stdout: next(STDOUT), stderr: next(STDERR) })
-    }
-
-    fn kept<T>(&self, change: impl FnOnce(&mut Kept) -> T) -> T {
-        let mut kept = self.node.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        change(kept.entry(self.pod.clone()).or_default())
-    }
-
-    /// Keeps a pod's descriptors; a supervisor that is not set up yet has none.
-    pub(super) fn keep_pod(&self, message: Message) {
-        if !message.fds.is_empty() {
-            self.kept(|kept| kept.pod = Some(message.with_kind(Word::Adopt)));
-        }
-    }
-
-    /// Keeps a container's descriptors.
-    fn keep(&self, message: Message) {
-        let id = message.text(Tag::Container).to_owned();
-        self.kept(|kept| kept.containers.insert(id, message.with_kind(Word::Keep)));
-    }
-
-    /// Keeps how a container ended in place of what kept it going.
-    fn keep_end(&self, id: &str, ended: &Message) {
-        self.kept(|kept| {
-            if let Some(message) = kept.containers.get_mut(id) {
-                message.fds.truncate(1);
-                let fresh = Message::new(Word::Keep, 0)
-                    .put(Tag::Container, id.as_bytes())
-                    .put(Tag::Cgroup, message.text(Tag::Cgroup).as_bytes())
-                    .number(Tag::Pid, message.get(Tag::Pid))
-                    .number(Tag::At, message.get(Tag::At))
-                    .number(Tag::Code, ended.get(Tag::Code))
-                    .number(Tag::Oom, ended.get(Tag::Oom))
-                    .number(Tag::Ended, ended.get(Tag::Ended));
-                let fds = std::mem::take(&mut message.fds);
-                *message = fresh;
-                message.fds = fds;
-            }
-        });
-    }
-
-    /// Keeps the new log in place of the old one.
-    fn keep_log(&self, id: &str, log: OwnedFd) {
-        self.kept(|kept| {
-            let message = kept.containers.get_mut(id).filter(|m| m.get(Tag::Has) & HAS_LOG != 0);
-            if let Some(slot) = message.and_then(|m| m.fds.get_mut(1)) {
-                *slot = log;
-            }
-        });
     }
 
     /// Sends a signal; an ended process is fine.

@@ -29,7 +29,7 @@ use super::token::Waiting;
 use super::{AttachRequest, Config, ExecRequest, PortForwardRequest, Sessions, session, tls};
 
 /// Connections that may be between accept and upgrade; the next one waits in the kernel's backlog.
-const HANDSHAKES: usize = 256;
+const HANDSHAKES: usize = 512;
 /// Time for a TLS handshake, for the head of a request, and for an answered upgrade to take place.
 const STEP: Duration = Duration::from_secs(10);
 /// Time a connection may live without an upgrade.
@@ -303,6 +303,7 @@ async fn begin(
                 match shared.cut.run_until_cancelled(serve).await {
                     Some(Ok(())) => debug!("session ended"),
                     None => debug!("session cut off"),
+                    Some(Err(error)) if error.client_left() => debug!(%error, "client left"),
                     Some(Err(error)) => {
                         info!(error = &error as &dyn std::error::Error, "session ended early");
                     }

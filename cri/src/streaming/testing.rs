@@ -154,6 +154,7 @@ pub(super) async fn http(url: &str, method: &str, headers: &str) -> (TcpStream, 
     let rest = url.strip_prefix("http://").unwrap();
     let (host, path) = rest.split_once('/').unwrap();
     let mut stream = TcpStream::connect(host).await.unwrap();
+    stream.set_nodelay(true).unwrap();
     let request = format!("{method} /{path} HTTP/1.1\r\nHost: {host}\r\n{headers}\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut head = Vec::new();

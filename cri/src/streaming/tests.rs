@@ -119,6 +119,18 @@ async fn a_certificate_is_made_when_none_is_given_and_missing_files_are_named() 
     assert!(chain.contains("/no/such.key"), "{chain}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn clients_that_dawdle_are_shown_the_door() {
+    let (server, _) = server(Config::default()).await;
+    for begin in ["", "GET /exec/", "GET /exec/none HTTP/1.1\r\nHost: x\r\n"] {
+        let mut stream = TcpStream::connect(server.address()).await.unwrap();
+        stream.write_all(begin.as_bytes()).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        let _ = stream.read_to_end(&mut Vec::new()).await;
+        assert!(begun.elapsed().as_secs() <= 60, "{begin}");
+    }
+}
+
 /// A small generator, so that a failure can be repeated.
 struct Dice(u64);
 
@@ -133,13 +145,34 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
+fn resident() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse().unwrap()
+}
+
 #[tokio::test]
 async fn sessions_broken_at_random_leave_nothing_behind() {
+    broken_at_random(300).await;
+}
+
+/// `cargo test -p cri --lib -- --ignored ten_thousand`
+#[tokio::test]
+#[ignore = "takes a minute"]
+async fn ten_thousand_broken_sessions_leave_memory_and_descriptors_flat() {
+    broken_at_random(2000).await;
+    let (memory, files) = (resident(), descriptors());
+    broken_at_random(10_000).await;
+    assert!(resident() < memory + 4096, "{memory} KiB grew to {} KiB", resident());
+    assert!(descriptors() <= files, "{files} descriptors grew to {}", descriptors());
+}
+
+async fn broken_at_random(sessions: usize) {
     let (server, here) = server(Config::default()).await;
     let echo = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = echo.local_addr().unwrap().port().to_string();
     let mut dice = Dice(7);
-    for round in 0..300 {
+    for round in 0..sessions {
         let stop_at = dice.roll(6);
         if dice.roll(2) == 0 {
             let url = server.exec_url(script("yes")).unwrap();

@@ -17,6 +17,9 @@ use crate::streaming::spdy::{Headers, Offer, Sender};
 
 /// Streams that may have been opened and not yet been looked at.
 const UNSEEN: usize = 64;
+/// Halves that may wait before those are looked for whose client has reset them meanwhile; the others are bounded by the
+/// streams a connection may have open.
+const MOST_WAITING: usize = 64;
 /// Longest request id; clients count.
 const LONGEST_ID: usize = 64;
 
@@ -128,6 +131,11 @@ impl Half {
         };
         Some(Self { pair: id, port, end })
     }
+
+    fn is_reset(&self) -> bool {
+        let (End::Error(sender) | End::Data(sender, _)) = &self.end;
+        sender.reset().is_cancelled()
+    }
 }
 
 // === impl Pairs ===
@@ -135,6 +143,9 @@ impl Half {
 impl Pairs {
     /// Keeps the first half of a pair and completes it with the second. Twice the same half, or two ports: both go.
     fn add(&mut self, half: Half) -> Option<(u16, Sender, Sender, DuplexStream)> {
+        if self.waiting.len() >= MOST_WAITING {
+            self.waiting.retain(|_, (_, half)| !half.is_reset());
+        }
         let Some((_, first)) = self.waiting.remove(&half.pair) else {
             self.waiting.insert(half.pair.clone(), (Instant::now(), half));
             return None;
@@ -160,5 +171,35 @@ impl Pairs {
     fn expire(&mut self, shared: &Shared) {
         let limit = shared.config.creation_timeout;
         self.waiting.retain(|_, (at, _)| at.elapsed() < limit);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::streaming::spdy::{Connection, read};
+    use crate::streaming::testing::Client;
+
+    #[tokio::test]
+    async fn halves_that_were_reset_are_not_kept_until_their_time_is_up() {
+        let (near, far) = tokio::io::duplex(1 << 10);
+        let (from_client, to_client) = tokio::io::split(far);
+        let connection = Connection::new(to_client);
+        let (mut pairs, mut most) = (Pairs::default(), 0);
+        let open = |offer: Offer, headers: &Headers| {
+            assert!(pairs.add(Half::open(offer, headers).unwrap()).is_none());
+            most = most.max(pairs.waiting.len());
+        };
+        let client = async {
+            let mut client = Client::over(near);
+            for n in 0..500 {
+                let headers = [("streamtype", "data"), ("port", "80"), ("requestid", &n.to_string())];
+                let stream = client.open(&headers).await;
+                client.control(3, &[stream.to_be_bytes(), 5_u32.to_be_bytes()].concat()).await;
+            }
+        };
+        let (ended, ()) = tokio::join!(read(&connection, from_client, open), client);
+        ended.unwrap();
+        assert!(most <= MOST_WAITING + 1, "{most}");
     }
 }

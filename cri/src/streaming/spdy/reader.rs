@@ -57,6 +57,9 @@ impl<R: AsyncRead + Unpin, F: FnMut(Offer, &Headers)> Reader<'_, R, F> {
         loop {
             let Some(head) = self.source.head().await.map_err(ReadError::Io)? else { return Ok(()) };
             self.connection.activity().touch();
+            if self.connection.is_dead().is_cancelled() {
+                return Err(ReadError::Deaf);
+            }
             match frame::head(head)? {
                 Head::Data { stream, fin, length } => {
                     self.data(stream, length).await.map_err(ReadError::Io)?;

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use super::dictionary::dictionary;
 use super::frame::{self, Control, FrameError, Head, Status};
 use super::headers::{HeaderError, Inflater, empty_block};
+use super::{Connection, ReadError, read};
 use crate::streaming::Config;
 use crate::streaming::testing::{Client, Frame, ports, script, server, until};
 
@@ -188,6 +189,51 @@ async fn a_stream_out_of_order_ends_the_connection() {
         client.open_as(id, &[("streamtype", "stdin")]).await;
         until("the command is gone", || here.alive.load(std::sync::atomic::Ordering::SeqCst) == 0).await;
     }
+}
+
+#[tokio::test]
+async fn streams_opened_and_reset_at_once_leave_room_for_honest_ones() {
+    let (server, here) = server(Config::default()).await;
+    let target = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = target.local_addr().unwrap().port().to_string();
+    let mut client =
+        Client::connect(&server.port_forward_url(ports(&[])).unwrap(), "portforward.k8s.io").await;
+    for n in 0..2000 {
+        let id = n.to_string();
+        let stream = client.open(&[("streamtype", "error"), ("port", &port), ("requestid", &id)]).await;
+        client.control(3, &[stream.to_be_bytes(), 5_u32.to_be_bytes()].concat()).await;
+        assert!(matches!(client.frame().await, Frame::Reply(_) | Frame::Reset(_, 3)));
+    }
+    for kind in ["error", "data"] {
+        client.open(&[("streamtype", kind), ("port", &port), ("requestid", "honest")]).await;
+    }
+    target.accept().await.unwrap();
+    assert_eq!(here.alive.load(std::sync::atomic::Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_client_that_never_reads_its_answers_is_dropped_not_remembered() {
+    let (ours, _theirs) = tokio::io::duplex(64);
+    let connection = Connection::new(ours);
+    // Data for a stream that never was asks for a reset each time; nobody reads them.
+    let frames = [0, 0, 0, 9, 0, 0, 0, 0].repeat(1 << 20);
+    let result = tokio::select! {
+        result = read(&connection, &frames[..], |_, _| ()) => result,
+        () = connection.pump_control() => Err(ReadError::Deaf),
+    };
+    assert!(matches!(result, Err(ReadError::Deaf)), "{result:?}");
+}
+
+#[tokio::test]
+async fn a_flood_of_pings_costs_no_more_than_a_few_answers() {
+    let (ours, _theirs) = tokio::io::duplex(64);
+    let connection = Connection::new(ours);
+    let frames = [0x80, 3, 0, 6, 0, 0, 0, 4, 0, 0, 0, 1].repeat(1 << 16);
+    let result = tokio::select! {
+        result = read(&connection, &frames[..], |_, _| ()) => result,
+        () = connection.pump_control() => Err(ReadError::Deaf),
+    };
+    assert!(result.is_ok(), "{result:?}");
 }
 
 #[tokio::test]

@@ -100,15 +100,14 @@ pub(super) async fn conduct(
         error = sink.pump_pongs() => return Err(SessionError::Write(error)),
         () = sink.activity.idle(limit) => Err(SessionError::Idle(limit)),
     };
-    // The client answers our Close with its own; its end is the end.
+    // The client answers our Close with its own, or goes in another way: it does not matter any more.
     let close = async {
-        sink.close(NORMAL).await.map_err(SessionError::Write)?;
-        reading.await.map_err(SessionError::WebSocket)
+        if sink.close(NORMAL).await.is_ok() {
+            let _ = reading.await;
+        }
     };
-    match timeout(FAREWELL, close).await {
-        Ok(closed) => ended.and(closed),
-        Err(_) => ended,
-    }
+    let _ = timeout(FAREWELL, close).await;
+    ended
 }
 
 // === impl Sink ===

@@ -4,7 +4,7 @@
 //! - [`spec`] what a client asks for; [`api`] what the outside sees; [`error`] what can go wrong.
 //! - [`drivers`] the four driver traits on one page: image, network, execution, volume.
 //! - [`job`] a unit of work: steps, deadline, undo, joining; [`jobs`] one file per verb, [`jobs::run_pod`] first.
-//! - [`pod`], [`container`] records, state diagrams, policy; [`journal`] how they are kept on disk.
+//! - [`pod`], [`container`] records, state diagrams, policy; [`journal`] how they are kept on disk; [`cdi`] devices by name.
 //! - [`engine`] composition and snapshots; `restore` what happens after a restart; [`streams`], [`stats`].
 //!
 //! Tasks spawned: one per running job (`job::table`), one per pod (`pod::actor`, the only place where that pod's state
@@ -13,6 +13,7 @@
 #![deny(unsafe_code)]
 
 pub mod api;
+pub mod cdi;
 pub mod config;
 pub mod container;
 pub mod drivers;

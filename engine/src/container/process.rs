@@ -59,8 +59,8 @@ pub fn add_default(env: &mut Vec<Vec<u8>>, name: &str, value: &str) {
     }
 }
 
-/// Overrides in place, so that the order stays the image's.
-fn set(env: &mut Vec<Vec<u8>>, variable: Vec<u8>) {
+/// Sets a variable; overrides in place, so that the order stays the image's.
+pub fn set(env: &mut Vec<Vec<u8>>, variable: Vec<u8>) {
     match env.iter_mut().find(|have| name_of(have) == name_of(&variable)) {
         Some(have) => *have = variable,
         None => env.push(variable),

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 
 use crate::api::{ContainerState, ContainerView};
+use crate::cdi::Edits;
 use crate::exec::{Exit, Process, ResolvedUser};
 use crate::spec::{ContainerSpec, Resources};
 
@@ -30,6 +31,9 @@ pub struct ContainerRecord {
     pub volumes: Vec<String>,
     /// Request and image merged; without the user, which needs the root file system.
     pub process: Process,
+    /// What its CDI devices change; the environment is in `process` already.
+    #[serde(default)]
+    pub cdi: Edits,
     /// Signal number that stops it.
     pub stop_signal: i32,
     /// Its cgroup.
@@ -164,8 +168,22 @@ impl Container {
     pub fn process(&self) -> Process {
         let mut process = self.record.process.clone();
         process.user = self.status.user.clone();
+        process.user.groups.extend(&self.record.cdi.groups);
         super::process::add_default(&mut process.env, "HOME", &self.status.home);
         process
+    }
+
+    /// The request as it is launched: with the resources now in force, and what CDI adds.
+    pub fn current_spec(&self) -> Arc<ContainerSpec> {
+        let mut spec = self.record.spec.clone();
+        let cdi = &self.record.cdi;
+        if spec.resources != self.status.resources || !cdi.devices.is_empty() || !cdi.mounts.is_empty() {
+            let spec = Arc::make_mut(&mut spec);
+            spec.resources = self.status.resources.clone();
+            spec.devices.extend(cdi.devices.iter().cloned());
+            spec.mounts.extend(cdi.mounts.iter().cloned());
+        }
+        spec
     }
 
     /// As List shows it.

@@ -183,6 +183,7 @@ fn state(phases: &[(&str, ContainerPhase)]) -> State {
             image_ref: String::new(),
             volumes: Vec::new(),
             process: Process::default(),
+            cdi: Default::default(),
             stop_signal: 15,
             cgroup: String::new(),
             log_path: Default::default(),

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use storage::{Image, RootfsOptions};
 
+use crate::cdi::Edits;
 use crate::container::{Container, ContainerPhase, ContainerRecord, ContainerStatus, policy, process};
 use crate::engine::{blocking, new_id};
 use crate::exec::{ResolvedUser, nanos, user};
@@ -13,7 +14,7 @@ use crate::job::{Cx, Job};
 use crate::jobs::teardown;
 use crate::pod::{Pod, Snapshot};
 use crate::spec::{ContainerSpec, NamespaceMode};
-use crate::{Engine, Error, Kind};
+use crate::{Engine, Error, Kind, cdi};
 
 /// Makes a container in a ready pod: record, layer, identity. A repeat joins, or finds the container created.
 #[derive(Clone, Debug)]
@@ -45,10 +46,11 @@ impl Job for CreateContainer {
         check(&engine, &snapshot, &self.spec)?;
         let image = find_image(&engine, &self.spec.image.image)?;
         let spec = Arc::new(self.spec);
+        let edits = cx.step("resolve devices", resolve_devices(spec.clone())).await?;
         cx.step("check mounts", check_mounts(&engine, spec.clone())).await?;
 
         // Intent before the layer exists.
-        let container = plan(&engine, &snapshot, &spec, &image)?;
+        let container = plan(&engine, &snapshot, &spec, &image, edits)?;
         let (id, live) = (container.record.id.clone(), container.live.clone());
         let _turn = live.lane.lock().await;
         cx.step("journal intent", intend(&engine, &pod, container)).await?;
@@ -113,11 +115,16 @@ fn plan(
     snapshot: &Snapshot,
     spec: &Arc<ContainerSpec>,
     image: &Image,
+    cdi: Edits,
 ) -> Result<Container, Error> {
     let pod = &snapshot.state.record;
     let id = new_id()?;
     let hostname = if pod.spec.hostname.is_empty() { &engine.node_name } else { &pod.spec.hostname };
     let log = !spec.log_path.as_os_str().is_empty() && !pod.spec.log_directory.as_os_str().is_empty();
+    let mut process = process::merge(spec, &image.config, hostname)?;
+    for variable in &cdi.env {
+        process::set(&mut process.env, variable.clone().into_bytes());
+    }
     let record = ContainerRecord {
         cgroup: format!("{}/{id}", pod.cgroup),
         pod: pod.id.clone(),
@@ -125,7 +132,8 @@ fn plan(
         image_id: image.id.clone(),
         image_ref: image.repo_digests.first().unwrap_or(&image.id).clone(),
         volumes: image.config.volumes.clone(),
-        process: process::merge(spec, &image.config, hostname)?,
+        process,
+        cdi,
         stop_signal: process::stop_signal(spec, &image.config)?,
         log_path: if log { pod.spec.log_directory.join(&spec.log_path) } else { Default::default() },
         spec: spec.clone(),
@@ -133,6 +141,13 @@ fn plan(
     };
     let status = ContainerStatus { resources: spec.resources.clone(), ..ContainerStatus::default() };
     Ok(Container::new(record, status))
+}
+
+async fn resolve_devices(spec: Arc<ContainerSpec>) -> Result<Edits, Error> {
+    if spec.cdi_devices.is_empty() {
+        return Ok(Edits::default());
+    }
+    blocking(move || cdi::resolve(&cdi::DIRECTORIES.map(Into::into), &spec.cdi_devices)).await
 }
 
 async fn check_mounts(engine: &Arc<Engine>, spec: Arc<ContainerSpec>) -> Result<(), Error> {

@@ -82,7 +82,7 @@ async fn launch(
         cx.step("prepare volumes", mounts(engine, pod, container)),
         cx.step("open log", open_log(pod, container)),
     );
-    let spec = current_spec(container);
+    let spec = container.current_spec();
     let snapshot = pod.snapshot();
     let launch = ContainerLaunch {
         id: &container.record.id,
@@ -95,15 +95,6 @@ async fn launch(
         log: log?,
     };
     cx.step("start process", supervisor.start(launch)).await
-}
-
-/// The request with the resources now in force.
-fn current_spec(container: &Container) -> Arc<crate::spec::ContainerSpec> {
-    let mut spec = container.record.spec.clone();
-    if spec.resources != container.status.resources {
-        Arc::make_mut(&mut spec).resources = container.status.resources.clone();
-    }
-    spec
 }
 
 /// The mount left by CreateContainer, or a new one after a restart.
@@ -121,13 +112,13 @@ async fn mounts(
     container: &Container,
 ) -> Result<Vec<PreparedMount>, Error> {
     let (volumes, images) = (engine.volumes.clone(), engine.images.clone());
-    let record = container.record.clone();
+    let (record, spec) = (container.record.clone(), container.current_spec());
     let own = engine.journal.container_dir(pod.id(), &record.id);
     let files = engine.state_dir(pod.id());
     blocking(move || {
         let image = images.find(&record.image_id);
         let request = Request {
-            spec: &record.spec,
+            spec: &spec,
             image_id: image.as_ref().map_or(record.image_id.as_str(), |image| image.id.as_str()),
             image_volumes: &record.volumes,
             directory: &own,

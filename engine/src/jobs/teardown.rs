@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures_util::FutureExt;
+
 use crate::api::Happening;
 use crate::container::ContainerPhase;
 use crate::engine::{blocking, network_error};
@@ -23,8 +25,10 @@ pub(crate) async fn stop(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), Err
     let ids: Vec<Arc<str>> = state.containers.keys().cloned().collect();
     let ends = ids.iter().map(|id| end_container(engine, pod, id));
     first_error(futures_util::future::join_all(ends).await)?;
-    supervisor(engine.clone(), pod.clone()).await?;
-    network(engine.clone(), pod.clone()).await?;
+    // With no container left, supervisor and network do not need each other. Both are tried, whatever happens to one.
+    let ends =
+        [supervisor(engine.clone(), pod.clone()).boxed(), network(engine.clone(), pod.clone()).boxed()];
+    first_error(futures_util::future::join_all(ends).await)?;
     if pod.snapshot().state.status.phase == PodPhase::Stopping {
         set_phase(pod, PodPhase::Stopped).await?;
     }

@@ -15,8 +15,16 @@ pub(super) fn handle(
     request: &ContainerStatusRequest,
 ) -> Result<ContainerStatusResponse, Error> {
     let container = service.engine.container(&request.container_id)?;
+    let mut status = view::container_status(&container);
+    for volume in status.mounts.iter_mut().filter_map(|mount| mount.image.as_mut()) {
+        // What PullImage answered for it (ImageSpec.image_ref).
+        if let (true, Some(found)) = (volume.image_ref.is_empty(), service.engine.store().find(&volume.image))
+        {
+            volume.image_ref.clone_from(&found.id);
+        }
+    }
     Ok(ContainerStatusResponse {
-        status: Some(view::container_status(&container)),
+        status: Some(status),
         info: if request.verbose { info(service, &container) } else { BTreeMap::new() },
     })
 }

@@ -199,6 +199,29 @@ async fn an_identifier_of_an_image_is_the_same_everywhere() {
 }
 
 #[tokio::test]
+async fn an_image_volume_shows_the_identifier_of_its_image() {
+    let mut daemon = Daemon::start().await;
+    let pod_sandbox_id = daemon.pod("p").await;
+    let image = ImageSpec { image: IMAGE.into(), ..Default::default() };
+    let mut config = container_config("c");
+    let mount = Mount {
+        container_path: "/data".into(),
+        readonly: true,
+        image: Some(image.clone()),
+        ..Default::default()
+    };
+    config.mounts = vec![mount];
+    let create = CreateContainerRequest { pod_sandbox_id, config: Some(config), sandbox_config: None };
+    let container_id = daemon.runtime.create_container(create).await.unwrap().into_inner().container_id;
+    let status = ContainerStatusRequest { container_id, verbose: false };
+    let status = daemon.runtime.container_status(status).await.unwrap().into_inner().status.unwrap();
+    let pull = PullImageRequest { image: Some(image), ..Default::default() };
+    let pulled = daemon.images.pull_image(pull).await.unwrap().into_inner().image_ref;
+    assert_eq!(status.mounts[0].image.as_ref().unwrap().image_ref, pulled);
+    assert_eq!(daemon.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test]
 async fn status_is_complete_and_does_not_wait_for_a_hanging_pod() {
     let mut daemon = Daemon::start().await;
     daemon.node.script.on("attach", [Act::Hang]);

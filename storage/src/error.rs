@@ -233,6 +233,9 @@ pub enum SnapshotError {
     /// A name that cannot be a file name.
     #[error("container name \"{0}\" cannot be used: letters, digits, `.`, `_`, `-`, at most 200 bytes")]
     BadName(String),
+    /// Not a tag that can be given.
+    #[error("\"{0}\" is not a name with a tag, such as registry.example/app:v1")]
+    BadTag(String),
     /// The container exists with another image.
     #[error("container {container} already has a file system of image {image}")]
     OtherImage {
@@ -285,7 +288,7 @@ impl SnapshotError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::NoImage(_) | Self::NoContainer(_) => ErrorKind::NotFound,
-            Self::BadName(_) => ErrorKind::InvalidArgument,
+            Self::BadName(_) | Self::BadTag(_) => ErrorKind::InvalidArgument,
             Self::OtherImage { .. } | Self::Unsupported { .. } => ErrorKind::FailedPrecondition,
             Self::Mount { .. } => ErrorKind::Internal,
             Self::SubPath { source, .. } if source.kind() == io::ErrorKind::NotFound => ErrorKind::NotFound,

@@ -168,7 +168,7 @@ impl Store {
         let held = index.find(name).ok_or_else(|| SnapshotError::NoImage(name.to_owned()))?;
         let id = held.record.id.to_string();
         let reference = tag.parse::<crate::ImageRef>().ok().and_then(|reference| reference.tagged());
-        let full = reference.ok_or_else(|| SnapshotError::BadName(tag.to_owned()))?;
+        let full = reference.ok_or_else(|| SnapshotError::BadTag(tag.to_owned()))?;
         index.names.tag(&id, full);
         index.rename();
         index.names.write(&self.config.root)?;

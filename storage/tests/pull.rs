@@ -160,7 +160,7 @@ async fn a_scrub_finds_the_one_layer_with_a_flipped_bit_and_an_open_drops_a_shor
     let damage = first.scrub();
     assert_eq!(damage.len(), 1);
     assert_eq!(damage[0].layer.hex(), layer.file_name().unwrap().to_str().unwrap());
-    assert_eq!(damage[0].images, [image.id.clone()]);
+    assert_eq!(damage[0].images.concat(), image.id);
     drop(first);
     std::fs::write(layer.join("tar"), &tar[..512]).unwrap();
     let second = store(&temp.0, None);

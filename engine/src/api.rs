@@ -252,35 +252,3 @@ pub struct JobView {
     /// Steps: name, offset from the start, duration.
     pub steps: Vec<(String, Duration, Duration)>,
 }
-
-// The engine itself (engine::Engine), written against by `cri`:
-//
-//   pub struct Config { root, state, node/hostname…, handlers, seccomp/default capabilities, stop grace, … }  with Default
-//   Engine::open(config, store: Arc<storage::Store>, network: Arc<dyn netplugins::Driver>, exec: Vec<Arc<dyn exec::Driver>>)
-//       -> Result<Arc<Engine>, Error>                       async; reads everything back, reconciles, resumes supervisors
-//
-//   engine.run(job, deadline: Option<Instant>).await -> Result<J::Output, Error>      any of engine::jobs::*:
-//     RunPod { spec: PodSpec } -> String                   StopPod { pod } -> ()         RemovePod { pod } -> ()
-//     UpdatePodResources { pod, overhead, resources } -> ()
-//     CreateContainer { pod, spec: ContainerSpec } -> String
-//     StartContainer { container } -> ()                   StopContainer { container, grace: Duration } -> ()
-//     RemoveContainer { container } -> ()                  UpdateContainerResources { container, resources, annotations } -> ()
-//     ReopenLog { container } -> ()                        ExecSync { container, command, timeout: Option<Duration> } -> ExecOutput
-//     PullImage { image, credentials, } -> Arc<storage::Image>     RemoveImage { image } -> ()
-//     SetPodCidrs { cidrs } -> ()
-//   Absent ids: Stop*/Remove* succeed; the others Kind::NotFound. Ids may be unique prefixes; ambiguous: Kind::InvalidArgument.
-//
-//   Snapshots, never waiting for a job:
-//     engine.pods() -> Vec<Arc<PodView>>                   engine.pod(id) -> Result<Arc<PodView>, Error>
-//     engine.containers() -> Vec<Arc<ContainerView>>       engine.container(id) -> Result<Arc<ContainerView>, Error>
-//     engine.containers_of(pod_id) -> Vec<Arc<ContainerView>>
-//     engine.images()…: the store (engine.store())         engine.readiness() -> Readiness
-//     engine.features(handler) -> Option<exec::Features>   engine.handlers() -> Vec<String>
-//     engine.jobs() -> Vec<JobView>                        engine.events() -> tokio::sync::broadcast::Receiver<PodEvent>
-//   Statistics (blocking pool inside, cached fds): async
-//     engine.container_stats(id) -> Result<ContainerStats, Error>      engine.all_container_stats() -> Vec<ContainerStats>
-//     engine.pod_stats(id) -> Result<PodStats, Error>                  engine.all_pod_stats() -> Vec<PodStats>
-//   Streams: async
-//     engine.exec(id, command, tty, stdin, stdout, stderr) -> Result<Session, Error>
-//     engine.attach(id, tty, stdin, stdout, stderr) -> Result<Session, Error>
-//     engine.port_forward(pod, port) -> Result<Box<dyn Stream>, Error>       connects to 127.0.0.1/::1 in the pod's namespace

@@ -49,6 +49,7 @@ pub(crate) async fn remove(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), E
     if state.record.spec.cgroup_parent.trim_end_matches('/').is_empty() {
         engine.driver(&state.record.handler)?.remove_cgroup(&state.record.cgroup).await?;
     }
+    engine.meter.forget(&state.record.cgroup);
     let last = pod.snapshot();
     engine.forget(pod).await?;
     if shown {

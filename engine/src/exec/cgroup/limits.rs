@@ -113,6 +113,9 @@ pub(crate) fn unified(r: &Resources) -> Result<Vec<(String, Setting)>, Error> {
 }
 
 /// Huge page limits, for the v1 or the v2 spelling of the files.
+///
+/// The kubelet forbids (0) every page size that a pod has not asked for; a node without the controller, or one that cannot hand it
+/// on, need not fail all its pods for that. A real limit has to hold.
 pub(crate) fn huge_pages(r: &Resources, v2: bool) -> Result<Vec<Setting>, Error> {
     let mut out = Vec::new();
     for (size, bytes) in &r.hugepage_limits {
@@ -122,7 +125,10 @@ pub(crate) fn huge_pages(r: &Resources, v2: bool) -> Result<Vec<Setting>, Error>
         }
         let (file, reserved) =
             if v2 { ("max", "rsvd.max") } else { ("limit_in_bytes", "rsvd.limit_in_bytes") };
-        out.push(set("hugetlb", &format!("hugetlb.{size}.{file}"), bytes));
+        out.push(Setting {
+            optional: *bytes == 0,
+            ..set("hugetlb", &format!("hugetlb.{size}.{file}"), bytes)
+        });
         out.push(Setting { optional: true, ..set("hugetlb", &format!("hugetlb.{size}.{reserved}"), bytes) });
     }
     Ok(out)

@@ -73,7 +73,8 @@ impl LayerError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Read(_) => ErrorKind::Unavailable,
+            // Neither the image nor the request is at fault; another attempt, or another mirror, may do.
+            Self::Read(_) | Self::Digest { .. } => ErrorKind::Unavailable,
             Self::File(error) => error.kind(),
             Self::TooLarge => ErrorKind::ResourceExhausted,
             Self::Entries(_) | Self::Thread => ErrorKind::Internal,

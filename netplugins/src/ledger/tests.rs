@@ -1,3 +1,5 @@
+//! Addresses are handed out once and come back.
+
 use super::*;
 
 fn ledger(cidrs: &[&str]) -> Ledger {

@@ -1,3 +1,5 @@
+//! What a network configuration may say, and how each fault of it is named.
+
 use serde_json::json;
 
 use super::*;

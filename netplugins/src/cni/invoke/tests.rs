@@ -1,3 +1,5 @@
+//! Plugins that behave and plugins that do not, as real executables.
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 

@@ -1,3 +1,5 @@
+//! Results of every version of the CNI specification, read and written.
+
 use super::*;
 
 fn newest() -> Success {

@@ -1,3 +1,5 @@
+//! Plans of the routed network, without a kernel.
+
 use serde_json::json;
 
 use super::*;

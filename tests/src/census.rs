@@ -2,7 +2,8 @@
 //!
 //! On a private machine nobody else makes mounts, links, addresses, cgroups or processes, so a census is complete and two of
 //! them can be compared entry by entry. Nothing is filtered by name, but for the furniture which Berth puts up once and keeps:
-//! its top cgroups, its gateway link, and its nftables table, of which only the elements count.
+//! its top cgroups, its gateway link, the random number generator it has opened, and its nftables table, of which only the
+//! elements count.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -154,7 +155,9 @@ impl Census {
         for entry in fs::read_dir(format!("/proc/{daemon}/fd")).into_iter().flatten().flatten() {
             if let Ok(target) = fs::read_link(entry.path()) {
                 let text = target.display().to_string();
-                self.add("file of the daemon", text.split(":[").next().unwrap_or_default());
+                if text != "/dev/urandom" {
+                    self.add("file of the daemon", text.split(":[").next().unwrap_or_default());
+                }
             }
         }
     }

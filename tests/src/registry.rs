@@ -37,7 +37,7 @@ impl Registry {
         for host in HOSTS {
             fs::create_dir_all(mirrors.join(host))?;
             let text = format!(
-                "server = \"https://{host}\"\n\n[host.\"http://{ADDRESS}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
+                "server = \"http://{ADDRESS}\"\n\n[host.\"http://{ADDRESS}\"]\n  capabilities = [\"pull\", \"resolve\"]\n"
             );
             fs::write(mirrors.join(host).join("hosts.toml"), text)?;
         }

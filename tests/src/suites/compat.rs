@@ -164,7 +164,7 @@ async fn life(node: &crate::node::Node) -> Result<()> {
         status.image_id == image && status.state() == api::ContainerState::ContainerRunning,
         "{status:?}"
     );
-    let output = client.exec(&container, &["printenv", "A"]).await?;
+    let output = client.exec(&container, &["sh", "-c", "echo \"$A\""]).await?;
     ensure!(output.stdout == "ä b\n".as_bytes() && output.exit_code == 0, "{output:?}");
     client.remove_pod(&pod).await?;
     let image = Some(api::ImageSpec { image: BUSYBOX.into(), ..Default::default() });

@@ -270,10 +270,10 @@ fn layers(s: &mut Session) -> Result<()> {
     fs::write(&file, text.replace("main", "layered").replace("/tmp", "/data"))?;
     let container = s.crictl.run(&["create", &s.pod, &file, &s.pod_file])?;
     s.crictl.run(&["start", &container])?;
-    let script = "ls -A; cat kept replaced; ls -A opaque; readlink link; stat -c '%u:%g %a %h' name* replaced; echo $LAYERED";
+    let script = "find . | sort; cat kept replaced; readlink link; stat -c '%u:%g %a %h' name* replaced; echo $LAYERED";
     let text = s.crictl.run(&["exec", "-s", &container, "sh", "-c", script])?;
-    let want = "hard\nkept\nlink\nname with spaces and ünïcode\nopaque\nreplaced\nbasetopnew\nreplaced\n\
-        1000:50000 640 1\n0:0 644 2\nyes";
+    let want = ".\n./hard\n./kept\n./link\n./name with spaces and ünïcode\n./opaque\n./opaque/new\n./replaced\n\
+        basetopreplaced\n1000:50000 640 1\n0:0 644 2\nyes";
     ensure!(text == want, "{text}");
     s.crictl.run(&["rm", "-f", &container]).map(drop)
 }

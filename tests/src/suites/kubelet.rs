@@ -93,7 +93,7 @@ fn static_pod() -> Value {
                 "name": "web", "image": BUSYBOX, "imagePullPolicy": "IfNotPresent",
                 "command": ["sh", "-c", script],
                 "readinessProbe": { "httpGet": { "path": "/index.html", "port": 8080 }, "periodSeconds": 1 },
-                "livenessProbe": { "exec": { "command": ["pidof", "httpd"] }, "periodSeconds": 1, "failureThreshold": 5 },
+                "livenessProbe": { "exec": { "command": ["wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8080/"] }, "periodSeconds": 1, "failureThreshold": 5 },
                 "resources": { "limits": { "cpu": "500m", "memory": "64Mi" } },
             }],
         },
@@ -109,7 +109,7 @@ fn start(program: &str, dir: &Path, socket: &Path) -> Result<Kubelet> {
         "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
         "authorization": { "mode": "AlwaysAllow" },
         "failSwapOn": false, "failCgroupV1": false, "cgroupDriver": "cgroupfs", "enforceNodeAllocatable": ["pods"],
-        "fileCheckFrequency": "1s", "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99, "evictionHard": { "memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%" },
+        "makeIPTablesUtilChains": false, "fileCheckFrequency": "1s", "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99, "evictionHard": { "memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%" },
     });
     let path = dir.join("kubelet.json");
     fs::write(&path, config.to_string())?;

@@ -22,7 +22,9 @@ pub(crate) fn resolve(spec: &ContainerSpec) -> Result<(Vec<Node>, Rules), Error>
                 "pts", "shm", "fd", "mqueue", "console", "null", "zero", "full", "random", "urandom", "tty",
                 "ptmx",
             ];
-            if !entry.file_name().to_str().is_none_or(|name| own.contains(&name)) {
+            // A link (stdin to the daemon's own /dev/null, say) names no device of the node.
+            let link = entry.file_type().is_ok_and(|kind| kind.is_symlink());
+            if !link && !entry.file_name().to_str().is_none_or(|name| own.contains(&name)) {
                 walk(&entry.path(), &entry.path().to_string_lossy(), &mut nodes)?;
             }
         }
@@ -83,4 +85,20 @@ fn walk(host: &Path, container: &str, nodes: &mut Vec<Node>) -> Result<(), Error
         });
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_privileged_container_gets_the_devices_of_the_node_and_none_of_its_links() {
+        let mut spec = ContainerSpec::default();
+        spec.security.privileged = true;
+        let (nodes, _) = resolve(&spec).unwrap();
+        assert!(!nodes.is_empty());
+        for node in nodes {
+            assert!(!fs::symlink_metadata(&node.path).unwrap().is_symlink(), "{}", node.path);
+        }
+    }
 }

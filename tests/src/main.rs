@@ -25,10 +25,12 @@ fn main() -> ExitCode {
             }
         }
     }
-    let passed = report.close();
-    if passed {
+    if report.failures() == 0 {
         let _ = std::fs::remove_dir_all(&world.dir);
-        return ExitCode::SUCCESS;
+    } else {
+        // The logs stay for whoever looks into it; the images can be made again.
+        let _ = std::fs::remove_dir_all(world.dir.join("images"));
+        line(format_args!("\nlogs: {}", world.dir.display()));
     }
-    ExitCode::FAILURE
+    if report.close() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

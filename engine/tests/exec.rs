@@ -85,7 +85,7 @@ async fn an_exec_runs_inside_the_container() {
         .exec(
             &id,
             &spec,
-            "cat /tmp/marker; cut -d: -f3 /proc/self/cgroup | sort -u; ls /proc/1/exe >/dev/null; exit 5",
+            "until [ -s /tmp/marker ]; do sleep 0.01; done; cat /tmp/marker; cut -d: -f3 /proc/self/cgroup | sort -u; ls /proc/1/exe >/dev/null; exit 5",
         )
         .await;
     assert_eq!((exit.code, out.as_str()), (5, "marker\n/\n"));

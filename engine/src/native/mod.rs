@@ -160,7 +160,11 @@ impl Native {
                 ));
             }
         };
-        Supervisor::resume(pod, connection, self.node.clone()).await.map(|c| Some(supervisor::connection(c)))
+        match Supervisor::resume(pod, connection, self.node.clone()).await {
+            // It was dying already: the kernel let the connection wait at a socket that was about to close.
+            Err(e) if e.kind() == Kind::Unavailable => self.adopt(pod, dir).await,
+            other => other.map(|c| Some(supervisor::connection(c))),
+        }
     }
 }
 

@@ -63,6 +63,16 @@ pub enum Error {
         /// `pods a, b, c and 12 more`.
         holders: String,
     },
+    /// An annotation of the pod asks for something that cannot be.
+    #[error("annotation {annotation} \"{value}\": {why}")]
+    Annotation {
+        /// Its name.
+        annotation: &'static str,
+        /// As given.
+        value: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
     /// A host port is published already.
     #[error("host port {port} is published by pod {owner} already")]
     PortTaken {
@@ -152,7 +162,9 @@ impl Error {
     /// The class of this error.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Cidr { .. } | Self::Name { .. } | Self::Port { .. } => Kind::InvalidArgument,
+            Self::Cidr { .. } | Self::Name { .. } | Self::Port { .. } | Self::Annotation { .. } => {
+                Kind::InvalidArgument
+            }
             Self::Exhausted { .. } => Kind::Exhausted,
             Self::PortTaken { .. } | Self::Held { .. } => Kind::Conflict,
             Self::NotReady(_) => Kind::NotReady,

@@ -10,6 +10,7 @@
 //! | `network` | the driver: the CNI directory's network when it configures one, else the built-in one |
 //! | `routed` | the built-in network: a plan per pod (pure), and its execution |
 //! | `ledger`, `cidr` | who holds which address and port; computed from live pods, never stored |
+//! | `bandwidth` | limits of a pod's traffic, from its annotations |
 //! | `cni` | the runtime side of CNI 1.1: configurations, execution of plugins, cache, GC, STATUS |
 //! | `plugins` | built-in CNI plugins, as executables by their name |
 //! | `netns` | namespaces: the only place that enters one, on a thread of its own |
@@ -34,6 +35,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bandwidth;
 mod cidr;
 mod cni;
 mod driver;

@@ -50,6 +50,11 @@ pub(crate) fn host_link(prefix: &str, id: &str, salt: u32) -> String {
     prefix.chars().chain(tail).collect()
 }
 
+/// Name of the link that shapes what comes in by a pod's link.
+pub(crate) fn shaper_link(prefix: &str, host_link_name: &str) -> String {
+    host_link(prefix, host_link_name, 0)
+}
+
 /// Whether a link was named by [`host_link`] with that prefix.
 pub(crate) fn is_host_link(prefix: &str, name: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|tail| {

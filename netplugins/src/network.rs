@@ -7,6 +7,7 @@ use std::collections::HashSet;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use crate::bandwidth::Limits;
 use crate::cni::Cni;
 use crate::cni::config::{Broken, Network as Configured};
 use crate::cni::keeper::Keeper;
@@ -70,6 +71,7 @@ impl Driver for Network {
 
     fn reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error> {
         name::check_id(&endpoint.id, "a pod")?;
+        let _ = Limits::of(&endpoint.annotations)?; // whichever network will keep them
         match self.configured() {
             Some(Ok(network)) => Ok(self.cni.reserve(&network, endpoint, &self.routed.boot_id())),
             Some(Err(broken)) => {

@@ -5,13 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::{Map, Value, json};
 
 use crate::Endpoint;
-
-/// kubernetes.io annotations that limit a pod's traffic.
-const INGRESS: &str = "kubernetes.io/ingress-bandwidth";
-const EGRESS: &str = "kubernetes.io/egress-bandwidth";
-/// The kubelet's bounds, bits per second.
-const LEAST: u64 = 1_000;
-const MOST: u64 = 1_000_000_000_000_000;
+use crate::bandwidth::Limits;
 
 /// `CNI_ARGS`: the names that plugins for Kubernetes decode.
 pub(super) fn arguments(endpoint: &Endpoint) -> String {
@@ -58,61 +52,15 @@ pub(super) fn capabilities(endpoint: &Endpoint) -> Map<String, Value> {
     all
 }
 
-/// Rates in bits per second; bursts as large as a plugin accepts, as other runtimes do.
+/// Rates in bits per second; bursts as large as a plugin accepts, as other runtimes do. Bad ones never come this far.
 fn bandwidth(annotations: &BTreeMap<String, String>) -> Map<String, Value> {
-    let mut limits = Map::new();
-    for (annotation, rate, burst) in
-        [(INGRESS, "ingressRate", "ingressBurst"), (EGRESS, "egressRate", "egressBurst")]
-    {
-        let Some(text) = annotations.get(annotation) else { continue };
-        match quantity(text).filter(|bits| (LEAST..=MOST).contains(bits)) {
-            Some(bits) => {
-                limits.insert(rate.into(), json!(bits));
-                limits.insert(burst.into(), json!(u32::MAX));
-            }
-            None => {
-                tracing::warn!("annotation {annotation} is ignored: \"{text}\" is no rate between 1k and 1P");
-            }
-        }
-    }
-    limits
-}
-
-/// A Kubernetes quantity as a whole number, fractions cut off: `10M`, `1.5Gi`, `1e6`.
-pub(crate) fn quantity(text: &str) -> Option<u64> {
-    let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
-    let (number, suffix) = text.split_at(split);
-    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-    if whole.is_empty() && fraction.is_empty() || fraction.contains('.') {
-        return None;
-    }
-    let (multiplier, divisor): (u128, u128) = match suffix {
-        "" => (1, 1),
-        "n" => (1, 1_000_000_000),
-        "u" => (1, 1_000_000),
-        "m" => (1, 1_000),
-        "k" => (1_000, 1),
-        "M" => (1_000_000, 1),
-        "G" => (1_000_000_000, 1),
-        "T" => (1_000_000_000_000, 1),
-        "P" => (1_000_000_000_000_000, 1),
-        "E" => (1_000_000_000_000_000_000, 1),
-        "Ki" => (1 << 10, 1),
-        "Mi" => (1 << 20, 1),
-        "Gi" => (1 << 30, 1),
-        "Ti" => (1 << 40, 1),
-        "Pi" => (1 << 50, 1),
-        "Ei" => (1 << 60, 1),
-        exponent => {
-            (10u128.checked_pow(exponent.strip_prefix(['e', 'E'])?.parse().ok().filter(|e| *e < 20)?)?, 1)
-        }
-    };
-    if whole.len() + fraction.len() > 18 {
-        return None;
-    }
-    let digits: u128 = format!("0{whole}{fraction}").parse().ok()?;
-    let scale = 10u128.checked_pow(u32::try_from(fraction.len()).ok()?)?;
-    u64::try_from(digits.checked_mul(multiplier)? / divisor / scale).ok()
+    let limits = Limits::of(annotations).unwrap_or_default();
+    let words =
+        [("ingressRate", "ingressBurst", limits.ingress), ("egressRate", "egressBurst", limits.egress)];
+    let given = words.into_iter().filter_map(|(rate, burst, bits)| Some((rate, burst, bits?)));
+    given
+        .flat_map(|(rate, burst, bits)| [(rate.into(), json!(bits)), (burst.into(), json!(u32::MAX))])
+        .collect()
 }
 
 #[cfg(test)]
@@ -135,8 +83,7 @@ mod tests {
             }],
             ..Endpoint::default()
         };
-        endpoint.annotations.insert(EGRESS.into(), "10M".into());
-        endpoint.annotations.insert(INGRESS.into(), "5".into());
+        endpoint.annotations.insert(crate::bandwidth::EGRESS.into(), "10M".into());
         assert_eq!(
             arguments(&endpoint),
             "IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID=abc;K8S_POD_UID=u-1"
@@ -150,25 +97,5 @@ mod tests {
         assert_eq!(all["dns"]["servers"], json!(["10.0.0.10"]));
         assert_eq!(all["cgroupPath"], json!("/kubepods/pod1"));
         assert!(capabilities(&Endpoint::default()).is_empty());
-    }
-
-    #[test]
-    fn quantities_are_read_as_kubernetes_does() {
-        for (text, value) in [
-            ("1", Some(1)),
-            ("10M", Some(10_000_000)),
-            ("1.5Gi", Some(1_610_612_736)),
-            ("1e6", Some(1_000_000)),
-            ("2500m", Some(2)),
-            ("0.5k", Some(500)),
-            ("", None),
-            ("M", None),
-            ("-1", None),
-            ("1X", None),
-            ("99E", None),
-            ("1.2.3", None),
-        ] {
-            assert_eq!(quantity(text), value, "{text}");
-        }
     }
 }

@@ -6,12 +6,12 @@
 //! atomic: the kernel goes on after a refusal. Callers look at the result and roll back.
 //!
 //! In reading order: [`wire`] (frames and attributes), this file (socket and batch), [`op`] and [`route`] (links,
-//! addresses, routes),
-//! [`watch`] (link events), [`conntrack`] (flows).
+//! addresses, routes), [`tc`] (queues), [`watch`] (link events), [`conntrack`] (flows).
 
 pub(crate) mod conntrack;
 pub(crate) mod op;
 pub(crate) mod route;
+mod tc;
 pub(crate) mod watch;
 pub(crate) mod wire;
 

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use crate::bandwidth::Bucket;
+
 /// An Ethernet address.
 pub(crate) type Mac = [u8; 6];
 
@@ -31,6 +33,31 @@ pub(crate) enum Op {
         /// Ethernet address there.
         peer_mac: Mac,
     },
+    /// A link that only hands on what is sent by it, so that it can be shaped.
+    Ifb {
+        /// Its name.
+        name: String,
+        /// Its MTU.
+        mtu: u32,
+    },
+    /// Shapes what leaves a link.
+    Limit {
+        /// The link.
+        link: String,
+        /// To what.
+        bucket: Bucket,
+    },
+    /// Lets a link have filters of what comes in by it.
+    Ingress(String),
+    /// Sends everything that comes in by a link through another one first. Needs [`Op::Ingress`].
+    Divert {
+        /// The link.
+        link: String,
+        /// The other one.
+        to: String,
+    },
+    /// Takes such filters off again.
+    NoIngress(String),
     /// Sets a link up.
     Up(String),
     /// Sets a link of the node up: without an IPv6 link-local address of its own (`quiet`), and willing to deliver
@@ -153,6 +180,15 @@ impl fmt::Display for Op {
             Self::Bridge { name, mac: Some(mac) } => {
                 write!(f, "add link {name} address {} type bridge", mac_text(*mac))
             }
+            Self::Ifb { name, mtu } => write!(f, "add link {name} mtu {mtu} type ifb"),
+            Self::Limit { link, bucket } => write!(
+                f,
+                "add qdisc dev {link} root tbf rate {}bps burst {} limit {}",
+                bucket.rate, bucket.burst, bucket.limit
+            ),
+            Self::Ingress(link) => write!(f, "add qdisc dev {link} ingress"),
+            Self::NoIngress(link) => write!(f, "delete qdisc dev {link} ingress"),
+            Self::Divert { link, to } => write!(f, "add filter dev {link} ingress redirect to {to}"),
             Self::Raise { link, quiet, localnet } => {
                 let quiet = if *quiet { " without link-local address" } else { "" };
                 let localnet = if *localnet { " with route_localnet" } else { "" };

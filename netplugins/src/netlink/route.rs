@@ -23,6 +23,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage as Message};
 use rustix::io::Errno;
 
 pub(crate) use super::op::{Mac, Op, Path, mac_text};
+use super::tc;
 use super::wire::{self, Frame};
 use super::{Batch, Failure, Socket, flag};
 use crate::error::Error;
@@ -185,6 +186,18 @@ fn message(
             (flag::CREATE, Message::NewLink(message))
         }
         Op::Veth { .. } => (new, Message::NewLink(veth(op, target))),
+        Op::Ifb { name, mtu } => {
+            let mut message = by_name(name);
+            message.attributes.push(LinkAttribute::Mtu(*mtu));
+            message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Ifb)]));
+            (new, Message::NewLink(message))
+        }
+        Op::Limit { link, bucket } => {
+            (flag::CREATE | flag::REPLACE, Message::NewQueueDiscipline(tc::bucket(known(link)?, *bucket)))
+        }
+        Op::Ingress(link) => (new, Message::NewQueueDiscipline(tc::ingress(known(link)?))),
+        Op::NoIngress(link) => (0, Message::DelQueueDiscipline(tc::ingress(known(link)?))),
+        Op::Divert { link, to } => (new, Message::NewTrafficFilter(tc::divert(known(link)?, known(to)?))),
         Op::Raise { link, quiet, localnet } => (0, Message::SetLink(raise(link, *quiet, *localnet))),
         Op::Up(link) => {
             let mut message = by_name(link);

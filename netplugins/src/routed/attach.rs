@@ -9,6 +9,7 @@ use super::plan::{self, Private};
 use super::{Routed, State};
 use crate::error::Error;
 use crate::netlink::conntrack::{self, Flow};
+use crate::netlink::op::Op;
 use crate::netlink::watch::LinkWatch;
 use crate::netlink::{Failure, Refusal, Socket, route};
 use crate::nft::Transaction;
@@ -38,10 +39,12 @@ impl Routed {
             return self.await_carrier(link).inspect_err(|_| {
                 self.report(attachment, self.remove_elements(attachment));
                 self.report(attachment, self.delete_link(link));
+                self.report(attachment, self.delete_shaper(attachment, private));
             });
         };
         // Deleting the link takes its other end, addresses, routes and neighbours along.
         self.report(attachment, self.delete_link(link));
+        self.report(attachment, self.delete_shaper(attachment, private));
         Err(error)
     }
 
@@ -68,6 +71,19 @@ impl Routed {
         self.with_route(|socket| {
             route::delete(socket, link).map_err(Error::kernel(format!("delete link {link}")))
         })
+    }
+
+    /// The link that shaped what the pod sent lives on the node: it does not go with the pod's namespace.
+    pub(super) fn delete_shaper(&self, attachment: &Attachment, private: &Private) -> Result<(), Error> {
+        if private.shaper.is_empty() {
+            return Ok(());
+        }
+        // Connections that the pod left open must still be able to end, else they keep its namespace for minutes.
+        let direct = [Op::NoIngress(attachment.host_interface.clone())];
+        if let Err(error) = self.with_route(|socket| route::run(socket, &direct, None)) {
+            tracing::debug!(pod = attachment.id, "its link is gone already: {}", error.chain());
+        }
+        self.delete_link(&private.shaper)
     }
 
     /// A roll-back that fails changes nothing about the error; the next start removes what is left.

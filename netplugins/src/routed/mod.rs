@@ -15,6 +15,7 @@ use std::os::fd::AsFd;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::bandwidth::Limits;
 use crate::cidr::{Cidr, width};
 use crate::error::Error;
 use crate::ledger::Ledger;
@@ -243,8 +244,10 @@ impl Routed {
     pub(crate) fn detach(&self, attachment: &Attachment) -> Result<(), Error> {
         self.state().fresh.remove(&attachment.id);
         if attachment.boot_id == self.state().boot_id {
+            let private = Private::of(attachment)?;
             self.remove_elements(attachment)?;
-            self.forget_flows(attachment, &Private::of(attachment)?);
+            self.forget_flows(attachment, &private);
+            self.delete_shaper(attachment, &private)?;
         }
         let mut state = self.state();
         state.live.remove(&attachment.id);
@@ -314,8 +317,12 @@ impl Routed {
         if self.is_gone(&attachment.host_interface) {
             return damaged(format!("link {} is gone", attachment.host_interface));
         }
+        let private = Private::of(attachment)?;
+        if !private.shaper.is_empty() && self.is_gone(&private.shaper) {
+            return damaged(format!("link {} is gone", private.shaper));
+        }
         let present = self.our_elements()?;
-        match plan::elements(attachment, &Private::of(attachment)?)?.iter().find(|e| !present.contains(e)) {
+        match plan::elements(attachment, &private)?.iter().find(|e| !present.contains(e)) {
             Some(element) => damaged(format!("nft entry {element} is gone")),
             None => Ok(()),
         }
@@ -348,6 +355,8 @@ impl Routed {
             return Err(Error::NotReady("the only pod CIDRs are IPv6, and IPv6 is off on this node".into()));
         };
         let (mac, host_mac) = plan::macs(primary);
+        let limits = Limits::of(&endpoint.annotations)?;
+        let shaper = limits.egress.map(|_| name::shaper_link(prefix, &host_interface));
         let private = Private {
             version: Private::VERSION,
             mac,
@@ -356,6 +365,8 @@ impl Routed {
             quiet: state.ipv6,
             gateways,
             ports: endpoint.host_ports.clone(),
+            limits,
+            shaper: shaper.unwrap_or_default(),
         };
         let attachment = Attachment {
             id: endpoint.id.clone(),

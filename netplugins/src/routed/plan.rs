@@ -12,6 +12,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bandwidth::{Bucket, Limits};
 use crate::cidr::width;
 use crate::error::Error;
 use crate::ledger::Publication;
@@ -36,6 +37,12 @@ pub(crate) struct Private {
     pub(crate) gateways: Vec<IpAddr>,
     /// Published ports.
     pub(crate) ports: Vec<HostPort>,
+    /// How much traffic the pod may have.
+    #[serde(default)]
+    pub(crate) limits: Limits,
+    /// The link through which what the pod sends is shaped; empty where that has no limit.
+    #[serde(default)]
+    pub(crate) shaper: String,
 }
 
 /// Everything one pod adds to the node.
@@ -109,6 +116,7 @@ pub(crate) fn plan(attachment: &Attachment, private: &Private) -> Result<Plan, E
         on_host.push(Op::Route { link: host.clone(), to: (*address, width(*address)), via: None });
         in_pod.push(Op::Address { link: pod.clone(), address: *address, prefix: *prefix });
     }
+    on_host.extend(shaping(host, private));
     in_pod.push(Op::Up(pod.clone()));
     for gateway in &private.gateways {
         let everywhere: IpAddr = if gateway.is_ipv4() { [0; 4].into() } else { [0u8; 16].into() };
@@ -116,6 +124,25 @@ pub(crate) fn plan(attachment: &Attachment, private: &Private) -> Result<Plan, E
         in_pod.push(Op::Route { link: pod.clone(), to: (everywhere, 0), via: Some(*gateway) });
     }
     Ok(Plan { host: on_host, pod: in_pod, elements: elements(attachment, private)? })
+}
+
+/// Keeps the pod's traffic within its limits. Nothing of it is in the pod, where it could be taken off again.
+fn shaping(host: &str, private: &Private) -> Vec<Op> {
+    let mut ops = Vec::new();
+    if let Some(bits) = private.limits.ingress {
+        ops.push(Op::Limit { link: host.to_owned(), bucket: Bucket::of(bits) });
+    }
+    if let Some(bits) = private.limits.egress {
+        let shaper = || private.shaper.clone();
+        ops.extend([
+            Op::Ifb { name: shaper(), mtu: private.mtu },
+            Op::Raise { link: shaper(), quiet: private.quiet, localnet: false },
+            Op::Limit { link: shaper(), bucket: Bucket::of(bits) },
+            Op::Ingress(host.to_owned()),
+            Op::Divert { link: host.to_owned(), to: shaper() },
+        ]);
+    }
+    ops
 }
 
 /// The nft entries of a pod.

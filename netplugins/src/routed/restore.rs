@@ -86,8 +86,10 @@ impl Routed {
     }
 
     fn sweep_links(&self, state: &State, found: &mut Vec<String>) -> Result<(), Error> {
+        let shapers = state.live.values().map(|a| Ok(Private::of(a)?.shaper));
+        let shapers: HashSet<String> = shapers.collect::<Result<_, Error>>()?;
         for link in self.our_links()? {
-            if state.ledger.has_link(&link) {
+            if state.ledger.has_link(&link) || shapers.contains(&link) {
                 continue;
             }
             self.with_route(|s| {

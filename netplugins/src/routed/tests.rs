@@ -509,3 +509,64 @@ fn counters_show_the_pods_traffic() {
         node.assert_clean();
     });
 }
+
+/// Bytes per second that pass from one thread to the other, over two seconds after the first half second.
+fn throughput(sender: &(impl Fn() -> TcpStream + Sync), listener: &TcpListener) -> f64 {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut stream = sender();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                stream.write_all(&[0; 16 << 10]).unwrap();
+            }
+        });
+        let mut stream = listener.accept().unwrap().0;
+        let mut buffer = vec![0; 64 << 10];
+        let mut count = |during: Duration| {
+            let (start, mut bytes) = (Instant::now(), 0);
+            while start.elapsed() < during {
+                bytes += stream.read(&mut buffer).unwrap();
+            }
+            f64::from(u32::try_from(bytes).unwrap()) / start.elapsed().as_secs_f64()
+        };
+        count(Duration::from_millis(500));
+        let rate = count(Duration::from_secs(2));
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        while stream.read(&mut buffer).unwrap() > 0 {}
+        rate
+    })
+}
+
+#[test]
+fn a_pods_traffic_keeps_within_its_limits_in_both_directions() {
+    on_a_node(|| {
+        let node = Node::new();
+        let mut endpoint = endpoint("a", vec![]);
+        endpoint.annotations = BTreeMap::from([
+            (crate::bandwidth::INGRESS.into(), "40M".into()),
+            (crate::bandwidth::EGRESS.into(), "16M".into()),
+        ]);
+        let reserved = node.driver.reserve(&endpoint).unwrap();
+        let ns = node.driver.create_namespace("a").unwrap();
+        let pod = Pod { attachment: node.driver.attach(&ns, &endpoint, reserved).unwrap(), ns };
+        for (ipv4, any) in [(true, "0.0.0.0"), (false, "::")] {
+            let inside = pod.inside(|| TcpListener::bind((any, 5001)).unwrap());
+            let rate = throughput(&|| TcpStream::connect((pod.ip(ipv4), 5001)).unwrap(), &inside) * 8.0;
+            assert!((34e6..46e6).contains(&rate), "into the pod: {rate} bits/s");
+            let gateway = Private::of(&pod.attachment).unwrap().gateways[usize::from(!ipv4)];
+            let here = TcpListener::bind((gateway, 5001)).unwrap();
+            let rate =
+                throughput(&|| pod.inside(|| TcpStream::connect((gateway, 5001)).unwrap()), &here) * 8.0;
+            assert!((13.6e6..18.4e6).contains(&rate), "out of the pod: {rate} bits/s");
+        }
+        // A restart leaves the limits alone, and nothing of them outlives the pod.
+        let again = crate::open(config(&node.dir)).unwrap();
+        assert_eq!(again.restore(std::slice::from_ref(&pod.attachment)).unwrap(), Vec::<String>::new());
+        again.check(&pod.ns, &pod.attachment).unwrap();
+        sh(&format!("ip link del {}", Private::of(&pod.attachment).unwrap().shaper));
+        assert!(again.check(&pod.ns, &pod.attachment).is_err());
+        let node = Node { driver: again, dir: node.dir };
+        node.remove(pod);
+        node.assert_clean();
+    });
+}

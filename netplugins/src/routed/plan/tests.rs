@@ -13,7 +13,17 @@ fn attachment(addresses: &[&str], ports: Vec<HostPort>) -> (Attachment, Private)
         .iter()
         .map(|(a, _)| if a.is_ipv4() { [10, 88, 0, 1].into() } else { "fd00:10:88::1".parse().unwrap() })
         .collect();
-    let private = Private { version: 1, mac, host_mac, mtu: 1400, quiet: true, gateways, ports };
+    let private = Private {
+        version: 1,
+        mac,
+        host_mac,
+        mtu: 1400,
+        quiet: true,
+        gateways,
+        ports,
+        limits: Limits::default(),
+        shaper: String::new(),
+    };
     let attachment = Attachment {
         id: "pod".into(),
         interface: "eth0".into(),
@@ -73,6 +83,28 @@ fn a_dual_stack_pod_is_one_veth_two_addresses_and_two_default_routes() {
             "hp4 tcp . 80 : 10.88.0.5 . 8080",
             "hp6 tcp . 80 : fd00:10:88::5 . 8080",
             "hpip4 192.0.2.2 . tcp . 81 : 10.88.0.5 . 8080",
+        ]
+    );
+}
+
+#[test]
+fn limits_are_kept_on_the_node_and_only_where_there_are_any() {
+    let (a, p) = attachment(&["10.88.0.5"], vec![]);
+    let limits = Limits { ingress: Some(8_000_000), egress: Some(80_000_000) };
+    let limited = Private { limits, shaper: "ntifb".into(), ..p.clone() };
+    let plain = plan(&a, &p).unwrap();
+    let shaped = plan(&a, &limited).unwrap();
+    assert_eq!((&shaped.pod, &shaped.elements), (&plain.pod, &plain.elements));
+    assert_eq!(lines(&shaped.host)[..plain.host.len()], lines(&plain.host));
+    assert_eq!(
+        lines(&shaped.host)[plain.host.len()..],
+        [
+            "add qdisc dev ntabc root tbf rate 1000000bps burst 20000 limit 70000",
+            "add link ntifb mtu 1400 type ifb",
+            "set ntifb up without link-local address",
+            "add qdisc dev ntifb root tbf rate 10000000bps burst 200000 limit 700000",
+            "add qdisc dev ntabc ingress",
+            "add filter dev ntabc ingress redirect to ntifb",
         ]
     );
 }

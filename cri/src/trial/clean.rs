@@ -11,6 +11,7 @@ use super::client::{CallError, Client};
 use super::daemon::Daemon;
 use super::leaks::collect;
 use super::leaks::parse;
+use super::links;
 use super::netlink;
 use super::site::Site;
 
@@ -73,7 +74,7 @@ pub async fn leftover(site: &mut Site) -> Vec<String> {
             problems.extend(with_new_daemon(site).await);
         }
     }
-    problems.extend(by_force(site));
+    problems.extend(by_force(site).await);
     problems
 }
 
@@ -109,12 +110,12 @@ async fn with_new_daemon(site: &mut Site) -> Vec<String> {
 }
 
 /// Removes every marked object without anybody's help. Returns what could not be removed.
-pub fn by_force(site: &Site) -> Vec<String> {
+pub async fn by_force(site: &Site) -> Vec<String> {
     let mut problems = Vec::new();
     if !site.is_from_another_boot() {
         problems.extend(kill_processes(site));
         problems.extend(unmount(site));
-        problems.extend(remove_links(site));
+        problems.extend(remove_links(site).await);
         problems.extend(remove_nft(site));
         problems.extend(remove_cgroups(site));
     }
@@ -169,18 +170,15 @@ fn unmount(site: &Site) -> Vec<String> {
         .collect()
 }
 
-fn remove_links(site: &Site) -> Vec<String> {
+async fn remove_links(site: &Site) -> Vec<String> {
+    let network = match links::network().await {
+        Ok(network) => network,
+        Err(error) => return vec![format!("list links: {error}")],
+    };
     let mut problems = Vec::new();
-    for entry in std::fs::read_dir("/sys/class/net").into_iter().flatten().flatten() {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if !name.starts_with(&site.link_prefix) {
-            continue;
-        }
-        let index = std::fs::read_to_string(entry.path().join("ifindex"))
-            .ok()
-            .and_then(|text| text.trim().parse().ok());
-        let outcome = index.map_or(Ok(()), netlink::delete_link);
-        problems.extend(outcome.err().map(|error| format!("remove link {name}: {error}")));
+    for link in network.links.iter().filter(|link| link.name.starts_with(&site.link_prefix)) {
+        let outcome = links::delete(link.index).await;
+        problems.extend(outcome.err().map(|error| format!("remove link {}: {error}", link.name)));
     }
     problems
 }

@@ -6,12 +6,17 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::str::FromStr;
 
 use bytes::Bytes;
 use flate2::Compression;
 use flate2::write::GzEncoder;
-use serde_json::json;
-use sha2::{Digest, Sha256};
+use oci_spec::OciSpecError;
+use oci_spec::image::{
+    Arch, ConfigBuilder, Descriptor, Digest, ImageConfigurationBuilder, ImageIndexBuilder,
+    ImageManifestBuilder, MediaType, Os, PlatformBuilder, RootFsBuilder,
+};
+use sha2::{Digest as _, Sha256};
 
 use super::tar::{Archive, TarError};
 
@@ -36,6 +41,9 @@ pub enum PackError {
     /// Its compression.
     #[error("compress the layer")]
     Gzip(#[source] std::io::Error),
+    /// Its config, manifest or index.
+    #[error("describe the image")]
+    Describe(#[from] OciSpecError),
 }
 
 /// A content-addressed piece with its media type.
@@ -84,9 +92,9 @@ pub fn pack(executable: &[u8], command: &[&str]) -> Result<Packed, PackError> {
     let sizes = (tar.len() as u64, gzip.len() as u64);
 
     let layer = Blob { media_type: LAYER, bytes: gzip.into() };
-    let config = Blob { media_type: CONFIG, bytes: config(command, &diff_id).into() };
-    let manifest = Blob { media_type: MANIFEST, bytes: manifest(&config, &layer).into() };
-    let index = Blob { media_type: INDEX, bytes: index(&manifest).into() };
+    let config = Blob { media_type: CONFIG, bytes: config(command, &diff_id)?.into() };
+    let manifest = Blob { media_type: MANIFEST, bytes: manifest(&config, &layer)?.into() };
+    let index = Blob { media_type: INDEX, bytes: index(&manifest)?.into() };
 
     let id = digest(&config.bytes);
     let by_digest = |blobs: [Blob; 2]| blobs.into_iter().map(|blob| (digest(&blob.bytes), blob)).collect();
@@ -113,55 +121,50 @@ fn layer(executable: &[u8]) -> Result<Vec<u8>, TarError> {
     Ok(archive.finish())
 }
 
-fn config(command: &[&str], diff_id: &str) -> Vec<u8> {
-    json!({
-        "created": "1970-01-01T00:00:00Z",
-        "architecture": architecture(),
-        "os": "linux",
-        "config": {
-            "User": USER,
-            "Env": ["PATH=/bin", "BERTH_TRIAL=from the image"],
-            "Entrypoint": [EXECUTABLE],
-            "Cmd": command,
-            "WorkingDir": "/tmp",
-            "StopSignal": "SIGTERM",
-        },
-        "rootfs": { "type": "layers", "diff_ids": [diff_id] },
-    })
-    .to_string()
-    .into_bytes()
+fn config(command: &[&str], diff_id: &str) -> Result<Vec<u8>, OciSpecError> {
+    let process = ConfigBuilder::default()
+        .user(USER)
+        .env(["PATH=/bin", "BERTH_TRIAL=from the image"].map(str::to_owned))
+        .entrypoint([EXECUTABLE.to_owned()])
+        .cmd(command.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>())
+        .working_dir("/tmp")
+        .stop_signal("SIGTERM")
+        .build()?;
+    let rootfs = RootFsBuilder::default().typ("layers").diff_ids([diff_id.to_owned()]).build()?;
+    let config = ImageConfigurationBuilder::default()
+        .created("1970-01-01T00:00:00Z")
+        .architecture(Arch::default())
+        .os(Os::Linux)
+        .config(process)
+        .rootfs(rootfs)
+        .build()?;
+    config.to_string().map(String::into_bytes)
 }
 
-fn manifest(config: &Blob, layer: &Blob) -> Vec<u8> {
-    json!({
-        "schemaVersion": 2,
-        "mediaType": MANIFEST,
-        "config": descriptor(config),
-        "layers": [descriptor(layer)],
-    })
-    .to_string()
-    .into_bytes()
+fn manifest(config: &Blob, layer: &Blob) -> Result<Vec<u8>, OciSpecError> {
+    let manifest = ImageManifestBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageManifest)
+        .config(descriptor(config)?)
+        .layers([descriptor(layer)?])
+        .build()?;
+    manifest.to_string().map(String::into_bytes)
 }
 
-fn index(manifest: &Blob) -> Vec<u8> {
-    let mut entry = descriptor(manifest);
-    entry["platform"] = json!({ "architecture": architecture(), "os": "linux" });
-    json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [entry] }).to_string().into_bytes()
+fn index(manifest: &Blob) -> Result<Vec<u8>, OciSpecError> {
+    let mut entry = descriptor(manifest)?;
+    entry.set_platform(Some(PlatformBuilder::default().architecture(Arch::default()).os(Os::Linux).build()?));
+    let index = ImageIndexBuilder::default()
+        .schema_version(2u32)
+        .media_type(MediaType::ImageIndex)
+        .manifests([entry])
+        .build()?;
+    index.to_string().map(String::into_bytes)
 }
 
-fn descriptor(blob: &Blob) -> serde_json::Value {
-    json!({ "mediaType": blob.media_type, "digest": digest(&blob.bytes), "size": blob.bytes.len() })
-}
-
-/// This machine in the image specification's words (Go's GOARCH).
-fn architecture() -> &'static str {
-    match std::env::consts::ARCH {
-        "x86_64" => "amd64",
-        "aarch64" => "arm64",
-        "powerpc64" => "ppc64le",
-        "x86" => "386",
-        other => other,
-    }
+fn descriptor(blob: &Blob) -> Result<Descriptor, OciSpecError> {
+    let digest = Digest::from_str(&digest(&blob.bytes))?;
+    Ok(Descriptor::new(MediaType::from(blob.media_type), blob.bytes.len() as u64, digest))
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ pub mod daemon;
 pub mod image;
 pub mod inside;
 pub mod leaks;
+pub mod links;
 pub mod netlink;
 pub mod pods;
 pub mod registry;
@@ -128,14 +129,15 @@ async fn supervised(report: &Report, image: Option<&str>, command: &[String]) ->
     }
     clean_leftovers(report).await;
 
-    let prepared = Site::plan().and_then(|site| site.create().map(|()| site));
+    let prepared = Site::plan().await;
+    let prepared = prepared.and_then(|site| site.create().map(|()| site));
     let site = match prepared {
         Ok(site) => site,
         Err(error) => return give_up(report, &chain(&error)),
     };
     report.line(&format!("berth {} try in {}", env!("CARGO_PKG_VERSION"), site.directory.display()));
     let mut stage = Stage::new(site, image, command);
-    let before = snapshot(&stage.marks);
+    let before = snapshot(&stage.marks).await;
     let switches = forwarding();
 
     let outcome = tokio::select! {
@@ -182,11 +184,11 @@ async fn clean_leftovers(report: &Report) {
         report.complain(&format!("marker {} is damaged: look at it and remove it", path.display()));
     }
     for mut site in sites {
-        let found = snapshot(&site.marks()).unwrap_or_default();
+        let found = snapshot(&site.marks()).await.unwrap_or_default();
         let what = if found.is_empty() { "its directory".to_owned() } else { found.summary() };
         report.line(&format!("found what the broken run {} left: {what}", site.pid()));
         let problems = clean::leftover(&mut site).await;
-        let rest = snapshot(&site.marks()).map_or_else(|error| chain(&error), |rest| rest.summary());
+        let rest = snapshot(&site.marks()).await.map_or_else(|error| chain(&error), |rest| rest.summary());
         for problem in &problems {
             report.complain(&format!("  {problem}"));
         }
@@ -223,7 +225,7 @@ async fn take_back(
 
     // First what pods left beside the daemon, then what came with its end, then what cannot even be removed by force.
     let mut leaked = std::mem::take(&mut stage.left);
-    let counted = count_end(stage, before.as_ref()?, &mut leaked, report);
+    let counted = count_end(stage, before.as_ref()?, &mut leaked, report).await;
     leaked.sort();
     leaked.dedup();
     match counted {
@@ -237,19 +239,19 @@ async fn take_back(
 
 /// Counts after the daemon's end and once more after everything marked was removed. What the idle daemon keeps for itself
 /// (its directories, its nft table) is no leak while it is installed, and is removed here.
-fn count_end(
+async fn count_end(
     stage: &Stage,
     before: &Snapshot,
     leaked: &mut Vec<Object>,
     report: &Report,
 ) -> Result<(), leaks::collect::CollectError> {
-    let outlived = snapshot(&stage.marks)?;
+    let outlived = snapshot(&stage.marks).await?;
     let is_file = |object: &Object| object.kind == Kind::File;
     leaked.extend(
         outlived.since(before).into_iter().filter(|object| !stage.idle.contains(object) && !is_file(object)),
     );
-    clean::by_force(&stage.site).iter().for_each(|problem| report.complain(problem));
-    leaked.extend(snapshot(&stage.marks)?.since(before));
+    clean::by_force(&stage.site).await.iter().for_each(|problem| report.complain(problem));
+    leaked.extend(snapshot(&stage.marks).await?.since(before));
     Ok(())
 }
 

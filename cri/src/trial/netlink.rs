@@ -1,12 +1,12 @@
-//! The few netlink questions a trial asks by itself: which nft objects and links carry its mark, and away with them.
+//! The few netlink questions a trial asks by itself: which nft objects carry its mark, and away with them.
 //!
 //! Independent of the network driver on purpose: the leak count must not be made by what is being counted. Formats:
-//! netlink(7), `linux/netfilter/nf_tables.h`, rtnetlink(7). Encoding and decoding are pure.
+//! netlink(7), `linux/netfilter/nf_tables.h`. Encoding and decoding are pure.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
-use rustix::net::{AddressFamily, Protocol, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink};
 
 /// nlmsghdr flags (`linux/netlink.h`).
 const REQUEST: u16 = 0x1;
@@ -24,8 +24,6 @@ const GET_ELEMENTS: u16 = NFT | 13;
 /// `NFNL_MSG_BATCH_BEGIN` and `END`; the resource id of the first is the subsystem.
 const BATCH_BEGIN: u16 = 16;
 const BATCH_END: u16 = 17;
-/// `RTM_DELLINK`.
-const DELETE_LINK: u16 = 17;
 
 /// One table, or one set or map in it with its number of elements.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +40,7 @@ pub struct NftObject {
 
 /// Tables whose name begins with `prefix`, with their sets and elements. A kernel without nftables has none.
 pub fn nft_objects(prefix: &str) -> io::Result<Vec<NftObject>> {
-    let Some(socket) = open(Some(netlink::NETFILTER))? else { return Ok(Vec::new()) };
+    let Some(socket) = open()? else { return Ok(Vec::new()) };
     let mut found = Vec::new();
     for message in dump(&socket, &nft_message(GET_TABLE, REQUEST | DUMP, 0, 0, &[]))? {
         if let Some((family, table)) = named(&message).filter(|(_, name)| name.starts_with(prefix)) {
@@ -69,7 +67,7 @@ pub fn nft_objects(prefix: &str) -> io::Result<Vec<NftObject>> {
 
 /// Removes a table with everything in it.
 pub fn delete_nft_table(family: u8, table: &str) -> io::Result<()> {
-    let Some(socket) = open(Some(netlink::NETFILTER))? else { return Ok(()) };
+    let Some(socket) = open()? else { return Ok(()) };
     let batch = [
         nft_message(BATCH_BEGIN, REQUEST, 0, 10, &[]),
         nft_message(DELETE_TABLE, REQUEST | ACK, family, 0, &attribute(1, table.as_bytes())),
@@ -79,20 +77,16 @@ pub fn delete_nft_table(family: u8, table: &str) -> io::Result<()> {
     acknowledged(&socket, &batch)
 }
 
-/// Removes a link of the node; a veth takes its other end along.
-pub fn delete_link(index: u32) -> io::Result<()> {
-    let Some(socket) = open(None)? else { return Ok(()) };
-    let mut body = vec![0u8; 16]; // ifinfomsg
-    body[4..8].copy_from_slice(&index.to_ne_bytes());
-    acknowledged(&socket, &message(DELETE_LINK, REQUEST | ACK, &body))
-}
-
 // === the socket ===
 
-/// A socket of a netlink family, `None` being NETLINK_ROUTE; returns `None` where the kernel does not have it.
-fn open(family: Option<Protocol>) -> io::Result<Option<OwnedFd>> {
-    let socket =
-        rustix::net::socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, family);
+/// A socket to nf_tables; `None` where the kernel does not have it.
+fn open() -> io::Result<Option<OwnedFd>> {
+    let socket = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        Some(netlink::NETFILTER),
+    );
     match socket {
         Ok(socket) => {
             let patience = Some(std::time::Duration::from_secs(5));
@@ -286,6 +280,5 @@ mod tests {
     #[test]
     fn removing_what_is_not_there_is_done_already() {
         delete_nft_table(1, "berth-no-such-table").unwrap();
-        delete_link(u32::MAX >> 1).unwrap();
     }
 }

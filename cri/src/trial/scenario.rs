@@ -203,7 +203,7 @@ impl Stage {
         let pid = daemon.pid().unwrap_or_default();
         self.daemon = Some(daemon);
         self.client = Some(Client::connect(&self.site.socket()).await?);
-        self.idle = snapshot(&self.marks)?;
+        self.idle = snapshot(&self.marks).await?;
         Ok(format!("pid {pid}, ready on {}", self.site.socket().display()))
     }
 
@@ -410,7 +410,7 @@ impl Stage {
     }
 
     async fn count_running(&mut self) -> Outcome {
-        let running = snapshot(&self.marks)?;
+        let running = snapshot(&self.marks).await?;
         Ok(running.summary())
     }
 
@@ -473,7 +473,7 @@ impl Stage {
     pub async fn look_for_leaks(&mut self) -> Result<Duration, CollectError> {
         let begun = Instant::now();
         while self.daemon.is_some() {
-            self.left = snapshot(&self.marks)?.since(&self.idle);
+            self.left = snapshot(&self.marks).await?.since(&self.idle);
             if self.left.is_empty() || begun.elapsed() > SETTLED_WITHIN {
                 break;
             }

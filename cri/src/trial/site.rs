@@ -12,7 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use super::image::digest;
 use super::leaks::Marks;
-use super::leaks::parse::{self, Route, Subnet};
+use super::leaks::parse::{self, Subnet};
+use super::links::{self, Place};
 
 /// Where markers lie.
 const MARKERS: &str = "/run/berth-try";
@@ -24,6 +25,9 @@ const SOCKET_PATH_MAX: usize = 107;
 /// Why a run has no place.
 #[derive(Debug, thiserror::Error)]
 pub enum SiteError {
+    /// The node's links and routes.
+    #[error("list the node's links and routes")]
+    Network(#[source] io::Error),
     /// A file operation.
     #[error("{action} {path}")]
     Io {
@@ -92,14 +96,14 @@ pub struct Site {
 
 impl Site {
     /// Names for this process: nothing is created yet.
-    pub fn plan() -> Result<Self, SiteError> {
+    pub async fn plan() -> Result<Self, SiteError> {
         let pid = std::process::id().cast_signed();
         let stat = PathBuf::from("/proc/self/stat");
         let owner = ProcessId::of(pid)
             .ok_or_else(|| failed("read", &stat)(io::Error::from(io::ErrorKind::InvalidData)))?;
         let directory = std::env::temp_dir().join(format!("berth-try-{pid:07}"));
-        let routes = fs::read_to_string("/proc/net/route").unwrap_or_default();
-        let third = free_subnet(&parse::routes4(&routes), pid.unsigned_abs()).ok_or(SiteError::NoSubnet)?;
+        let network = links::network().await.map_err(SiteError::Network)?;
+        let third = free_subnet(&network.routes, pid.unsigned_abs()).ok_or(SiteError::NoSubnet)?;
         let site = Self {
             version: VERSION,
             boot: boot_id(),
@@ -242,11 +246,11 @@ impl Site {
 }
 
 /// Second byte of a 10.x.0.0/16 that no route of this machine touches, the default route aside.
-fn free_subnet(routes: &[Route], seed: u32) -> Option<u8> {
+fn free_subnet(routes: &[Place], seed: u32) -> Option<u8> {
     let candidates = (0..55u32).map(|step| u8::try_from(200 + (seed + step) % 55).unwrap_or(200));
     let taken = |byte: u8| {
         let candidate = Subnet { address: std::net::Ipv4Addr::new(10, byte, 0, 0).into(), prefix: 16 };
-        routes.iter().any(|route| route.destination.prefix > 0 && route.destination.overlaps(&candidate))
+        routes.iter().any(|route| route.subnet.prefix > 0 && route.subnet.overlaps(&candidate))
     };
     candidates.into_iter().find(|byte| !taken(*byte))
 }
@@ -265,9 +269,9 @@ fn boot_id() -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_marker_is_read_back_and_a_damaged_one_is_not() {
-        let site = Site::plan().unwrap();
+    #[tokio::test]
+    async fn a_marker_is_read_back_and_a_damaged_one_is_not() {
+        let site = Site::plan().await.unwrap();
         let text = site.encode();
         assert_eq!(Site::decode(&text), Some(site));
         assert_eq!(Site::decode(&text.replace("/berth-try-", "/berth-cry-")), None);
@@ -275,9 +279,9 @@ mod tests {
         assert_eq!(Site::decode(""), None);
     }
 
-    #[test]
-    fn names_fit_where_they_are_used() {
-        let site = Site::plan().unwrap();
+    #[tokio::test]
+    async fn names_fit_where_they_are_used() {
+        let site = Site::plan().await.unwrap();
         assert!(site.link_prefix.len() <= 6, "{}", site.link_prefix);
         assert_eq!((base36(4_194_304), base36(1)), ("2hwcg".to_owned(), "00001".to_owned()));
         assert!(site.socket().starts_with(&site.directory));
@@ -286,7 +290,7 @@ mod tests {
 
     #[test]
     fn a_routed_subnet_is_not_taken() {
-        let route = |text| Route { destination: Subnet::parse(text).unwrap(), link: "x".into() };
+        let route = |text| Place { subnet: Subnet::parse(text).unwrap(), link: "x".into() };
         assert_eq!(free_subnet(&[route("0.0.0.0/0")], 3), Some(203));
         assert_eq!(free_subnet(&[route("10.203.7.0/24")], 3), Some(204));
         assert_eq!(free_subnet(&[route("10.254.0.0/16")], 54), Some(200));

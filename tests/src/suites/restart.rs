@@ -184,6 +184,11 @@ async fn killed_at_start(node: &mut Node) -> Result<()> {
         for pod in listed.items {
             client.remove_pod(&pod.id).await?;
         }
+        // A pod whose start was never answered is nobody's: the daemon removes it by itself, behind its readiness.
+        let records = node.dir.join("root/pods");
+        shell::eventually("the half made pod is removed", 10, || {
+            Ok(fs::read_dir(&records)?.next().is_none().then_some(()))
+        })?;
     }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! Fetches the marked objects of this machine from /proc, /sys and the daemon's directories.
+//! Fetches the marked objects of this machine from /proc, netlink and the daemon's directories.
 //!
 //! Objects come and go while they are listed; what vanishes in between is not there. Only a list that cannot be read
 //! at all is an error: a count that was not made must not look like zero.
@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::parse::{self, MountLine, Stat};
 use super::{Kind, Marks, Object, Snapshot};
+use crate::trial::links::{self, Network, Place};
 use crate::trial::netlink::{self, NftObject};
 
 /// A list that could not be read.
@@ -25,16 +26,17 @@ pub struct CollectError {
 const DEPTH_MAX: usize = 24;
 
 /// All objects that carry `marks` now.
-pub fn snapshot(marks: &Marks) -> Result<Snapshot, CollectError> {
+pub async fn snapshot(marks: &Marks) -> Result<Snapshot, CollectError> {
     let mounts = parse::mounts(&read("/proc/self/mountinfo")?);
     let processes = processes(marks)?;
+    let network = links::network().await.map_err(failed("rtnetlink"))?;
     let mut objects = Vec::new();
     objects.extend(marked_mounts(&mounts, marks));
     objects.extend(cgroups(&hierarchies(&mounts), marks));
     objects.extend(network_namespaces(&mounts, &processes, marks));
-    objects.extend(links(marks)?);
+    objects.extend(own_links(&network, marks));
     objects.extend(nft(marks)?);
-    objects.extend(addresses(marks)?);
+    objects.extend(addresses(&network, marks));
     objects.extend(processes.iter().map(|stat| Object {
         kind: Kind::Process,
         name: format!("{} ({}{})", stat.pid, stat.command, if stat.state == 'Z' { ", zombie" } else { "" }),
@@ -48,12 +50,9 @@ fn read(path: impl AsRef<Path>) -> Result<String, CollectError> {
     std::fs::read_to_string(path).map_err(|source| CollectError { path: path.to_owned(), source })
 }
 
-/// Like [`read`], for lists that do not exist when a family is switched off.
-fn read_if_present(path: &str) -> Result<String, CollectError> {
-    match read(path) {
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        other => other,
-    }
+fn failed(what: &str) -> impl FnOnce(io::Error) -> CollectError {
+    let path = PathBuf::from(what);
+    |source| CollectError { path, source }
 }
 
 /// Names of a directory's entries; empty when it is gone.
@@ -169,8 +168,7 @@ fn nft(marks: &Marks) -> Result<Vec<Object>, CollectError> {
     if marks.link_prefix.is_empty() {
         return Ok(Vec::new());
     }
-    let failed = |source| CollectError { path: PathBuf::from("nf_tables (netlink)"), source };
-    let found = netlink::nft_objects(&marks.link_prefix).map_err(failed)?;
+    let found = netlink::nft_objects(&marks.link_prefix).map_err(failed("nf_tables (netlink)"))?;
     let name = |object: &NftObject, element: &str| match &object.set {
         None => format!("table {}", object.table),
         Some(set) => format!("element {element} of {} {set}", object.table),
@@ -181,31 +179,29 @@ fn nft(marks: &Marks) -> Result<Vec<Object>, CollectError> {
     Ok(tables.chain(elements).map(|name| Object { kind: Kind::Nft, name }).collect())
 }
 
-fn links(marks: &Marks) -> Result<Vec<Object>, CollectError> {
-    let path = PathBuf::from("/sys/class/net");
-    let listing = std::fs::read_dir(&path).map_err(|source| CollectError { path, source })?;
-    let names = listing.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
-    let ours = names.filter(|name| !marks.link_prefix.is_empty() && name.starts_with(&marks.link_prefix));
-    Ok(ours.map(|name| Object { kind: Kind::Link, name }).collect())
+fn own_links<'a>(network: &'a Network, marks: &'a Marks) -> impl Iterator<Item = Object> {
+    let ours = network.links.iter().filter(|link| carries(&link.name, marks));
+    ours.map(|link| Object { kind: Kind::Link, name: link.name.clone() })
 }
 
-/// Routes of the node to pod addresses or through the run's links. What IPv6 gives to every link by itself (link-local and
-/// multicast routes) is no address of a pod: the link is counted, and they go with it.
-fn addresses(marks: &Marks) -> Result<Vec<Object>, CollectError> {
-    let mut routes = parse::routes4(&read_if_present("/proc/net/route")?);
-    routes.extend(parse::routes6(&read_if_present("/proc/net/ipv6_route")?));
-    let ours = |route: &&parse::Route| {
-        let by_link = !marks.link_prefix.is_empty() && route.link.starts_with(&marks.link_prefix);
-        let inside = |subnet: &parse::Subnet| {
-            route.destination.prefix >= subnet.prefix && route.destination.overlaps(subnet)
-        };
-        (by_link && !of_every_link(&route.destination)) || marks.subnets.iter().any(inside)
+fn carries(link: &str, marks: &Marks) -> bool {
+    !marks.link_prefix.is_empty() && link.starts_with(&marks.link_prefix)
+}
+
+/// Addresses of the node's links and routes that belong to pods, or are at one of the run's links. What IPv6 gives to every link by
+/// itself (link-local and multicast) is no address of a pod: the link is counted, and they go with it.
+fn addresses<'a>(network: &'a Network, marks: &'a Marks) -> impl Iterator<Item = Object> {
+    let ours = |place: &&Place| {
+        let inside =
+            |subnet: &parse::Subnet| place.subnet.prefix >= subnet.prefix && place.subnet.overlaps(subnet);
+        (carries(&place.link, marks) && !of_every_link(&place.subnet)) || marks.subnets.iter().any(inside)
     };
-    let object = |route: &parse::Route| Object {
+    let object = |what: &str, place: &Place| Object {
         kind: Kind::Address,
-        name: format!("route {} via {}", route.destination, route.link),
+        name: format!("{what} {} at {}", place.subnet, place.link),
     };
-    Ok(routes.iter().filter(ours).map(object).collect())
+    let addresses = network.addresses.iter().filter(ours).map(move |place| object("address", place));
+    addresses.chain(network.routes.iter().filter(ours).map(move |place| object("route", place)))
 }
 
 /// The two switches of the node that a pod network needs, with their values. They are shared by everybody on the node, so
@@ -283,7 +279,14 @@ mod tests {
             subnets: parse::Subnet::parse("203.0.113.0/24").into_iter().collect(),
             ..Marks::default()
         };
-        assert_eq!(addresses(&marks).unwrap(), []);
+        let at = |text, link: &str| Place { subnet: parse::Subnet::parse(text).unwrap(), link: link.into() };
+        let network = Network {
+            routes: vec![at("0.0.0.0/0", "eth0"), at("203.0.113.7/32", "t1")],
+            addresses: vec![at("fe80::1/64", "t1"), at("192.0.2.2/24", "eth0")],
+            ..Network::default()
+        };
+        let names: Vec<String> = addresses(&network, &marks).map(|object| object.name).collect();
+        assert_eq!(names, ["route 203.0.113.7/32 at t1"]);
     }
 
     #[test]

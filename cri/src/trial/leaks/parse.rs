@@ -1,6 +1,6 @@
 //! Readers of the kernel's texts: pure, tolerant of lines they do not know.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 /// One line of mountinfo (proc_pid_mountinfo(5)), as far as it is needed here.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,39 +100,6 @@ fn bits(address: IpAddr) -> u8 {
     if address.is_ipv4() { 32 } else { 128 }
 }
 
-/// A route of the node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    /// Where to.
-    pub destination: Subnet,
-    /// Through which interface.
-    pub link: String,
-}
-
-/// The lines of /proc/net/route: little-endian hexadecimal destination and mask.
-pub fn routes4(text: &str) -> Vec<Route> {
-    let line = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let number = |at: usize| u32::from_str_radix(fields.get(at)?, 16).ok().map(u32::swap_bytes);
-        let prefix = u8::try_from(number(7)?.leading_ones()).ok()?;
-        let address = IpAddr::V4(Ipv4Addr::from_bits(number(1)?));
-        Some(Route { destination: Subnet { address, prefix }, link: (*fields.first()?).to_owned() })
-    };
-    text.lines().skip(1).filter_map(line).collect()
-}
-
-/// The lines of /proc/net/ipv6_route: hexadecimal destination, prefix length, …, interface last.
-pub fn routes6(text: &str) -> Vec<Route> {
-    let line = |line: &str| {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        let address = u128::from_str_radix(fields.first()?, 16).ok()?;
-        let prefix = u8::from_str_radix(fields.get(1)?, 16).ok()?;
-        let destination = Subnet { address: IpAddr::V6(Ipv6Addr::from_bits(address)), prefix };
-        Some(Route { destination, link: (*fields.last()?).to_owned() })
-    };
-    text.lines().filter_map(line).collect()
-}
-
 /// What /proc/PID/stat says of a process (proc_pid_stat(5)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stat {
@@ -199,19 +166,6 @@ mod tests {
     #[test]
     fn escapes_that_are_none_stay_as_they_are() {
         assert_eq!(unescape(r"a\134b\9x\"), r"a\b\9x\");
-    }
-
-    #[test]
-    fn routes_of_both_families_are_read() {
-        let four = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\n\
-                    t1a\t0200590A\t00000000\t0005\t0\t0\t0\tFFFFFFFF\t0\t0\t0\n\
-                    eth0\t00000000\t0102A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0\n";
-        let routes = routes4(four);
-        assert_eq!(routes[0], Route { destination: subnet("10.89.0.2/32"), link: "t1a".into() });
-        assert_eq!(routes[1].destination, subnet("0.0.0.0/0"));
-        let six = "fd000000000000000000000000000002 80 00000000000000000000000000000000 00 \
-                   00000000000000000000000000000000 00000400 00000001 00000000 00000001 t1a\n";
-        assert_eq!(routes6(six), [Route { destination: subnet("fd00::2/128"), link: "t1a".into() }]);
     }
 
     #[test]

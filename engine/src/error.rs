@@ -97,7 +97,8 @@ impl std::error::Error for Error {
     }
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+/// An error and all its causes on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -25,6 +25,7 @@ pub mod serve;
 pub mod version;
 
 use args::Args;
+use engine::error::chain;
 
 /// Exit code for a command line that makes no sense (sysexits(3), EX_USAGE).
 pub const USAGE: u8 = 64;
@@ -133,16 +134,4 @@ pub(crate) fn complain(text: impl Display) {
 pub(crate) fn fail(text: impl Display) -> ExitCode {
     complain(text);
     ExitCode::FAILURE
-}
-
-/// An error and all its causes on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }

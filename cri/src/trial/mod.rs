@@ -33,6 +33,7 @@ mod deploy_tests;
 
 use std::process::ExitCode;
 
+use engine::error::chain;
 use tokio::signal::unix::{SignalKind, signal};
 
 use leaks::collect::{forwarding, snapshot};
@@ -84,18 +85,6 @@ pub fn main(arguments: &[String]) -> ExitCode {
     // A blocking request that is still under way is not waited for.
     runtime.shutdown_background();
     status
-}
-
-/// An error with its causes on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        next = cause.source();
-    }
-    text
 }
 
 /// Signals that end a run early; each of them cleans up.

@@ -50,6 +50,18 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn mount_image(&self, image_id: &str, sub_path: &str) -> Result<OwnedFd, Error>;
 }
 
+/// The system calls the store borrows from [`sys`](crate::sys).
+#[must_use]
+pub fn kernel() -> storage::Kernel {
+    use crate::sys::{btrfs, mount};
+    storage::Kernel {
+        seal: mount::seal,
+        create_subvolume: btrfs::create_subvolume,
+        snapshot: btrfs::snapshot,
+        delete_subvolume: btrfs::delete_subvolume,
+    }
+}
+
 impl Driver for Store {
     fn pull(
         self: Arc<Self>,

@@ -88,6 +88,7 @@ fn pull(image: &str) {
         driver: None,
         registry_config: Vec::new(),
         pull_memory: 256 << 20,
+        kernel: storage::Kernel::default(),
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let store = storage::Store::open(config).unwrap();

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +16,13 @@ use crate::store::Store;
 use crate::{RootfsOptions, Usage, files};
 
 const VERSION: u32 = 1;
+
+/// A measurement is good for this long, and for [`PATIENCE`] times what it took.
+const FRESH: Duration = Duration::from_secs(1);
+/// See [`FRESH`]: at most a fiftieth of a processor goes into measuring one container.
+const PATIENCE: u32 = 50;
+/// A measurement that takes longer is taken on a thread of its own, and whoever asks meanwhile gets the last one.
+const QUICK: Duration = Duration::from_millis(2);
 
 /// What is written of a container.
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,13 +39,30 @@ struct Container {
     view: Option<Arc<View>>,
     /// A copy of the mount handed out, to hand out again.
     mount: Option<OwnedFd>,
+    measured: Option<Measured>,
 }
 
-/// All containers of a store.
-#[derive(Debug)]
+/// The size of a writable layer, as last seen.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    usage: Usage,
+    at: Instant,
+    took: Duration,
+    /// Somebody is measuring again.
+    busy: bool,
+}
+
+impl Measured {
+    fn is_fresh(&self) -> bool {
+        self.at.elapsed() < FRESH.max(self.took * PATIENCE)
+    }
+}
+
+/// All containers of a store; clones are the same.
+#[derive(Clone, Debug)]
 pub(crate) struct Containers {
     root: PathBuf,
-    known: Mutex<HashMap<String, Container>>,
+    known: Arc<Mutex<HashMap<String, Container>>>,
 }
 
 impl Containers {
@@ -53,7 +78,7 @@ impl Containers {
             let name = entry.file_name().to_string_lossy().into_owned();
             known.insert(name, Container { image, ..Container::default() });
         }
-        Ok(Self { root, known: Mutex::new(known) })
+        Ok(Self { root, known: Arc::new(Mutex::new(known)) })
     }
 
     /// A container that uses the image.
@@ -67,6 +92,13 @@ impl Containers {
 
     fn directory(&self, name: &str) -> PathBuf {
         self.root.join(name)
+    }
+
+    /// Keeps a measurement, unless the container is gone meanwhile.
+    fn remember(&self, name: &str, measured: Option<Measured>) {
+        if let Some(state) = self.lock().get_mut(name) {
+            state.measured = measured;
+        }
     }
 }
 
@@ -108,7 +140,8 @@ impl Store {
             let _ = self.discard(&directory);
             return Err(error);
         }
-        let container_state = Container { image: image_id.to_owned(), view: Some(view), mount: None };
+        let container_state =
+            Container { image: image_id.to_owned(), view: Some(view), ..Container::default() };
         known.insert(container.to_owned(), container_state);
         Ok(())
     }
@@ -166,11 +199,51 @@ impl Store {
         released.collect()
     }
 
-    /// The container's writable layer; `None`: there is no such container.
+    /// The container's writable layer; `None`: there is no such container. A large layer is not walked for it: the answer
+    /// is then the last measurement, and a new one is under way if that is old.
     pub fn container_usage(&self, container: &str) -> Option<Usage> {
-        if !self.containers.lock().contains_key(container) {
-            return None;
+        let mut known = self.containers.lock();
+        let state = known.get_mut(container)?;
+        let last = state.measured;
+        let job = Measure {
+            driver: self.driver.clone(),
+            view: state.view.clone(),
+            directory: self.containers.directory(container),
+        };
+        match &mut state.measured {
+            Some(last) if last.is_fresh() || last.busy => return Some(last.usage),
+            Some(last) if last.took > QUICK => last.busy = true,
+            _ => {
+                drop(known);
+                let measured = job.run()?;
+                self.containers.remember(container, Some(measured));
+                return Some(measured.usage);
+            }
         }
-        self.driver.usage(&self.containers.directory(container)).ok()
+        drop(known);
+        let (containers, name) = (self.containers.clone(), container.to_owned());
+        let spawned = std::thread::Builder::new()
+            .name("measure".into())
+            .spawn(move || containers.remember(&name, job.run().or(last)));
+        if let Err(error) = spawned {
+            tracing::warn!(%container, %error, "its size is not measured again");
+            self.containers.remember(container, last);
+        }
+        last.map(|last| last.usage)
+    }
+}
+
+/// One measurement.
+struct Measure {
+    driver: Arc<dyn snapshot::Driver>,
+    view: Option<Arc<View>>,
+    directory: PathBuf,
+}
+
+impl Measure {
+    fn run(self) -> Option<Measured> {
+        let start = Instant::now();
+        let usage = self.driver.usage(self.view.as_deref(), &self.directory).ok()?;
+        Some(Measured { usage, at: Instant::now(), took: start.elapsed(), busy: false })
     }
 }

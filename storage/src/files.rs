@@ -58,6 +58,14 @@ pub(crate) fn directory(path: &Path) -> Result<(), FileError> {
     }
 }
 
+/// Deletes a directory with all that is in it; absent is fine.
+pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(FileError::at("delete", path)),
+    }
+}
+
 /// The bytes of a record.
 pub(crate) fn encode<T: Serialize>(kind: &str, version: u32, value: &T) -> Vec<u8> {
     // Our own structs of strings and numbers always serialise.

@@ -28,6 +28,9 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(test)]
+extern crate self as storage; // what unit and integration tests share names it so
+
 use std::collections::BTreeMap;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
@@ -40,6 +43,7 @@ pub mod error;
 mod files;
 mod flight;
 mod graph;
+mod kernel;
 pub mod layer;
 pub mod manifest;
 mod pull;
@@ -48,10 +52,13 @@ pub mod registry;
 mod scrub;
 pub mod snapshot;
 pub mod store;
+#[cfg(test)]
+mod support;
 mod tree;
 
 pub use digest::Digest;
 pub use error::{ErrorKind, FileError, OpenError, PullError, RemoveError, SnapshotError};
+pub use kernel::Kernel;
 pub use reference::ImageRef;
 pub use scrub::Damage;
 pub use store::Store;
@@ -67,6 +74,8 @@ pub struct Config {
     pub registry_config: Vec<PathBuf>,
     /// Memory for all running pulls, in bytes.
     pub pull_memory: u64,
+    /// System calls lent by the user of this crate.
+    pub kernel: Kernel,
 }
 
 /// Credentials for one pull; `Debug` never prints them.

@@ -64,7 +64,17 @@ impl Store {
     ///
     /// # Errors
     /// As [`Self::open`].
-    pub fn open_with(mut config: Config, timing: Timing) -> Result<Arc<Self>, OpenError> {
+    pub fn open_with(config: Config, timing: Timing) -> Result<Arc<Self>, OpenError> {
+        let (wanted, kernel) = (config.driver.clone(), config.kernel);
+        Self::open_driver(config, timing, |root| snapshot::choose(wanted.as_deref(), root, kernel))
+    }
+
+    /// [`Self::open_with`] with a driver of the caller's choice.
+    pub(crate) fn open_driver(
+        mut config: Config,
+        timing: Timing,
+        choose: impl FnOnce(&Path) -> Result<Arc<dyn Driver>, OpenError>,
+    ) -> Result<Arc<Self>, OpenError> {
         std::fs::create_dir_all(&config.root).map_err(FileError::at("create", &config.root))?;
         // Mounts name files by path: one that does not depend on where the process stands.
         config.root = config.root.canonicalize().map_err(FileError::at("resolve", &config.root))?;
@@ -83,7 +93,7 @@ impl Store {
             files::directory(&root.join(name))?;
         }
         sweep_staging(&root)?;
-        let driver = snapshot::choose(config.driver.as_deref(), &root)?;
+        let driver = choose(&root)?;
         let index = Index::load(&root)?;
         let store = Arc::new(Self {
             flights: Flights::new(&root, config.pull_memory),
@@ -266,8 +276,8 @@ impl Store {
 
     /// Deletes what is in the trash, on a thread of its own.
     pub(crate) fn empty_trash(&self) {
-        let trash = self.config.root.join("trash");
-        let spawned = std::thread::Builder::new().name("trash".into()).spawn(move || empty(&trash));
+        let (trash, driver) = (self.config.root.join("trash"), self.driver.clone());
+        let spawned = std::thread::Builder::new().name("trash".into()).spawn(move || empty(&trash, &*driver));
         if let Err(error) = spawned {
             tracing::warn!(%error, "the trash is emptied at the next start");
         }
@@ -310,8 +320,14 @@ impl Drop for Pin {
     }
 }
 
-fn empty(trash: &Path) {
+fn empty(trash: &Path, driver: &dyn Driver) {
     for entry in std::fs::read_dir(trash).into_iter().flatten().flatten() {
+        // A container's directory is the driver's, of an image's one directory is.
+        for directory in [entry.path(), entry.path().join(driver.name())] {
+            if let Err(error) = driver.discard(&directory) {
+                tracing::debug!(path = %directory.display(), %error, "deleted file by file");
+            }
+        }
         drop(Staging(entry.path()));
     }
 }
@@ -347,3 +363,6 @@ fn sweep_staging(root: &Path) -> Result<(), FileError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

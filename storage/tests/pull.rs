@@ -40,7 +40,7 @@ async fn an_image_pulled_by_tag_is_verified_mounted_and_removed_without_a_trace(
     if !have("pull by tag", &["docker-registry", "skopeo"]) {
         return;
     }
-    for driver in ["erofs", "overlay"] {
+    for driver in ["erofs", "overlay", "vfs"] {
         let (temp, registry) = (Temp::new("tag"), Registry::start(""));
         let layout = three_layers(&temp);
         let config = serde_json::json!({"Cmd": ["sh"], "Env": ["A=b"], "User": "7"});

@@ -71,7 +71,7 @@ async fn the_drivers_show_what_umoci_unpacks() {
     look(&bundle.join("rootfs"), "", &mut expected);
     let name = format!("{}/u:t", registry.address);
     layout.push(&name);
-    for driver in ["erofs", "overlay"] {
+    for driver in ["erofs", "overlay", "vfs"] {
         let temp = Temp::new(driver);
         let store = store(&temp.0, Some(driver));
         let image = pull(&store, &name).await.map_err(|e| chain(&e)).unwrap();

@@ -173,6 +173,7 @@ impl file::Image {
             driver: self.driver,
             registry_config: registry.config_path.unwrap_or_else(|| vec!["/etc/berth/certs.d".into()]),
             pull_memory: pull_memory.unwrap_or(256 << 20),
+            kernel: engine::image::kernel(),
         })
     }
 }

@@ -19,6 +19,11 @@ pub struct Attributes {
     pub userns_fd: u64,
 }
 
+/// Makes a mount read-only.
+pub fn seal(mount: BorrowedFd<'_>) -> io::Result<()> {
+    set_attributes(mount, false, &Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() })
+}
+
 /// Changes the mount behind a descriptor, and with `recursive` all below.
 pub fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attributes) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };

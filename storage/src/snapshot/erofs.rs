@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use crate::error::{FileError, SnapshotError};
-use crate::snapshot::{Driver, ImageLayers, View, merge, mount, overlay};
+use crate::snapshot::{Driver, ImageLayers, View, measure, merge, mount, overlay};
 use crate::{RootfsOptions, Usage, erofs, files};
 
 /// The image's metadata, in its directory.
@@ -68,7 +68,7 @@ impl Driver for Erofs {
         let tars = tars(image);
         let devices: Vec<&Path> = tars.iter().map(PathBuf::as_path).collect();
         let mount = mount::erofs(&image.id, &directory.join(INDEX), &devices)?;
-        Ok(View { lowers: vec![mount] })
+        Ok(View { lowers: vec![mount], image: image.clone() })
     }
 
     fn prepare(&self, _view: &View, container: &Path) -> Result<(), SnapshotError> {
@@ -88,8 +88,8 @@ impl Driver for Erofs {
         overlay::mount_lowers("image", view, None)
     }
 
-    fn usage(&self, container: &Path) -> Result<Usage, SnapshotError> {
-        overlay::usage(container)
+    fn usage(&self, _view: Option<&View>, container: &Path) -> Result<Usage, SnapshotError> {
+        measure::all(&container.join("upper"))
     }
 }
 

@@ -14,14 +14,20 @@
 //! 3. [`Driver::prepare`] makes a container's directory ready; a repeat changes nothing. [`Driver::mount`] returns a new detached
 //!    mount; nothing appears in the host's mount table. Dropping it undoes it.
 //! 4. A failed call leaves its directory to the caller to delete, and no mount.
-//! 5. Nothing in an image can make a driver touch a file outside the directory it was given.
+//! 5. [`Driver::usage`] counts what the container wrote, not what the image has.
+//! 6. Nothing in an image can make a driver touch a file outside the directory it was given.
 //!
 //! The suite in `suite.rs` runs these promises against each implementation.
 
+mod btrfs;
 mod erofs;
+#[cfg(test)]
+pub(crate) mod failing;
+mod measure;
 mod mount;
 mod overlay;
 mod unpack;
+mod vfs;
 
 use std::fmt::Debug;
 use std::os::fd::OwnedFd;
@@ -32,7 +38,7 @@ use crate::error::{FileError, OpenError, SnapshotError};
 use crate::layer::LayerError;
 use crate::layer::entry::{self, Entry};
 use crate::tree::{Hidden, Tree};
-use crate::{RootfsOptions, Usage, files};
+use crate::{Kernel, RootfsOptions, Usage, files};
 
 /// What a driver is given of an image.
 #[derive(Clone, Debug)]
@@ -48,6 +54,8 @@ pub struct ImageLayers {
 pub struct View {
     /// Read-only trees, topmost first.
     pub lowers: Vec<OwnedFd>,
+    /// What it was made of.
+    pub image: ImageLayers,
 }
 
 /// A snapshot driver; see the module's contract.
@@ -69,24 +77,32 @@ pub trait Driver: Debug + Send + Sync {
     ) -> Result<OwnedFd, SnapshotError>;
     /// Mounts the image alone, read-only and detached.
     fn mount_view(&self, view: &View) -> Result<OwnedFd, SnapshotError>;
-    /// Bytes and inodes of a container's writable layer.
-    fn usage(&self, container: &Path) -> Result<Usage, SnapshotError>;
+    /// Bytes and inodes of a container's writable layer; may walk it. `None`: the image is not open at the moment.
+    fn usage(&self, view: Option<&View>, container: &Path) -> Result<Usage, SnapshotError>;
+    /// Called for a directory that this driver filled, before it is deleted file by file: whatever is quicker than that.
+    fn discard(&self, _directory: &Path) -> Result<(), SnapshotError> {
+        Ok(())
+    }
 }
 
 /// The drivers, best first.
-const DRIVERS: [&str; 2] = ["erofs", "overlay"];
+const DRIVERS: [&str; 4] = ["erofs", "overlay", "btrfs", "vfs"];
 
 /// The configured driver, or the first that works in `root`; each is tried for real, with a mount.
-pub(crate) fn choose(wanted: Option<&str>, root: &Path) -> Result<Arc<dyn Driver>, OpenError> {
+pub(crate) fn choose(
+    wanted: Option<&str>,
+    root: &Path,
+    kernel: Kernel,
+) -> Result<Arc<dyn Driver>, OpenError> {
     if let Some(name) = wanted {
         let refuse = |reason: String| OpenError::Driver { name: name.to_owned(), reason };
-        let Some(driver) = by_name(name) else {
+        let Some(driver) = by_name(name, kernel) else {
             return Err(refuse(format!("there is none of that name; there are: {}", DRIVERS.join(", "))));
         };
         return probe(&*driver, root).map(|()| driver).map_err(|error| refuse(chain(&error)));
     }
     let mut reasons = Vec::new();
-    for driver in DRIVERS.iter().filter_map(|name| by_name(name)) {
+    for driver in DRIVERS.iter().filter_map(|name| by_name(name, kernel)) {
         match probe(&*driver, root) {
             Ok(()) => return Ok(driver),
             Err(error) => reasons.push(format!("{}: {}", driver.name(), chain(&error))),
@@ -95,12 +111,19 @@ pub(crate) fn choose(wanted: Option<&str>, root: &Path) -> Result<Arc<dyn Driver
     Err(OpenError::Driver { name: "any".into(), reason: reasons.join("; ") })
 }
 
-fn by_name(name: &str) -> Option<Arc<dyn Driver>> {
+fn by_name(name: &str, kernel: Kernel) -> Option<Arc<dyn Driver>> {
     match name {
         "erofs" => Some(Arc::new(erofs::Erofs)),
         "overlay" => Some(Arc::new(overlay::Overlay)),
+        "btrfs" => Some(Arc::new(btrfs::Btrfs { kernel })),
+        "vfs" => Some(Arc::new(vfs::Vfs { kernel })),
         _ => None,
     }
+}
+
+#[cfg(test)]
+pub(crate) fn overlay_for_tests() -> Box<dyn Driver> {
+    Box::new(overlay::Overlay)
 }
 
 fn chain(error: &dyn std::error::Error) -> String {
@@ -136,6 +159,9 @@ fn probe(driver: &dyn Driver, root: &Path) -> Result<(), SnapshotError> {
         rustix::fs::openat(&mount, "probe", flags, mode).map_err(FileError::at("create", "probe"))?;
         Ok(())
     })();
+    for part in ["image", "container"] {
+        let _ = driver.discard(&base.join(part));
+    }
     let _ = std::fs::remove_dir_all(&base);
     result
 }

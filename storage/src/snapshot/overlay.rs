@@ -6,16 +6,13 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self, Dir, FileType, Mode, OFlags};
+use rustix::fs::{self, Mode, OFlags};
 
 use crate::error::{FileError, SnapshotError};
 use crate::snapshot::mount::Writable;
-use crate::snapshot::{Driver, ImageLayers, View, merge, mount, unpack};
+use crate::snapshot::{Driver, ImageLayers, View, measure, merge, mount, unpack};
 use crate::tree::Hidden;
 use crate::{RootfsOptions, Usage, files};
-
-/// Deepest directory a container can make that is still counted; the kernel's PATH_MAX allows about half of it.
-const DEPTH_MAX: usize = 4096;
 
 /// The driver; it keeps no state.
 #[derive(Debug)]
@@ -50,7 +47,7 @@ impl Driver for Overlay {
     fn view(&self, image: &ImageLayers, directory: &Path) -> Result<View, SnapshotError> {
         let numbers = (0..image.layers.len().max(1)).rev();
         let lowers = numbers.map(|number| open_directory(&layer_directory(directory, number)));
-        Ok(View { lowers: lowers.collect::<Result<_, _>>()? })
+        Ok(View { lowers: lowers.collect::<Result<_, _>>()?, image: image.clone() })
     }
 
     fn prepare(&self, _view: &View, container: &Path) -> Result<(), SnapshotError> {
@@ -70,8 +67,8 @@ impl Driver for Overlay {
         mount_lowers("image", view, None)
     }
 
-    fn usage(&self, container: &Path) -> Result<Usage, SnapshotError> {
-        usage(container)
+    fn usage(&self, _view: Option<&View>, container: &Path) -> Result<Usage, SnapshotError> {
+        measure::all(&container.join("upper"))
     }
 }
 
@@ -111,7 +108,7 @@ pub(super) fn mount_container(
                 })?;
                 Ok::<_, SnapshotError>(copy)
             });
-            Some(View { lowers: copies.collect::<Result<_, _>>()? })
+            Some(View { lowers: copies.collect::<Result<_, _>>()?, image: view.image.clone() })
         }
     };
     let view = mapped.as_ref().unwrap_or(view);
@@ -161,57 +158,4 @@ pub(super) fn mount_lowers(target: &str, view: &View, label: Option<&str>) -> Re
 
 fn is_readonly(fd: &OwnedFd) -> bool {
     fs::fstatvfs(fd).is_ok_and(|s| s.f_flag.contains(fs::StatVfsMountFlags::RDONLY))
-}
-
-/// Counts the writable layer, by descriptor, never following a link.
-pub(super) fn usage(container: &Path) -> Result<Usage, SnapshotError> {
-    let path = container.join("upper");
-    let top = open_directory(&path)?;
-    let mut usage = Usage::default();
-    let mut seen = std::collections::HashSet::new();
-    count(&top, 0, &mut usage, &mut seen).map_err(FileError::at("measure", &path))?;
-    Ok(usage)
-}
-
-fn count(
-    directory: &OwnedFd,
-    depth: usize,
-    usage: &mut Usage,
-    seen: &mut std::collections::HashSet<u64>,
-) -> rustix::io::Result<()> {
-    let mut add = |stat: &fs::Stat, usage: &mut Usage| {
-        if stat.st_nlink < 2
-            || FileType::from_raw_mode(stat.st_mode) == FileType::Directory
-            || seen.insert(stat.st_ino)
-        {
-            usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
-            usage.inodes += 1;
-        }
-    };
-    add(&fs::fstat(directory)?, usage);
-    let mut below = Vec::new();
-    for entry in Dir::read_from(directory)? {
-        let entry = entry?;
-        if matches!(entry.file_name().to_bytes(), b"." | b"..") {
-            continue;
-        }
-        // A container at work removes files under our eyes.
-        let Ok(stat) = fs::statat(directory, entry.file_name(), fs::AtFlags::SYMLINK_NOFOLLOW) else {
-            continue;
-        };
-        if FileType::from_raw_mode(stat.st_mode) == FileType::Directory {
-            below.push(entry.file_name().to_owned());
-        } else {
-            add(&stat, usage);
-        }
-    }
-    if depth < DEPTH_MAX {
-        for name in below {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-            if let Ok(child) = fs::openat(directory, &name, flags, Mode::empty()) {
-                count(&child, depth + 1, usage, seen)?;
-            }
-        }
-    }
-    Ok(())
 }

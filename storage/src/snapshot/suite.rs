@@ -15,13 +15,12 @@ use crate::layer::spool::Spool;
 use crate::layer::{Expect, LayerError, ingest};
 use crate::{RootfsOptions, SnapshotError, files};
 
-#[path = "../../tests/support/tar.rs"]
-#[allow(unreachable_pub, clippy::needless_pass_by_value, reason = "shared with the integration tests")]
-mod tar;
-
+mod place;
 mod rules;
 
-use tar::{Entry, Tar};
+use crate::support::kernel::KERNEL;
+use crate::support::tar::{Entry, Tar};
+use place::Place;
 
 /// What is seen of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,28 +37,33 @@ struct Seen {
 
 type Shown = BTreeMap<String, Seen>;
 
-/// A directory for one test.
-struct Bench(PathBuf);
+/// A place for one test.
+struct Bench(Place);
+
+impl std::ops::Deref for Bench {
+    type Target = Path;
+    fn deref(&self) -> &Path {
+        &self.0.0
+    }
+}
+
+/// Every driver with a place that suits it.
+fn benches() -> impl Iterator<Item = (&'static str, Bench)> {
+    super::DRIVERS.into_iter().filter_map(|name| Some((name, Bench(Place::of(name)?))))
+}
 
 impl Bench {
     fn new() -> Self {
-        use std::sync::atomic::{AtomicU32, Ordering};
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let path = PathBuf::from(format!("/tmp/storage-suite-{}-{number}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
+        Self(Place::of("any").unwrap())
     }
 
     /// Takes a layer in as a pull would.
     fn layer(&self, number: usize, tar: &[u8]) -> Result<PathBuf, LayerError> {
-        let directory = self.0.join(format!("layer{number}"));
+        let directory = self.join(format!("layer{number}"));
         files::directory(&directory)?;
-        let file =
-            std::fs::File::options().read(true).write(true).create_new(true).open(self.0.join("spool"));
+        let file = std::fs::File::options().read(true).write(true).create_new(true).open(self.join("spool"));
         let spool = Arc::new(Spool::new(file.unwrap(), 0));
-        std::fs::remove_file(self.0.join("spool")).unwrap();
+        std::fs::remove_file(self.join("spool")).unwrap();
         spool.append(tar).unwrap();
         spool.complete();
         let digest = Digest::of(tar);
@@ -75,17 +79,10 @@ impl Bench {
     }
 }
 
-impl Drop for Bench {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
 /// What a driver shows of the layers.
-fn show_with(name: &str, tars: &[Tar]) -> Result<Shown, SnapshotError> {
-    let bench = Bench::new();
+fn show_with(name: &str, bench: &Bench, tars: &[Tar]) -> Result<Shown, SnapshotError> {
     let image = bench.image(tars)?;
-    let (driver, view) = built(name, &bench, &image)?;
+    let (driver, view) = built(name, bench, &image)?;
     let mount = driver.mount_view(&view)?;
     Ok(look(&mount))
 }
@@ -95,8 +92,8 @@ fn built(
     bench: &Bench,
     image: &ImageLayers,
 ) -> Result<(Arc<dyn Driver>, super::View), SnapshotError> {
-    let driver = by_name(name).unwrap();
-    let directory = bench.0.join("image");
+    let driver = by_name(name, KERNEL).unwrap();
+    let directory = bench.join("image");
     files::directory(&directory)?;
     driver.build(image, &directory)?;
     let view = driver.view(image, &directory)?;
@@ -105,20 +102,26 @@ fn built(
 
 /// What all drivers show; they must agree.
 fn show(tars: &[Tar]) -> Shown {
-    let erofs = show_with("erofs", tars).map_err(|e| super::chain(&e)).unwrap();
-    let overlay = show_with("overlay", tars).map_err(|e| super::chain(&e)).unwrap();
-    for (path, seen) in &erofs {
-        assert_eq!(Some(seen), overlay.get(path), "{path}: erofs, overlay");
+    let mut first: Option<Shown> = None;
+    for (name, bench) in benches() {
+        let shown =
+            show_with(name, &bench, tars).map_err(|e| format!("{name}: {}", super::chain(&e))).unwrap();
+        let first = first.get_or_insert_with(|| shown.clone());
+        for (path, seen) in &*first {
+            assert_eq!(Some(seen), shown.get(path), "{path}: erofs, {name}");
+        }
+        assert_eq!(first.keys().collect::<Vec<_>>(), shown.keys().collect::<Vec<_>>(), "{name}");
     }
-    assert_eq!(erofs.keys().collect::<Vec<_>>(), overlay.keys().collect::<Vec<_>>());
-    erofs
+    first.unwrap()
 }
 
-/// The error of layers that must be refused.
+/// The error of layers that must be refused, the same by all drivers.
 fn refused(tars: &[Tar]) -> String {
-    let texts = ["erofs", "overlay"].map(|name| super::chain(&show_with(name, tars).unwrap_err()));
-    assert_eq!(texts[0], texts[1]);
-    texts[0].clone()
+    let one = |(name, bench): (&str, Bench)| super::chain(&show_with(name, &bench, tars).unwrap_err());
+    let mut texts: Vec<String> = benches().map(one).collect();
+    texts.dedup();
+    assert_eq!(texts.len(), 1, "{texts:?}");
+    texts.remove(0)
 }
 
 fn look(mount: &OwnedFd) -> Shown {
@@ -179,11 +182,10 @@ fn names(shown: &Shown) -> Vec<&str> {
 
 #[test]
 fn a_container_writes_over_the_image_and_never_into_it() {
-    for name in ["erofs", "overlay"] {
-        let bench = Bench::new();
+    for (name, bench) in benches() {
         let image = bench.image(&[Tar::new().dir("./", 0o751).file("a", b"image")]).unwrap();
         let (driver, view) = built(name, &bench, &image).unwrap();
-        let container = bench.0.join("container");
+        let container = bench.join("container");
         files::directory(&container).unwrap();
         driver.prepare(&view, &container).unwrap();
         driver.prepare(&view, &container).unwrap();
@@ -198,13 +200,13 @@ fn a_container_writes_over_the_image_and_never_into_it() {
         std::fs::write(format!("{root}/b"), "new").unwrap();
         let seen = look(&driver.mount_view(&view).unwrap());
         assert_eq!((data(&seen, "/a"), seen.contains_key("/b")), (&b"image"[..], false));
-        assert_eq!(driver.usage(&container).unwrap().inodes, 3);
+        assert_eq!(driver.usage(Some(&view), &container).unwrap().inodes, 3, "{name}");
         drop(mount);
         // After a crash of the daemon the volatile mark of the first mount is still there.
         let again = driver.mount(&view, &container, &RootfsOptions::default()).unwrap();
         assert_eq!(data(&look(&again), "/a"), b"container");
         let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-        assert!(!table.contains(bench.0.to_str().unwrap()), "nothing is in the host's mount table");
+        assert!(!table.contains(bench.to_str().unwrap()), "nothing is in the host's mount table");
     }
 }
 
@@ -225,7 +227,7 @@ fn what_the_erofs_driver_writes_passes_fsck() {
     for layer in &image.layers {
         command.arg(format!("--device={}", layer.join("tar").display()));
     }
-    let output = command.arg(bench.0.join("image/index.erofs")).output().unwrap();
+    let output = command.arg(bench.join("image/index.erofs")).output().unwrap();
     let text =
         String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     if text.contains("isn't supported on this platform") {

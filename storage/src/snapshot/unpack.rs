@@ -1,4 +1,4 @@
-//! Writes one layer of a merged tree into a directory, in overlayfs' own terms: whiteouts are character devices 0:0, an opaque
+//! Writes a merged tree into a directory: all of it, or what one layer changed, in overlayfs' own terms: whiteouts are character devices 0:0, an opaque
 //! directory carries `trusted.overlay.opaque` (kernel doc overlayfs.rst).
 //!
 //! Safe by construction: the tree has real directories only, so every step goes one component down from a directory descriptor with
@@ -46,10 +46,23 @@ pub(super) fn layer(
     for (parent, name) in &hidden.names {
         unpack.hide(*parent, name);
     }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let top = fs::open(into, flags, Mode::empty()).map_err(FileError::at("open", into))?;
-    unpack.directory(0, &top, into)?;
-    Ok(unpack.usage)
+    unpack.top(into)
+}
+
+/// Unpacks the whole tree. `layers` are the directories with the tars.
+pub(super) fn whole(tree: &Tree, layers: &[PathBuf], into: &Path) -> Result<Usage, SnapshotError> {
+    let unpack = Unpack {
+        tree,
+        only: None,
+        needed: HashSet::new(),
+        hidden: HashMap::new(),
+        opaque: HashSet::new(),
+        tars: layers.iter().map(|layer| layer.join("tar")).collect(),
+        open: HashMap::new(),
+        links: shared(tree),
+        usage: Usage::default(),
+    };
+    unpack.top(into)
 }
 
 struct Unpack<'a> {
@@ -107,6 +120,13 @@ fn needed(tree: &Tree, number: usize, hidden: &Hidden) -> HashSet<NodeId> {
 }
 
 impl Unpack<'_> {
+    fn top(mut self, into: &Path) -> Result<Usage, SnapshotError> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let top = fs::open(into, flags, Mode::empty()).map_err(FileError::at("open", into))?;
+        self.directory(0, &top, into)?;
+        Ok(self.usage)
+    }
+
     /// A hidden name becomes a whiteout, unless this layer put something else there.
     fn hide(&mut self, parent: NodeId, name: &[u8]) {
         match self.tree.children(parent).and_then(|c| c.get(name)) {

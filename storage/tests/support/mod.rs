@@ -15,6 +15,7 @@
 #![allow(clippy::needless_pass_by_value, clippy::cast_possible_truncation, reason = "brevity of tests")]
 
 pub mod faulty;
+pub mod kernel;
 pub mod tar;
 
 use std::io::{BufRead, BufReader, Write};
@@ -202,6 +203,7 @@ pub fn config(root: &Path, driver: Option<&str>) -> Config {
         driver: driver.map(str::to_owned),
         registry_config: vec![root.join("certs.d")],
         pull_memory: 256 << 20,
+        kernel: kernel::KERNEL,
     }
 }
 

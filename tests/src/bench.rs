@@ -3,6 +3,7 @@
 //! - [`contender`]: each runtime on private directories, well configured, with the same loopback registry
 //! - [`action`]: what is measured, each result checked by what the container itself says
 //! - [`machine`]: memory, processor time and mounts, as the kernel counts them
+//! - [`pull`]: big images, by themselves (`tests/bench pull`)
 //! - [`sample`]: medians and the like
 //! - [`table`]: Markdown and JSON
 //!
@@ -11,6 +12,7 @@
 pub mod action;
 pub mod contender;
 pub mod machine;
+pub mod pull;
 pub mod run;
 pub mod sample;
 pub mod table;

@@ -3,6 +3,7 @@
 //! critest names its images by their public names; the recipes below give what the specs use of each of them: a shell with
 //! busybox's applets, nginx with its process title and pid file, a set-uid program, users and groups.
 
+mod bulk;
 mod layout;
 mod rootfs;
 
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 
+pub use bulk::{FORTY_LAYERS, SHARED, big, forty_layers, shared};
 pub use layout::{Config, Layer, digest};
 
 /// An image as an OCI layout on disk.
@@ -124,19 +126,4 @@ fn layered(dir: &Path, busybox: &Layer) -> Result<Image> {
     let layers = [&Layer::gzip(&base)?, &Layer::zstd(&middle)?, &Layer::plain(&top)?];
     let config = Config { cmd: &["sh"], env: &["LAYERED=yes"], working_dir: "/data", ..Config::default() };
     layout::image(dir, &[LAYERED], &config, &[busybox, layers[0], layers[1], layers[2]])
-}
-
-/// Four layers with 100,000 files between them, 1.2 GiB unpacked, of which about a third is left when packed.
-///
-/// # Errors
-/// A file cannot be written.
-pub fn big(dir: &Path) -> Result<Image> {
-    let mut layers = Vec::new();
-    for number in 0..4 {
-        let root = rootfs::bulk(&dir.join(format!("big{number}")), number)?;
-        layers.push(Layer::gzip(&root)?);
-        std::fs::remove_dir_all(root)?;
-    }
-    let layers: Vec<_> = layers.iter().collect();
-    layout::image(dir, &[BIG], &Config { cmd: &["/none"], ..Config::default() }, &layers)
 }

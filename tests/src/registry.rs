@@ -23,6 +23,8 @@ pub struct Registry {
     process: Child,
     /// Directory with `HOST/hosts.toml` files that name the registry as mirror of the public hosts.
     pub mirrors: PathBuf,
+    /// Its log: one line per request, in Apache's combined format, and its own words.
+    pub log: PathBuf,
 }
 
 // === impl Registry ===
@@ -46,7 +48,8 @@ impl Registry {
         fs::write(own.join("hosts.toml"), format!("server = \"http://{ADDRESS}\"\n"))?;
         let config = dir.join("registry.yml");
         fs::write(&config, configuration(&dir.join("registry")))?;
-        let log = fs::File::create(dir.join("registry.log"))?;
+        let path = dir.join("registry.log");
+        let log = fs::File::create(&path)?;
         let process = Command::new("docker-registry")
             .arg("serve")
             .arg(&config)
@@ -55,7 +58,7 @@ impl Registry {
             .stderr(log)
             .spawn()
             .context("start docker-registry")?;
-        let registry = Self { process, mirrors };
+        let registry = Self { process, mirrors, log: path };
         shell::eventually("the registry listens", 20, || Ok(TcpStream::connect(ADDRESS).ok()))?;
         Ok(registry)
     }
@@ -72,7 +75,7 @@ impl Registry {
             let mut args = vec!["--insecure-policy", "copy", "--quiet", "--all", "--dest-tls-verify=false"];
             args.extend(image.format.map(|format| ["--format", format]).into_iter().flatten());
             args.extend([from.as_str(), to.as_str()]);
-            shell::run(60, "skopeo", &args)?;
+            shell::run(300, "skopeo", &args)?;
         }
         Ok(())
     }

@@ -59,3 +59,33 @@ pub fn cpu_seconds() -> Result<f64> {
 pub fn mounts() -> Result<usize> {
     Ok(fs::read_to_string("/proc/self/mountinfo")?.lines().count())
 }
+
+/// Processor time of one process so far, all its threads, in seconds (proc_pid_stat(5)).
+///
+/// # Errors
+/// The process is gone.
+pub fn process_seconds(pid: u32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name in parentheses may hold anything.
+    let (_, rest) = text.rsplit_once(") ").context("stat")?;
+    let ticks: Vec<f64> = rest.split_whitespace().skip(11).take(2).filter_map(|n| n.parse().ok()).collect();
+    // USER_HZ is 100 on every architecture this runs on.
+    Ok(ticks.iter().sum::<f64>() / 100.0)
+}
+
+/// Lets the peak of a process's memory begin anew (proc_pid_clear_refs(5)).
+///
+/// # Errors
+/// The process is gone.
+pub fn forget_peak(pid: u32) -> Result<()> {
+    Ok(fs::write(format!("/proc/{pid}/clear_refs"), "5")?)
+}
+
+/// Peak of a process's resident memory, in MiB.
+///
+/// # Errors
+/// The process is gone.
+pub fn peak(pid: u32) -> Result<f64> {
+    let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    Ok(field(&text, "VmHWM:").context("VmHWM")? / 1024.0)
+}

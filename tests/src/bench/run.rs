@@ -163,7 +163,7 @@ impl Bench<'_> {
         let taken = action::pull(&mut client, image, &self.contender.dir).await?;
         self.push("pull of the big image, durable: ms", taken);
         let taken = action::remove_image(&mut client, image).await?;
-        self.push("RemoveImage of it: ms", taken);
+        self.push("RemoveImage of the big image: ms", taken);
         Ok(())
     }
 }

@@ -89,6 +89,19 @@ impl Layer {
     }
 }
 
+/// A layer whose blob lies in a layout already.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    /// OCI media type.
+    pub(super) media_type: &'static str,
+    /// `sha256:…` of the blob.
+    pub(super) digest: String,
+    /// Length of the blob in bytes.
+    pub(super) size: u64,
+    /// Digest of the plain tar.
+    pub(super) diff_id: String,
+}
+
 // === layouts ===
 
 /// `sha256:…` of some bytes.
@@ -104,9 +117,27 @@ pub fn digest(bytes: &[u8]) -> String {
 /// A file cannot be written.
 pub(super) fn image(dir: &Path, names: &[&str], config: &Config<'_>, layers: &[&Layer]) -> Result<Image> {
     let layout = open(dir, names[0])?;
-    let manifest = manifest(&layout, config, ("linux", ARCHITECTURE), layers)?;
+    let layers = layers.iter().map(|layer| store(&layout, layer)).collect::<Result<Vec<_>>>()?;
+    let manifest = manifest(&layout, config, ("linux", ARCHITECTURE), &layers)?;
     close(&layout, &manifest)?;
     Ok(Image { names: names.iter().map(|&name| name.to_owned()).collect(), layout, format: None })
+}
+
+/// Completes the layout of an image whose layers lie in it.
+///
+/// # Errors
+/// A file cannot be written.
+pub(super) fn finish(layout: &Path, config: &Config<'_>, layers: &[Stored]) -> Result<()> {
+    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#)?;
+    let manifest = manifest(layout, config, ("linux", ARCHITECTURE), layers)?;
+    close(layout, &manifest)
+}
+
+fn store(layout: &Path, layer: &Layer) -> Result<Stored> {
+    let descriptor = blob(layout, layer.media_type, &layer.blob)?;
+    let digest = descriptor["digest"].as_str().unwrap_or_default().to_owned();
+    let size = u64::try_from(layer.blob.len())?;
+    Ok(Stored { media_type: layer.media_type, digest, size, diff_id: layer.diff_id.clone() })
 }
 
 /// Writes an image index with one manifest per platform.
@@ -115,11 +146,12 @@ pub(super) fn image(dir: &Path, names: &[&str], config: &Config<'_>, layers: &[&
 /// A file cannot be written.
 pub(super) fn index(dir: &Path, name: &str, platforms: &[(&str, &str)], layer: &Layer) -> Result<Image> {
     let layout = open(dir, name)?;
+    let layer = store(&layout, layer)?;
     let mut manifests = Vec::new();
     for &(os, architecture) in platforms {
         let platform = format!("PLATFORM={os}/{architecture}");
         let config = Config { env: &[&platform], cmd: &["sh"], ..Config::default() };
-        let mut entry = manifest(&layout, &config, (os, architecture), &[layer])?;
+        let mut entry = manifest(&layout, &config, (os, architecture), std::slice::from_ref(&layer))?;
         entry["platform"] = json!({ "os": os, "architecture": architecture });
         manifests.push(entry);
     }
@@ -154,7 +186,7 @@ fn manifest(
     layout: &Path,
     config: &Config<'_>,
     (os, architecture): (&str, &str),
-    layers: &[&Layer],
+    layers: &[Stored],
 ) -> Result<Value> {
     let mut env = vec!["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"];
     env.extend(config.env);
@@ -172,8 +204,10 @@ fn manifest(
         "rootfs": { "type": "layers", "diff_ids": diff_ids },
     });
     let config = blob(layout, "application/vnd.oci.image.config.v1+json", &serde_json::to_vec(&image)?)?;
-    let layers: Vec<_> =
-        layers.iter().map(|layer| blob(layout, layer.media_type, &layer.blob)).collect::<Result<_>>()?;
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|one| json!({ "mediaType": one.media_type, "digest": one.digest, "size": one.size }))
+        .collect();
     let media_type = "application/vnd.oci.image.manifest.v1+json";
     let manifest = json!({ "schemaVersion": 2, "mediaType": media_type, "config": config, "layers": layers });
     blob(layout, media_type, &serde_json::to_vec(&manifest)?)

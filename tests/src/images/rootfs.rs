@@ -128,30 +128,6 @@ pub(super) fn stack(dir: &Path) -> Result<[PathBuf; 3]> {
     Ok(layers)
 }
 
-/// 25,000 files of 300 MiB in all, a quarter of it noise; the same bytes at each call with the same number.
-pub(super) fn bulk(root: &Path, number: u64) -> Result<PathBuf> {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64 ^ (number << 32);
-    let mut noise = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        state
-    };
-    for dir in 0..250 {
-        let dir = root.join(format!("usr/lib/big{number}/{dir}"));
-        fs::create_dir_all(&dir)?;
-        for file in 0..100 {
-            let mut bytes = Vec::with_capacity(12_600);
-            for _ in 0..390 {
-                bytes.extend(noise().to_le_bytes());
-                bytes.extend(b"the same words in every line");
-            }
-            fs::write(dir.join(format!("file{file}")), &bytes[..])?;
-        }
-    }
-    Ok(root.to_owned())
-}
-
 // === packages and libraries ===
 
 /// Downloads a Debian package with its libraries (not their dependencies: libc6 is one of them) and unpacks all of them.

@@ -89,6 +89,7 @@ fn pull(image: &str) {
         registry_config: Vec::new(),
         pull_memory: 256 << 20,
         kernel: storage::Kernel::default(),
+        keep_blobs: false,
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let store = storage::Store::open(config).unwrap();

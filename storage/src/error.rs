@@ -111,6 +111,14 @@ pub enum PullError {
         #[source]
         source: ReferenceError,
     },
+    /// A name without a registry, and none of those it may stand for has it.
+    #[error("no registry has {image}: {}", tried.iter().map(|e| chain(e)).collect::<Vec<_>>().join("; "))]
+    Nowhere {
+        /// As given.
+        image: String,
+        /// What each said.
+        tried: Vec<PullError>,
+    },
     /// The registry, or the way to it.
     #[error("cannot pull {image}")]
     Registry {
@@ -183,6 +191,11 @@ impl PullError {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Reference { .. } => ErrorKind::InvalidArgument,
+            // If one of them may have it, it is too early to say that none has.
+            Self::Nowhere { tried, .. } => {
+                let kinds = tried.iter().map(Self::kind);
+                kinds.clone().find(|kind| *kind != ErrorKind::NotFound).unwrap_or(ErrorKind::NotFound)
+            }
             Self::Registry { source, .. } => source.kind(),
             Self::Manifest { source, .. } => source.kind(),
             Self::Layer { source, .. } => source.kind(),
@@ -297,4 +310,16 @@ impl SnapshotError {
             Self::File(error) => error.kind(),
         }
     }
+}
+
+/// An error and all its causes, for where several stand in one text.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    text
 }

@@ -1,7 +1,6 @@
 //! Layers in flight: each is fetched once, however many pulls wait for it, and stops when the last of them is gone.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -47,6 +46,7 @@ pub(crate) struct Flights {
     /// One permit per [`LAYER_MEMORY`] of the budget.
     memory: Arc<Semaphore>,
     number: AtomicU64,
+    keep_blobs: bool,
 }
 
 /// A staging directory that is gone when its owner is, unless published.
@@ -99,7 +99,7 @@ impl Drop for Staging {
 // === impl Flights ===
 
 impl Flights {
-    pub(crate) fn new(root: &Path, budget: u64) -> Self {
+    pub(crate) fn new(root: &Path, budget: u64, keep_blobs: bool) -> Self {
         // One layer must always be able to fly.
         let permits = usize::try_from(budget / LAYER_MEMORY).unwrap_or(1).clamp(1, 64);
         Self {
@@ -107,6 +107,7 @@ impl Flights {
             flying: Mutex::default(),
             memory: Arc::new(Semaphore::new(permits)),
             number: AtomicU64::new(0),
+            keep_blobs,
         }
     }
 
@@ -141,6 +142,7 @@ impl Flights {
             fetch: fetch(),
             memory: self.memory.clone(),
             counters: counters.clone(),
+            keep: self.keep_blobs,
         };
         let task = tokio::spawn(async move {
             let result = run.run().await;
@@ -166,19 +168,24 @@ struct Run {
     fetch: Fetch,
     memory: Arc<Semaphore>,
     counters: Arc<Counters>,
+    keep: bool,
 }
 
 impl Run {
     async fn run(self) -> Result<(), Failure> {
         let Ok(_permit) = self.memory.clone().acquire_owned().await else { return Err(Failure::Interrupted) };
-        let Self { mut staging, layer, partial, expect, fetch, counters, .. } = self;
+        let Self { mut staging, layer, partial, expect, fetch, counters, keep, .. } = self;
         loop {
-            let (spool, continued) = open_spool(&partial, expect.size).map_err(layer_failure)?;
+            let (spool, continued) = Spool::open(&partial, expect.size).map_err(layer_failure)?;
+            let spool = Arc::new(spool);
             counters.done.store(continued, Ordering::Relaxed);
             let end = EndSpool(spool.clone());
             let (ours, want, path) = (spool.clone(), expect.clone(), layer.clone());
+            let blob = keep.then(|| partial.clone());
             let mut ingesting = tokio::task::spawn_blocking(move || {
-                let result = ingest(&ours, &want, &staging.0).and_then(|()| publish(&staging, &path));
+                let result = ingest(&ours, &want, &staging.0)
+                    .and_then(|()| blob.map_or(Ok(()), |blob| keep_blob(&blob, &want, &staging.0)))
+                    .and_then(|()| publish(&staging, &path));
                 (staging, result)
             });
             let moved = |n| {
@@ -199,7 +206,7 @@ impl Run {
             drop(end);
             fetched.map_err(|error| Failure::Registry(Arc::new(error)))?;
             // The bytes have served, or are bad: either way nobody continues them.
-            let _ = std::fs::remove_file(&partial);
+            Spool::delete(&partial);
             match result {
                 // What an earlier attempt left may be damaged: once more, all of it.
                 Err(LayerError::Digest { .. }) if continued > 0 => {
@@ -216,16 +223,15 @@ fn layer_failure(error: impl Into<LayerError>) -> Failure {
     Failure::Layer(Arc::new(error.into()))
 }
 
-/// Opens what there is of a blob; too much of it is as good as nothing.
-fn open_spool(path: &Path, size: u64) -> Result<(Arc<Spool>, u64), FileError> {
-    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path);
-    let file = file.map_err(FileError::at("open", path))?;
-    let mut there = file.metadata().map_err(FileError::at("stat", path))?.len();
-    if there > size {
-        file.set_len(0).map_err(FileError::at("truncate", path))?;
-        there = 0;
+/// Moves a verified blob beside the tar it holds, durable. A blob that is the tar itself needs no second copy.
+pub(crate) fn keep_blob(blob: &Path, expect: &Expect, staging: &Path) -> Result<(), LayerError> {
+    if expect.blob == expect.diff_id {
+        return Ok(());
     }
-    Ok((Arc::new(Spool::new(file, there)), there))
+    let file = std::fs::File::open(blob).map_err(FileError::at("open", blob))?;
+    file.sync_data().map_err(FileError::at("flush", blob))?;
+    let to = graph::blob_path(staging, &expect.blob);
+    Ok(std::fs::rename(blob, &to).map_err(FileError::at("rename to", &to))?)
 }
 
 fn clear(directory: &Path) -> Result<(), FileError> {

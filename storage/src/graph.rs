@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use crate::digest::Digest;
 use crate::error::FileError;
 use crate::manifest::Config;
-use crate::reference::ImageRef;
+use crate::reference::{self, ImageRef};
 use crate::{Image, Usage, files};
 
 const VERSION: u32 = 1;
@@ -52,6 +52,9 @@ pub(crate) struct Record {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Names {
     pub(crate) images: BTreeMap<String, ImageNames>,
+    /// Names without a registry, completed with their tag, and the full names they were pulled as.
+    #[serde(default)]
+    pub(crate) short: BTreeMap<String, String>,
 }
 
 /// What one image is called.
@@ -91,6 +94,11 @@ pub(crate) fn image_directory(root: &Path, id: &str) -> PathBuf {
 /// Directory of a layer.
 pub(crate) fn layer_directory(root: &Path, diff_id: &Digest) -> PathBuf {
     root.join("layers").join(diff_id.algorithm()).join(diff_id.hex())
+}
+
+/// Where a layer's blob is kept, if it is: one layer may have come as several blobs.
+pub(crate) fn blob_path(layer: &Path, blob: &Digest) -> PathBuf {
+    layer.join(format!("blob.{}.{}", blob.algorithm(), blob.hex()))
 }
 
 // === impl Record ===
@@ -135,6 +143,19 @@ impl Names {
         self.images.entry(id.to_owned()).or_default().digests.insert(reference.with_digest(digest));
     }
 
+    /// Remembers what a short name stands for; `false`: that was known.
+    pub(crate) fn remember(&mut self, short: &str, full: &ImageRef) -> bool {
+        let full = full.to_string();
+        self.short.insert(reference::with_tag(short), full.clone()) != Some(full)
+    }
+
+    /// Drops short names that lead to nothing.
+    fn forget_short(&mut self) {
+        let named: BTreeSet<&String> =
+            self.images.values().flat_map(|names| names.tags.iter().chain(&names.digests)).collect();
+        self.short.retain(|_, full| named.contains(full));
+    }
+
     /// Gives `id` a tag.
     pub(crate) fn tag(&mut self, id: &str, tag: String) {
         self.images.values_mut().for_each(|names| {
@@ -163,6 +184,7 @@ impl Index {
         }
         let known: BTreeSet<String> = index.images.keys().cloned().collect();
         index.names.images.retain(|id, _| known.contains(id));
+        index.names.forget_short();
         Ok(index)
     }
 
@@ -232,6 +254,7 @@ impl Index {
         if is_hex && hex.len() == 64 {
             return self.images.get(&format!("sha256:{hex}"));
         }
+        let name = self.names.short.get(&reference::with_tag(name)).map_or(name, String::as_str);
         let named = name.parse::<ImageRef>().ok().and_then(|reference| self.by_reference(&reference));
         if named.is_some() || !is_hex {
             return named;
@@ -262,6 +285,7 @@ impl Index {
     /// Takes an image out; returns the layers nobody needs any more, except `keep`.
     pub(crate) fn take(&mut self, id: &str, keep: &dyn Fn(&Digest) -> bool) -> Vec<Digest> {
         self.names.images.remove(id);
+        self.names.forget_short();
         let Some(held) = self.images.remove(id) else { return Vec::new() };
         let needed = self.needed_layers();
         let gone: BTreeSet<Digest> = held.record.layers.iter().map(|l| l.diff_id.clone()).collect();

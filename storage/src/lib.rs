@@ -17,7 +17,8 @@
 //! Files owned, all under [`Config::root`], directories 0700:
 //! ```text
 //! lock                        flock, one process per store
-//! layers/sha256/<diffID>/     tar (uncompressed, as in the image), entries (parsed headers), record.json
+//! layers/sha256/<diffID>/     tar (uncompressed, as in the image), entries (parsed headers), blob.<alg>.<hex> (as transferred; kept only
+//!                             where it cannot be had again, see `image.keep_blobs`)
 //! images/<config hex>/        config, manifest, record.json, and what the driver builds (index.erofs)
 //! refs.json                   tags and digest references of all images
 //! containers/<name>/          record.json, upper/, work/
@@ -70,12 +71,15 @@ pub struct Config {
     pub root: PathBuf,
     /// Driver forced by configuration; `None`: the best one that works here.
     pub driver: Option<String>,
-    /// Directories of `<host>/hosts.toml`, first that exists wins, read at each pull.
+    /// Where registries are described: directories of `<host>/hosts.toml`, and `registries.conf` files (names that end in `.conf`); the
+    /// first that knows a registry wins; read at each pull.
     pub registry_config: Vec<PathBuf>,
     /// Memory for all running pulls, in bytes.
     pub pull_memory: u64,
     /// System calls lent by the user of this crate.
     pub kernel: Kernel,
+    /// Keep each layer's blob beside its tar, so that save and push need no registry; costs the compressed size on disk.
+    pub keep_blobs: bool,
 }
 
 /// Credentials for one pull; `Debug` never prints them.

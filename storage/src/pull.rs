@@ -20,7 +20,7 @@ use crate::graph::{self, Index, LayerRecord, Record};
 use crate::layer::Expect;
 use crate::manifest::{self, CONFIG_MAX, Config, Descriptor, Manifest, Parsed, Platform};
 use crate::reference::ImageRef;
-use crate::registry::{Fetched, RegistryError, Repository};
+use crate::registry::{Fetched, RegistryError, Repository, hosts};
 use crate::snapshot::ImageLayers;
 use crate::store::Store;
 use crate::{Credentials, Image, PullProgress, files};
@@ -41,7 +41,7 @@ struct Resolved {
 
 impl Store {
     /// Pulls an image. Dropping the future aborts the pull and leaves nothing visible; what was fetched of a blob is kept for a
-    /// while, to be continued.
+    /// while, to be continued. A name without a registry is tried at each that a `registries.conf` gives it.
     ///
     /// # Errors
     /// See [`PullError`]: each names the image, and the layer where there is one.
@@ -51,14 +51,44 @@ impl Store {
         credentials: Option<Credentials>,
         progress: watch::Sender<PullProgress>,
     ) -> Result<Arc<Image>, PullError> {
+        let registry = |source| PullError::Registry { image: image.to_owned(), source };
+        let names = hosts::names(image, &self.config.registry_config).map_err(registry)?;
+        let mut tried = Vec::new();
+        for name in &names {
+            match self.pull_named(name, credentials.clone(), &progress).await {
+                Ok(pulled) if name == image => return Ok(pulled),
+                Ok(pulled) => return self.name_short(&pulled.id, image, name),
+                Err(error) => tried.push(error),
+            }
+        }
+        match tried.len() {
+            1 => Err(tried.remove(0)),
+            _ => Err(PullError::Nowhere { image: image.to_owned(), tried }),
+        }
+    }
+
+    /// Pulls an image by its full name.
+    async fn pull_named(
+        self: &Arc<Self>,
+        image: &str,
+        credentials: Option<Credentials>,
+        progress: &watch::Sender<PullProgress>,
+    ) -> Result<Arc<Image>, PullError> {
         let reference: ImageRef =
             image.parse().map_err(|source| PullError::Reference { image: image.to_owned(), source })?;
         let name = reference.to_string();
         let registry = |source| PullError::Registry { image: name.clone(), source };
         let wrong = |source| PullError::Manifest { image: name.clone(), source };
-        phase(&progress, "resolving");
-        let repository = Repository::open(&reference, credentials, &self.config.registry_config, self.timing)
-            .map_err(registry)?;
+        phase(progress, "resolving");
+        let places = &self.config.registry_config;
+        let repository = Repository::open(&reference, credentials, places, &self.clients, self.timing);
+        let repository = repository.map_err(registry)?;
+        if let Some((id, top)) = self.unchanged(&repository, &reference).await.map_err(registry)? {
+            let _image_pin = self.pin_digests(vec![id.clone()]);
+            if self.index.load().images.contains_key(id.as_str()) {
+                return self.name_image(&id, &reference, &top, &name);
+            }
+        }
         let resolved = resolve(&repository, &reference, &name).await?;
         resolved.manifest.check_image().map_err(wrong)?;
         let id = resolved.manifest.config.digest.clone();
@@ -72,8 +102,8 @@ impl Store {
         let config = Config::parse(&config_bytes, &id).map_err(wrong)?;
         let diff_ids = resolved.manifest.diff_ids(&config).map_err(wrong)?;
         let _layer_pin = self.pin_digests(diff_ids.clone());
-        self.fetch_layers(&repository, &resolved.manifest.layers, &diff_ids, &progress, &name).await?;
-        phase(&progress, "writing");
+        self.fetch_layers(&repository, &resolved.manifest.layers, &diff_ids, progress, &name).await?;
+        phase(progress, "writing");
         let store = self.clone();
         let interrupted = |_| PullError::Interrupted { image: name.clone() };
         let build_name = name.clone();
@@ -83,6 +113,32 @@ impl Store {
         })
         .await
         .map_err(interrupted)?
+    }
+
+    /// Asks whether a tag is still what it was when it was pulled: `HEAD` costs nothing of a quota. The registry's word is taken only for a
+    /// digest that this very repository has shown the content of, so that nobody is served somebody else's image for its digest alone.
+    async fn unchanged(
+        &self,
+        repository: &Repository,
+        reference: &ImageRef,
+    ) -> Result<Option<(Digest, Digest)>, RegistryError> {
+        let (Some(tag), None) = (&reference.tag, &reference.digest) else { return Ok(None) };
+        let prefix = format!("{}@", reference.name());
+        let index = self.index.load_full();
+        let known = |text: &String| text.starts_with(&prefix);
+        if !index.names.images.values().any(|names| names.digests.iter().any(known)) {
+            return Ok(None);
+        }
+        let top = match repository.claimed_digest(tag).await {
+            Ok(Some(top)) => top,
+            // Not every registry answers `HEAD`; `GET` will say what is the matter.
+            Ok(None) | Err(RegistryError::Status { .. } | RegistryError::NotFound { .. }) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let text = reference.with_digest(&top);
+        let mut named = index.names.images.iter().filter(|(_, names)| names.digests.contains(&text));
+        let held = named.find_map(|(id, _)| index.images.get(id));
+        Ok(held.map(|held| (held.record.id.clone(), top)))
     }
 
     fn is_present(&self, id: &Digest, manifest: &Digest) -> bool {
@@ -138,7 +194,8 @@ impl Store {
         let expect = Expect { blob: layer.digest.clone(), size: layer.size, diff_id: diff_id.clone() };
         let file = |source| PullError::File { image: name.to_owned(), source };
         loop {
-            let (flight, ours) = self.flights.join(&expect, || repository.fetch(layer)).map_err(file)?;
+            let (flight, ours) =
+                self.flights.join(&expect, || repository.fetch(layer, &self.clients)).map_err(file)?;
             if let Ok(mut slot) = slot.lock() {
                 *slot = Some(flight.clone());
             }
@@ -242,6 +299,22 @@ impl Store {
     }
 }
 
+impl Store {
+    /// Remembers what a name without a registry has turned out to be.
+    fn name_short(&self, id: &str, short: &str, full: &str) -> Result<Arc<Image>, PullError> {
+        let lost = || PullError::Interrupted { image: short.to_owned() };
+        let full: ImageRef = full.parse().map_err(|_| lost())?;
+        let _guard = self.write_lock();
+        let mut index = Index::clone(&self.index.load());
+        if index.names.remember(short, &full) {
+            let file = |source| PullError::File { image: short.to_owned(), source };
+            index.names.write(self.root()).map_err(file)?;
+            self.index.store(Arc::new(index));
+        }
+        self.index.load().images.get(id).map(|held| held.image.clone()).ok_or_else(lost)
+    }
+}
+
 fn phase(progress: &watch::Sender<PullProgress>, phase: &str) {
     progress.send_modify(|p| phase.clone_into(&mut p.phase));
 }
@@ -260,7 +333,7 @@ async fn resolve(repository: &Repository, reference: &ImageRef, name: &str) -> R
             }
             Parsed::Index(entries) => {
                 let entry = manifest::select(&entries, &host, &fetched.digest).map_err(wrong)?;
-                fetched = repository.manifest_by(entry).await.map_err(registry)?;
+                fetched = repository.manifest_by(&entry.digest).await.map_err(registry)?;
             }
         }
     }

@@ -118,11 +118,25 @@ impl fmt::Display for ImageRef {
     }
 }
 
+/// Whether the first component is a registry, as opposed to Docker Hub's or a configured default.
+#[must_use]
+pub fn names_a_host(text: &str) -> bool {
+    text.split_once('/').is_some_and(|(first, _)| looks_like_host(first))
+}
+
+/// The name with `:latest` if it has neither tag nor digest.
+#[must_use]
+pub fn with_tag(name: &str) -> String {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    if last.contains([':', '@']) { name.to_owned() } else { format!("{name}:latest") }
+}
+
+fn looks_like_host(part: &str) -> bool {
+    part == "localhost" || part.contains(['.', ':']) || part.bytes().any(|b| b.is_ascii_uppercase())
+}
+
 /// Splits off the host and supplies Docker Hub's defaults.
 fn split_host(name: &str) -> (String, String) {
-    let looks_like_host = |part: &str| {
-        part == "localhost" || part.contains(['.', ':']) || part.bytes().any(|b| b.is_ascii_uppercase())
-    };
     let (host, path) = match name.split_once('/') {
         Some((host, path)) if looks_like_host(host) => (host, path),
         _ => ("docker.io", name),

@@ -17,7 +17,7 @@ use crate::digest::Digest;
 use crate::error::{FileError, OpenError, RemoveError, SnapshotError};
 use crate::flight::{Flights, Staging};
 use crate::graph::{self, Index};
-use crate::registry::Timing;
+use crate::registry::{Clients, Timing};
 use crate::snapshot::{self, Driver, ImageLayers, View};
 use crate::{Config, Image, Usage, files};
 
@@ -33,6 +33,7 @@ pub struct Store {
     pub(crate) index: ArcSwap<Index>,
     pub(crate) write: Mutex<()>,
     pub(crate) flights: Flights,
+    pub(crate) clients: Clients,
     pub(crate) containers: Containers,
     /// Layers and images (as their config digests) that running pulls rely on, with how many do.
     pub(crate) pins: Arc<Mutex<HashMap<Digest, u32>>>,
@@ -96,8 +97,9 @@ impl Store {
         let driver = choose(&root)?;
         let index = Index::load(&root)?;
         let store = Arc::new(Self {
-            flights: Flights::new(&root, config.pull_memory),
+            flights: Flights::new(&root, config.pull_memory, config.keep_blobs),
             containers: Containers::load(&root)?,
+            clients: Clients::default(),
             driver,
             timing,
             config,

@@ -161,6 +161,8 @@ section! {
         driver: Option<String>,
         /// Memory for all pulls.
         pull_memory: Option<String>,
+        /// Keep the compressed layers too.
+        keep_blobs: Option<bool>,
     }
 }
 

@@ -130,6 +130,14 @@ fn endpoints(listen: &[String], state: &Path, mutual_tls: bool) -> Result<Vec<En
     listen.iter().map(endpoint).collect()
 }
 
+/// Where registries' hosts and certificates are looked for: Berth's own, then what another runtime has left on the node.
+const REGISTRY_PLACES: [&str; 4] = [
+    "/etc/berth/certs.d",
+    "/etc/berth/registries.conf",
+    "/etc/containerd/certs.d",
+    "/etc/containers/registries.conf",
+];
+
 // === impl of the sections: from optional settings to the crates' own configurations ===
 
 impl file::Engine {
@@ -171,9 +179,12 @@ impl file::Image {
         Ok(storage::Config {
             root: root.into(),
             driver: self.driver,
-            registry_config: registry.config_path.unwrap_or_else(|| vec!["/etc/berth/certs.d".into()]),
+            registry_config: registry
+                .config_path
+                .unwrap_or_else(|| REGISTRY_PLACES.iter().map(PathBuf::from).collect()),
             pull_memory: pull_memory.unwrap_or(256 << 20),
             kernel: engine::image::kernel(),
+            keep_blobs: self.keep_blobs.unwrap_or(false),
         })
     }
 }

@@ -11,7 +11,8 @@ fn no_file_is_needed() {
     let config = Config::from_parts(File::default(), &Flags::default()).unwrap();
     assert_eq!(config.listen, [DEFAULT_LISTEN.parse().unwrap()]);
     assert_eq!(config.root, Path::new("/var/lib/berth"));
-    assert_eq!(config.storage.registry_config, [Path::new("/etc/berth/certs.d")]);
+    assert_eq!(config.storage.registry_config[0], Path::new("/etc/berth/certs.d"));
+    assert_eq!(config.storage.registry_config[3], Path::new("/etc/containers/registries.conf"));
     assert!(config.streaming.address.ip().is_loopback());
 }
 

@@ -1,32 +1,24 @@
-//! Being let in: what the caller gave, what the registry asks for, and tokens.
+//! Being let in: what the caller gave, and what the registry asks for.
 //!
-//! Challenges: RFC 9110 11.6.1. Tokens: the distribution project's token specification (GET with basic credentials) and its OAuth 2
-//! form (POST with a refresh token). Credentials go to the host they are for, and to its token service; to a plain-http token
-//! service only if the registry itself is plain http.
+//! Challenges: RFC 9110 11.6.1. Credentials go to the host they are for, and to its token service ([`token`](super::token)).
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use base64::Engine;
-use serde::Deserialize;
 
 use super::RegistryError;
 use super::hosts::Endpoint;
 use crate::Credentials;
 
-/// Tokens are used this much shorter than they live.
-const MARGIN: Duration = Duration::from_secs(10);
-/// Lifetime of a token that does not say (token specification).
-const LIFETIME: u64 = 60;
-
 /// Credentials, understood.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Secret {
-    kind: Kind,
+    pub(super) kind: Kind,
     server: String,
 }
 
-#[derive(Clone)]
-enum Kind {
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub(super) enum Kind {
     None,
     Basic { user: String, password: String },
     Refresh(String),
@@ -43,7 +35,7 @@ pub struct Challenge {
 }
 
 /// What to send in `Authorization`, and until when.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct Grant {
     pub(super) header: String,
     pub(super) until: Option<Instant>,
@@ -85,6 +77,11 @@ impl Secret {
         Ok(Self { kind, server: host_of(&given.server_address) })
     }
 
+    /// Nobody's.
+    pub(super) fn none() -> Self {
+        Self { kind: Kind::None, server: String::new() }
+    }
+
     /// The part of it that may be shown to `endpoint`.
     pub(super) fn for_host(&self, endpoint: &Endpoint, registry: &str) -> Self {
         let meant = match self.server.as_str() {
@@ -94,7 +91,7 @@ impl Secret {
                     || (!endpoint.mirror && server == canonical(registry))
             }
         };
-        if meant { self.clone() } else { Self { kind: Kind::None, server: String::new() } }
+        if meant { self.clone() } else { Self::none() }
     }
 
     /// What a challenge asks for: a header at once, or a token to be fetched.
@@ -109,7 +106,9 @@ impl Secret {
         let by_scheme = |scheme| challenges.iter().find(|challenge| challenge.scheme == scheme);
         match (&self.kind, by_scheme("bearer"), by_scheme("basic")) {
             (Kind::Bearer(token), Some(_), _) => Ok(Grant { header: format!("Bearer {token}"), until: None }),
-            (_, Some(bearer), _) => self.token(http, endpoint, bearer, scope, plain_http).await,
+            (_, Some(bearer), _) => {
+                super::token::fetch(http, endpoint, bearer, &self.kind, scope, plain_http).await
+            }
             (Kind::Basic { user, password }, None, Some(_)) => {
                 Ok(Grant { header: basic(user, password), until: None })
             }
@@ -124,98 +123,11 @@ impl Secret {
             }
         }
     }
-
-    async fn token(
-        &self,
-        http: &reqwest::Client,
-        endpoint: &str,
-        challenge: &Challenge,
-        scope: &str,
-        plain_http: bool,
-    ) -> Result<Grant, RegistryError> {
-        let realm = challenge.get("realm").unwrap_or_default().to_owned();
-        let url = reqwest::Url::parse(&realm).map_err(|_| RegistryError::Challenge {
-            host: endpoint.into(),
-            challenge: format!("realm \"{realm}\""),
-        })?;
-        let may_know = url.scheme() == "https" || plain_http;
-        let service = challenge.get("service").unwrap_or_default();
-        let scope = challenge.get("scope").filter(|s| !s.is_empty()).unwrap_or(scope);
-        let request = match &self.kind {
-            Kind::Refresh(token) if may_know => {
-                let fields = [
-                    ("grant_type", "refresh_token"),
-                    ("service", service),
-                    ("client_id", "berth"),
-                    ("scope", scope),
-                    ("refresh_token", token.as_str()),
-                ];
-                let body = fields.map(|(name, value)| format!("{name}={}", escape(value))).join("&");
-                http.post(url).header("content-type", "application/x-www-form-urlencoded").body(body)
-            }
-            kind => {
-                let mut url = url;
-                // Several scopes are several parameters.
-                for (name, value) in
-                    [("service", service)].into_iter().chain(scope.split(' ').map(|s| ("scope", s)))
-                {
-                    if !value.is_empty() {
-                        url.query_pairs_mut().append_pair(name, value);
-                    }
-                }
-                match kind {
-                    Kind::Basic { user, password } if may_know => {
-                        http.get(url).header("authorization", basic(user, password))
-                    }
-                    _ => http.get(url),
-                }
-            }
-        };
-        let what = format!("a token of {realm}");
-        let response = request.send().await.map_err(|e| super::client::transport(endpoint, &what, e))?;
-        let status = response.status().as_u16();
-        let bytes = super::client::body(response, endpoint, &what, 1 << 20, Duration::from_secs(60)).await?;
-        if status != 200 {
-            let message = super::client::message(&bytes);
-            return Err(RegistryError::Token { host: endpoint.into(), realm, status, message });
-        }
-        grant(&bytes).ok_or_else(|| RegistryError::Token {
-            host: endpoint.into(),
-            realm,
-            status,
-            message: "the answer holds no token".into(),
-        })
-    }
 }
 
-fn grant(bytes: &[u8]) -> Option<Grant> {
-    #[derive(Deserialize)]
-    struct Answer {
-        token: Option<String>,
-        access_token: Option<String>,
-        expires_in: Option<u64>,
-    }
-    let answer: Answer = serde_json::from_slice(bytes).ok()?;
-    let token = answer.token.filter(|t| !t.is_empty()).or(answer.access_token).filter(|t| !t.is_empty())?;
-    let lifetime = Duration::from_secs(answer.expires_in.unwrap_or(LIFETIME).clamp(LIFETIME, 3600));
-    Some(Grant { header: format!("Bearer {token}"), until: Some(Instant::now() + lifetime - MARGIN) })
-}
-
-fn basic(user: &str, password: &str) -> String {
+/// RFC 7617.
+pub(super) fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(format!("{user}:{password}")))
-}
-
-/// Form encoding of one value.
-fn escape(value: &str) -> String {
-    let mut out = String::with_capacity(value.len());
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            out.push(char::from(byte));
-        } else {
-            out.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    out
 }
 
 /// The host of a server address, which people write as host, URL, or URL with `/v1/`.
@@ -231,7 +143,6 @@ fn canonical(host: &str) -> String {
         other => other.to_ascii_lowercase(),
     }
 }
-
 // === impl Challenge ===
 
 impl Challenge {
@@ -313,10 +224,7 @@ mod tests {
 
     #[test]
     fn credentials_reach_only_the_host_they_are_for() {
-        let endpoint = |text: &str, mirror| Endpoint {
-            mirror,
-            ..super::super::hosts::endpoints(text, &[]).unwrap().remove(0)
-        };
+        let endpoint = |text: &str, mirror| Endpoint { mirror, ..Endpoint::plain(text) };
         let known = |server: &str, host: &str, mirror| {
             let given = Credentials {
                 username: "u".into(),

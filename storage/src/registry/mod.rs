@@ -1,118 +1,35 @@
 //! The registry client: OCI distribution-spec v1.1 and what real registries do besides.
 //!
-//! [`hosts`] decides where to ask (mirrors, then the registry itself), [`auth`] how to be let in, [`client`] sends one request well
-//! (retries, redirects, deadlines), [`blob`] fetches content that may be cut. Bytes are never trusted: whoever asks for a digest
-//! hashes what comes.
+//! [`hosts`] decides where to ask (mirrors, then the registry itself), [`auth`] and `token` how to be let in, [`client`] sends one
+//! request well (retries, redirects, deadlines), `throttle` obeys `Retry-After`, `clients` keeps connections and tokens between pulls,
+//! `blob` fetches content that may be cut. Bytes are never trusted: whoever asks for a digest hashes what comes.
 
+mod answer;
 pub mod auth;
 mod blob;
 pub mod client;
+mod clients;
 mod dns;
+mod error;
 pub mod hosts;
+mod throttle;
 mod tls;
+mod token;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::Credentials;
 use crate::digest::Digest;
-use crate::error::{ErrorKind, FileError};
 use crate::manifest::{self, Descriptor};
 use crate::reference::ImageRef;
+use blob::Source;
 use client::{Ask, Client};
 use hosts::{Capability, Endpoint};
 
 pub(crate) use blob::Fetch;
-
-/// What a registry, or the way to it, answered.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "each variant's text says it")]
-pub enum RegistryError {
-    #[error("{host} refused the credentials{}{hint}", detail(.message))]
-    Unauthorized { host: String, message: String, hint: &'static str },
-    #[error("{what} not found at {host}{}; check the name, and whether the repository needs credentials", detail(.message))]
-    NotFound { host: String, what: String, message: String },
-    #[error("{host} limits requests{}; wait, or use credentials with a higher limit", detail(.message))]
-    RateLimited { host: String, message: String },
-    #[error("{host} answered {status} to {what}{}", detail(.message))]
-    Status { host: String, status: u16, what: String, message: String },
-    #[error("cannot reach {host} for {what}")]
-    Transport { host: String, what: String, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("{host} sent nothing for {seconds} seconds during {what}")]
-    Stalled { host: String, what: String, seconds: u64 },
-    #[error("{host} sent {what} of {found} bytes, expected {expected}")]
-    Length { host: String, what: String, expected: u64, found: u64 },
-    #[error("{host} sent more than {limit} bytes as {what}")]
-    TooLarge { host: String, what: String, limit: u64 },
-    #[error("{host} sent {what} with digest {found}")]
-    Digest { host: String, what: String, found: Digest },
-    #[error("{host} redirects {what} {problem}")]
-    Redirect { host: String, what: String, problem: &'static str },
-    #[error("token service {realm} of {host} answered {status}{}", detail(.message))]
-    Token { host: String, realm: String, status: u16, message: String },
-    #[error("{host} asks for authentication in a way that is not understood: {challenge}")]
-    Challenge { host: String, challenge: String },
-    #[error("the credentials are not usable: {0}")]
-    Credentials(&'static str),
-    #[error("registry configuration {} is wrong: {problem}", path.display())]
-    Config { path: PathBuf, problem: String },
-    #[error("no configured host of {0} may be asked for this (see `capabilities` in hosts.toml)")]
-    NoHost(String),
-    #[error("all hosts failed: {}", list(.0))]
-    All(Vec<RegistryError>),
-    #[error(transparent)]
-    File(#[from] FileError),
-}
-
-fn detail(message: &str) -> String {
-    if message.is_empty() { String::new() } else { format!(" ({message})") }
-}
-
-fn list(errors: &[RegistryError]) -> String {
-    let texts: Vec<String> = errors
-        .iter()
-        .map(|error| match std::error::Error::source(error) {
-            Some(source) => format!("{error}: {}", root_cause(source)),
-            None => error.to_string(),
-        })
-        .collect();
-    texts.join("; ")
-}
-
-fn root_cause(mut error: &dyn std::error::Error) -> String {
-    while let Some(source) = error.source() {
-        error = source;
-    }
-    error.to_string()
-}
-
-impl RegistryError {
-    /// Class of the error.
-    #[must_use]
-    pub fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Unauthorized { .. } => ErrorKind::PermissionDenied,
-            Self::Token { status: 400..=403, .. } => ErrorKind::PermissionDenied,
-            Self::NotFound { .. } => ErrorKind::NotFound,
-            Self::Credentials(_) => ErrorKind::InvalidArgument,
-            Self::Config { .. } | Self::NoHost(_) => ErrorKind::FailedPrecondition,
-            Self::Stalled { .. } => ErrorKind::DeadlineExceeded,
-            Self::File(error) => error.kind(),
-            // The registry itself speaks last and with most authority.
-            Self::All(errors) => errors.last().map_or(ErrorKind::Unavailable, Self::kind),
-            _ => ErrorKind::Unavailable,
-        }
-    }
-
-    /// Whether the same request may succeed a moment later.
-    pub(crate) fn is_transient(&self) -> bool {
-        match self {
-            Self::Transport { .. } | Self::Stalled { .. } | Self::Length { .. } => true,
-            Self::Status { status, .. } | Self::Token { status, .. } => *status >= 500,
-            _ => false,
-        }
-    }
-}
+pub(crate) use clients::Clients;
+pub use error::RegistryError;
 
 /// Times of the client; tests shorten them.
 #[derive(Clone, Copy, Debug)]
@@ -123,8 +40,10 @@ pub struct Timing {
     pub stall: Duration,
     /// First pause before a retry; doubles.
     pub backoff: Duration,
-    /// Longest pause, also if `Retry-After` asks for more.
+    /// Longest pause.
     pub backoff_max: Duration,
+    /// Longest `Retry-After` that is waited for.
+    pub patience: Duration,
     /// Tries without progress before giving up.
     pub tries: u32,
 }
@@ -136,6 +55,7 @@ impl Default for Timing {
             stall: Duration::from_secs(60),
             backoff: Duration::from_millis(400),
             backoff_max: Duration::from_secs(30),
+            patience: Duration::from_secs(60),
             tries: 5,
         }
     }
@@ -169,17 +89,16 @@ impl Repository {
         image: &ImageRef,
         credentials: Option<Credentials>,
         config: &[PathBuf],
+        clients: &Clients,
         timing: Timing,
     ) -> Result<Self, RegistryError> {
-        let endpoints = hosts::endpoints(&image.host, config)?;
         let secret = auth::Secret::new(credentials.unwrap_or_default())?;
-        let mut clients = Vec::new();
-        for endpoint in endpoints {
-            let secret = secret.for_host(&endpoint, &image.host);
-            let client = Client::new(&endpoint, secret, timing)?;
-            clients.push((endpoint, client));
+        let mut endpoints = Vec::new();
+        for endpoint in hosts::endpoints(image, config)? {
+            let client = clients.get(&endpoint, secret.for_host(&endpoint, &image.host), timing)?;
+            endpoints.push((endpoint, client));
         }
-        Ok(Self { path: image.path.clone(), host: image.host.clone(), endpoints: clients, timing })
+        Ok(Self { path: image.path.clone(), host: image.host.clone(), endpoints, timing })
     }
 
     /// The manifest or index behind a tag or digest, verified if by digest.
@@ -193,9 +112,27 @@ impl Repository {
     }
 
     /// The manifest an index names.
-    pub(crate) async fn manifest_by(&self, descriptor: &Descriptor) -> Result<Fetched, RegistryError> {
-        let digest = &descriptor.digest;
+    pub(crate) async fn manifest_by(&self, digest: &Digest) -> Result<Fetched, RegistryError> {
         self.manifest_at(Capability::Pull, digest.as_str(), Some(digest)).await
+    }
+
+    /// The digest the first host that answers has for a tag, as it claims; `None`: it does not say.
+    pub(crate) async fn claimed_digest(&self, tag: &str) -> Result<Option<Digest>, RegistryError> {
+        let what = format!("manifest {}:{tag}", self.path);
+        let mut errors = Errors::new();
+        for (number, endpoint, client) in self.able(Capability::Resolve) {
+            let url = endpoint.url(&self.path, &format!("manifests/{tag}"), &self.host);
+            let mut ask = Ask::get(&url, endpoint.repository(&self.path), &what);
+            (ask.method, ask.accept) = (http::Method::HEAD, ACCEPT);
+            match client.send(&ask).await {
+                Ok(response) => {
+                    let digest = response.headers().get("docker-content-digest");
+                    return Ok(digest.and_then(|d| d.to_str().ok()?.parse().ok()));
+                }
+                Err(error) => errors.push((number, error)),
+            }
+        }
+        Err(self.none(errors))
     }
 
     /// A small blob, whole and verified.
@@ -206,25 +143,38 @@ impl Repository {
     ) -> Result<Vec<u8>, RegistryError> {
         let digest = &descriptor.digest;
         let what = format!("blob {digest}");
-        let mut errors = Vec::new();
-        for (endpoint, client) in self.able(Capability::Pull) {
-            let url = endpoint.url(&self.path, "blobs", digest.as_str(), &self.host);
-            let answer = client.small(&Ask::get(&url, &self.path, &what), limit.min(descriptor.size)).await;
+        let mut errors = Errors::new();
+        for (number, endpoint, client) in self.able(Capability::Pull) {
+            let url = endpoint.url(&self.path, &format!("blobs/{digest}"), &self.host);
+            let ask = Ask::get(&url, endpoint.repository(&self.path), &what);
+            let answer = client.small(&ask, limit.min(descriptor.size)).await;
             match answer.and_then(|(_, bytes)| verify(endpoint, &what, bytes, digest)) {
                 Ok(bytes) => return Ok(bytes),
-                Err(error) => errors.push(error),
+                Err(error) => errors.push((number, error)),
             }
         }
         Err(self.none(errors))
     }
 
-    /// Everything a layer's fetch needs, detached from the pull's borrow.
-    pub(crate) fn fetch(&self, descriptor: &Descriptor) -> Fetch {
-        let sources = self.endpoints.iter().filter(|(endpoint, _)| endpoint.can(Capability::Pull));
-        let sources = sources.map(|(endpoint, client)| {
-            (endpoint.url(&self.path, "blobs", descriptor.digest.as_str(), &self.host), client.clone())
-        });
-        Fetch::new(self.path.clone(), descriptor.clone(), sources.collect(), self.timing)
+    /// Everything a layer's fetch needs, detached from the pull's borrow. A foreign layer's own addresses come last, and see no
+    /// credentials (CVE-2020-15157).
+    pub(crate) fn fetch(&self, descriptor: &Descriptor, clients: &Clients) -> Fetch {
+        let rest = format!("blobs/{}", descriptor.digest);
+        let mut sources: Vec<Source> = Vec::new();
+        for (_, endpoint, client) in self.able(Capability::Pull) {
+            let url = endpoint.url(&self.path, &rest, &self.host);
+            let repository = endpoint.repository(&self.path).to_owned();
+            // Between sources the fetch itself decides who is asked next.
+            sources.push(Source { url, repository, client });
+        }
+        for url in &descriptor.urls {
+            if let Some((endpoint, url)) = foreign(url)
+                && let Ok(client) = clients.get(&endpoint, auth::Secret::none(), self.timing)
+            {
+                sources.push(Source { url, repository: self.path.clone(), client });
+            }
+        }
+        Fetch::new(descriptor.clone(), sources, self.timing)
     }
 
     async fn manifest_from(
@@ -235,8 +185,8 @@ impl Repository {
         digest: Option<&Digest>,
     ) -> Result<Fetched, RegistryError> {
         let what = format!("manifest {}:{reference}", self.path);
-        let url = endpoint.url(&self.path, "manifests", reference, &self.host);
-        let mut ask = Ask::get(&url, &self.path, &what);
+        let url = endpoint.url(&self.path, &format!("manifests/{reference}"), &self.host);
+        let mut ask = Ask::get(&url, endpoint.repository(&self.path), &what);
         ask.accept = ACCEPT;
         let (head, bytes) = client.small(&ask, manifest::MANIFEST_MAX).await?;
         let content_type =
@@ -256,29 +206,54 @@ impl Repository {
         reference: &str,
         digest: Option<&Digest>,
     ) -> Result<Fetched, RegistryError> {
-        let mut errors = Vec::new();
-        for (endpoint, client) in self.able(needs) {
-            match self.manifest_from(endpoint, client, reference, digest).await {
+        let mut errors = Errors::new();
+        for (number, endpoint, client) in self.able(needs) {
+            match self.manifest_from(endpoint, &client, reference, digest).await {
                 Ok(fetched) => return Ok(fetched),
-                Err(error) => errors.push(error),
+                Err(error) => errors.push((number, error)),
             }
         }
         Err(self.none(errors))
     }
 
-    /// Hosts that may be asked for something, in order.
-    fn able(&self, needs: Capability) -> impl Iterator<Item = &(Endpoint, Client)> {
-        self.endpoints.iter().filter(move |(endpoint, _)| endpoint.can(needs))
+    /// Hosts that may be asked for something: in order, but those that could not be reached a moment ago last. All but the last one get
+    /// one try.
+    fn able(&self, needs: Capability) -> Vec<(usize, &Endpoint, Client)> {
+        let mut able: Vec<_> =
+            self.endpoints.iter().enumerate().filter(|(_, (endpoint, _))| endpoint.can(needs)).collect();
+        able.sort_by_key(|(_, (_, client))| client.is_dead());
+        let last = able.len().saturating_sub(1);
+        let each = able.into_iter().enumerate();
+        each.map(|(at, (number, (endpoint, client)))| (number, endpoint, client.clone().eager(at < last)))
+            .collect()
     }
 
-    /// No host had it: why.
-    fn none(&self, mut errors: Vec<RegistryError>) -> RegistryError {
+    /// No host had it: why, in the order of the configuration.
+    fn none(&self, mut errors: Errors) -> RegistryError {
+        errors.sort_by_key(|(number, _)| *number);
+        let mut errors: Vec<RegistryError> = errors.into_iter().map(|(_, error)| error).collect();
         match errors.len() {
             0 => RegistryError::NoHost(self.host.clone()),
             1 => errors.remove(0),
             _ => RegistryError::All(errors),
         }
     }
+}
+
+/// What each host said, by its place in the configuration.
+type Errors = Vec<(usize, RegistryError)>;
+
+/// Where a foreign layer's own address leads, if it may be followed: https, or http on loopback.
+fn foreign(url: &str) -> Option<(Endpoint, String)> {
+    let parsed = reqwest::Url::parse(url).ok()?;
+    let host = parsed.host_str()?;
+    let authority = parsed.port().map_or_else(|| host.to_owned(), |port| format!("{host}:{port}"));
+    let plain = parsed.scheme() == "http" && hosts::is_loopback(&authority);
+    if parsed.scheme() != "https" && !plain {
+        return None;
+    }
+    let scheme = parsed.scheme().to_owned();
+    Some((Endpoint { scheme, mirror: true, ..Endpoint::plain(&authority) }, parsed.to_string()))
 }
 
 fn verify(

@@ -59,7 +59,7 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, RegistryErr
 }
 
 fn wrong(path: &Path, problem: &dyn std::fmt::Display) -> RegistryError {
-    RegistryError::Config { path: path.to_owned(), problem: problem.to_string() }
+    RegistryError::config(path, problem.to_string())
 }
 
 /// `skip_verify = true`: takes any certificate, but only with a handshake its key really signed.

@@ -61,10 +61,10 @@ impl Bench {
     fn layer(&self, number: usize, tar: &[u8]) -> Result<PathBuf, LayerError> {
         let directory = self.join(format!("layer{number}"));
         files::directory(&directory)?;
-        let file = std::fs::File::options().read(true).write(true).create_new(true).open(self.join("spool"));
-        let spool = Arc::new(Spool::new(file.unwrap(), 0));
-        std::fs::remove_file(self.join("spool")).unwrap();
-        spool.append(tar).unwrap();
+        let (spool, _) = Spool::open(&self.join("spool"), u64::MAX).unwrap();
+        let spool = Arc::new(spool);
+        Spool::delete(&self.join("spool"));
+        spool.write_at(0, tar).unwrap();
         spool.complete();
         let digest = Digest::of(tar);
         let expect = Expect { blob: digest.clone(), size: tar.len() as u64, diff_id: digest };

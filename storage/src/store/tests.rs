@@ -26,6 +26,7 @@ impl Bench {
             driver: None,
             registry_config: Vec::new(),
             pull_memory: 64 << 20,
+            keep_blobs: false,
             kernel,
         };
         let driver = Arc::new(Failing::new(snapshot::overlay_for_tests()));

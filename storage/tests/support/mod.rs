@@ -17,6 +17,7 @@
 pub mod faulty;
 pub mod kernel;
 pub mod tar;
+pub mod tls;
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -204,6 +205,7 @@ pub fn config(root: &Path, driver: Option<&str>) -> Config {
         registry_config: vec![root.join("certs.d")],
         pull_memory: 256 << 20,
         kernel: kernel::KERNEL,
+        keep_blobs: false,
     }
 }
 

@@ -46,16 +46,16 @@ pub(crate) struct Bucket {
 impl Bucket {
     /// A bucket for a rate in bits per second.
     ///
-    /// The annotations say nothing of bursts. Twenty milliseconds' worth is little enough to keep the rate within any second, and
-    /// enough for a timer that is late; below it a full-sized segment of generic offload must still fit. The queue holds
-    /// fifty milliseconds, or a handful of packets where the rate is small.
+    /// The annotations say nothing of bursts. Fifty milliseconds' worth keep the rate within any second, and lose nothing where
+    /// the timer of a busy node is late; below it a full-sized segment of generic offload must still fit. The queue holds a
+    /// hundred milliseconds, or some packets where the rate is small: with less, TCP does not reach the rate.
     pub(crate) fn of(bits: u64) -> Self {
         const LEAST_BURST: u64 = 16 << 10;
-        const LEAST_QUEUE: u64 = 32 << 10;
+        const LEAST_QUEUE: u64 = 64 << 10;
         let rate = bits.div_ceil(8);
         let bounded = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
-        let burst = (rate / 50).max(LEAST_BURST).min(u64::from(u32::MAX / 2));
-        let queue = (rate / 20).max(LEAST_QUEUE);
+        let burst = (rate / 20).max(LEAST_BURST).min(u64::from(u32::MAX / 2));
+        let queue = (rate / 10).max(LEAST_QUEUE);
         Self { rate, burst: bounded(burst), limit: bounded(burst.saturating_add(queue)) }
     }
 }
@@ -157,6 +157,6 @@ mod tests {
             let bucket = Bucket::of(bits);
             assert!(bucket.burst >= 16 << 10 && bucket.limit > bucket.burst, "{bucket:?}");
         }
-        assert_eq!(Bucket::of(80_000_000), Bucket { rate: 10_000_000, burst: 200_000, limit: 700_000 });
+        assert_eq!(Bucket::of(80_000_000), Bucket { rate: 10_000_000, burst: 500_000, limit: 1_500_000 });
     }
 }

@@ -21,6 +21,8 @@ use crate::{HostPort, Protocol};
 
 /// How many holders an exhaustion error names.
 const NAMED: usize = 5;
+/// As much of an id as crictl shows.
+const SHORT_ID: usize = 13;
 
 /// A published port: protocol, IPv4 or IPv6, node address (`None`: all of the family), port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +62,8 @@ pub(crate) struct Ledger {
     ports: HashMap<Slot, Vec<(Option<IpAddr>, String)>>,
     /// Ports of each pod.
     published: HashMap<String, Vec<Publication>>,
+    /// What people call a pod, where that is known.
+    names: HashMap<String, String>,
 }
 
 /// Protocol, IPv4 or not, port.
@@ -155,6 +159,19 @@ impl Ledger {
         }
     }
 
+    /// Says what people call a pod, for errors; until it gives up what it holds.
+    pub(crate) fn name(&mut self, pod: &str, name: &str) {
+        if !name.is_empty() {
+            self.names.insert(pod.to_owned(), name.to_owned());
+        }
+    }
+
+    /// A pod in an error: its name and enough of its id to find it, or its id.
+    fn called(&self, pod: &str) -> String {
+        let short = pod.get(..SHORT_ID).unwrap_or(pod);
+        self.names.get(pod).map_or_else(|| pod.to_owned(), |name| format!("{name} ({short})"))
+    }
+
     /// Publishes a pod's ports, all or none. What the pod has already it may publish again.
     pub(crate) fn publish(&mut self, pod: &str, ports: &[Publication]) -> Result<(), Error> {
         for (position, port) in ports.iter().enumerate() {
@@ -166,7 +183,7 @@ impl Ledger {
             if let Some((on, owner)) = owners.iter().find(|(on, owner)| owner != pod && port.collides(*on)) {
                 return Err(Error::PortTaken {
                     port: Publication { on: *on, ..*port }.text(),
-                    owner: owner.clone(),
+                    owner: self.called(owner),
                 });
             }
         }
@@ -181,6 +198,7 @@ impl Ledger {
     /// Gives up what a pod holds, at once: nothing was made in the kernel.
     pub(crate) fn abandon(&mut self, pod: &str) {
         self.unpublish(pod);
+        self.names.remove(pod);
         if let Some(link) = self.links.remove(pod) {
             self.forget_link(&link);
         }
@@ -189,6 +207,7 @@ impl Ledger {
     /// Gives up what a pod holds; its addresses are leaving until its link is gone.
     pub(crate) fn release(&mut self, pod: &str) {
         self.unpublish(pod);
+        self.names.remove(pod);
         if let Some(share) = self.links.remove(pod).and_then(|link| self.shares.get_mut(&link)) {
             share.leaving = true;
         }
@@ -224,9 +243,9 @@ impl Ledger {
             share.addresses.iter().filter(|a| pools.iter().any(|p| p.cidr.offset(**a).is_some())).count()
         };
         let held = self.shares.values().filter(|share| !share.leaving && inside(share) > 0);
-        let mut pods: Vec<&str> = held.map(|share| share.pod.as_str()).collect();
+        let mut pods: Vec<String> = held.map(|share| self.called(&share.pod)).collect();
         pods.sort_unstable();
-        let mut holders = pods.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+        let mut holders = pods.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
         if pods.len() > NAMED {
             holders.push_str(&format!(" and {} more", pods.len() - NAMED));
         }

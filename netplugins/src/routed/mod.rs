@@ -365,6 +365,7 @@ impl Routed {
             quiet: state.ipv6,
             gateways,
             ports: endpoint.host_ports.clone(),
+            name: called(endpoint),
             limits,
             shaper: shaper.unwrap_or_default(),
         };
@@ -377,9 +378,16 @@ impl Routed {
             private: serde_json::to_value(&private)
                 .map_err(|e| Error::Format { path: "network record".into(), why: e.to_string() })?,
         };
+        state.ledger.name(&endpoint.id, &private.name);
         state.ledger.publish(&endpoint.id, &private.publications(&attachment)?)?;
         Ok(attachment)
     }
+}
+
+/// `namespace/name`, or nothing.
+fn called(endpoint: &Endpoint) -> String {
+    let (name, namespace, _) = &endpoint.pod;
+    if name.is_empty() { String::new() } else { format!("{namespace}/{name}") }
 }
 
 fn with<T>(

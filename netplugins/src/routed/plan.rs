@@ -37,6 +37,9 @@ pub(crate) struct Private {
     pub(crate) gateways: Vec<IpAddr>,
     /// Published ports.
     pub(crate) ports: Vec<HostPort>,
+    /// What people call the pod, `namespace/name`; empty if that is not known.
+    #[serde(default)]
+    pub(crate) name: String,
     /// How much traffic the pod may have.
     #[serde(default)]
     pub(crate) limits: Limits,

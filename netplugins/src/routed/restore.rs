@@ -55,6 +55,7 @@ impl Routed {
             for (address, _) in &attachment.addresses {
                 state.ledger.hold(*address, &attachment.id, &attachment.host_interface);
             }
+            state.ledger.name(&attachment.id, &private.name);
             let published = private
                 .publications(attachment)
                 .and_then(|ports| state.ledger.publish(&attachment.id, &ports));

@@ -21,6 +21,7 @@ fn attachment(addresses: &[&str], ports: Vec<HostPort>) -> (Attachment, Private)
         quiet: true,
         gateways,
         ports,
+        name: String::new(),
         limits: Limits::default(),
         shaper: String::new(),
     };
@@ -99,10 +100,10 @@ fn limits_are_kept_on_the_node_and_only_where_there_are_any() {
     assert_eq!(
         lines(&shaped.host)[plain.host.len()..],
         [
-            "add qdisc dev ntabc root tbf rate 1000000bps burst 20000 limit 70000",
+            "add qdisc dev ntabc root tbf rate 1000000bps burst 50000 limit 150000",
             "add link ntifb mtu 1400 type ifb",
             "set ntifb up without link-local address",
-            "add qdisc dev ntifb root tbf rate 10000000bps burst 200000 limit 700000",
+            "add qdisc dev ntifb root tbf rate 10000000bps burst 500000 limit 1500000",
             "add qdisc dev ntabc ingress",
             "add filter dev ntabc ingress redirect to ntifb",
         ]

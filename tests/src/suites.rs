@@ -6,6 +6,7 @@ pub mod crictl;
 pub mod critest;
 pub mod deploy;
 pub mod kubelet;
+pub mod net;
 pub mod restart;
 pub mod tidy;
 pub mod trial;
@@ -21,7 +22,7 @@ use crate::world::World;
 pub type Suite = fn(&World, &mut Report) -> Result<()>;
 
 /// Every suite, in the order in which a full run takes them.
-pub const ALL: [(&str, Suite); 11] = [
+pub const ALL: [(&str, Suite); 12] = [
     ("tidy", tidy::run),
     ("compat", compat::run),
     ("deploy", deploy::run),
@@ -29,6 +30,7 @@ pub const ALL: [(&str, Suite); 11] = [
     ("badinput", badinput::run),
     ("restart", restart::run),
     ("try", trial::run),
+    ("net", net::run),
     ("critest", critest::focused),
     ("kubelet", kubelet::run),
     ("critest-full", critest::full),

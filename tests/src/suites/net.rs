@@ -1,0 +1,42 @@
+//! Pod networking as the shipped binary does it, with traffic of every kind.
+//!
+//! - [`space`], [`traffic`], [`pods`]: places, what passes between them, and who is in them
+//! - [`reach`]: who reaches whom, under which address, through which port
+//! - [`limits`]: what is refused, and what a full node says
+//! - [`attack`]: what a pod must not be able to do
+
+mod attack;
+mod limits;
+mod pods;
+mod reach;
+mod space;
+mod traffic;
+
+use anyhow::Result;
+
+use crate::census::Census;
+use crate::images::BUSYBOX;
+use crate::node::Node;
+use crate::report::Report;
+use crate::suites::wait;
+use crate::world::World;
+
+/// Runs the suite.
+///
+/// # Errors
+/// The daemon does not start.
+pub fn run(world: &World, report: &mut Report) -> Result<()> {
+    let outside = space::outside()?;
+    let mut node = Node::start(world, "net")?;
+    wait(async { Ok(node.client().await?.pull(BUSYBOX).await?) })?;
+    let before = Census::take(node.pid())?;
+    reach::run(report, &node, &outside);
+    attack::run(report, &node);
+    limits::bandwidth(report, &node);
+    limits::ports(report, &node);
+    report.case("leaves nothing behind", || node.settle(&before));
+    drop(node);
+    limits::full(world, report);
+    limits::cidrs(world, report);
+    Ok(())
+}

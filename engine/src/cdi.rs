@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::spec::{DeviceSpec, MountSpec};
+use crate::spec::{DeviceNode, DeviceSpec, MountSpec, Propagation};
 use crate::{Error, Kind};
 
 /// Directories of specs, the last one wins.
@@ -68,9 +68,38 @@ struct Node {
     path: String,
     host_path: Option<PathBuf>,
     permissions: Option<String>,
-    file_mode: Option<Value>,
-    uid: Option<Value>,
-    gid: Option<Value>,
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    major: Option<i64>,
+    minor: Option<i64>,
+    file_mode: Option<u32>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+impl Node {
+    /// The device, or what of it cannot be honoured.
+    fn device(self) -> Result<DeviceSpec, String> {
+        let block = match self.kind.as_deref() {
+            None | Some("") => None,
+            Some("b") => Some(true),
+            Some("c" | "u") => Some(false),
+            Some(other) => return Err(format!("a device node of type \"{other}\"")),
+        };
+        let number = |value: i64| u32::try_from(value).map_err(|_| format!("device number {value}"));
+        let number = match (self.major, self.minor) {
+            (None, None) => None,
+            (None, Some(minor)) => return Err(format!("minor number {minor} without a major one")),
+            (Some(major), minor) => Some((number(major)?, number(minor.unwrap_or(0))?)),
+        };
+        if number.is_some() && block.is_none() {
+            return Err("a device number without a type".into());
+        }
+        let node = DeviceNode { block, number, mode: self.file_mode, uid: self.uid, gid: self.gid };
+        let host_path = self.host_path.unwrap_or_else(|| PathBuf::from(&self.path));
+        let permissions = self.permissions.unwrap_or_else(|| "rwm".into());
+        Ok(DeviceSpec { container_path: self.path, host_path, permissions, node })
+    }
 }
 
 #[derive(Deserialize)]
@@ -80,6 +109,28 @@ struct Bind {
     container_path: String,
     #[serde(default)]
     options: Vec<String>,
+}
+
+impl Bind {
+    /// The mount, or which of its options cannot be honoured (mount(8)).
+    fn mount(self) -> Result<MountSpec, String> {
+        let mut mount = MountSpec {
+            container_path: self.container_path,
+            host_path: self.host_path,
+            ..MountSpec::default()
+        };
+        for option in self.options {
+            match option.as_str() {
+                "bind" | "rbind" | "rw" | "exec" | "dev" | "suid" | "private" | "rprivate" => {}
+                "ro" => mount.readonly = true,
+                "slave" | "rslave" => mount.propagation = Propagation::HostToContainer,
+                "shared" | "rshared" => mount.propagation = Propagation::Bidirectional,
+                "noexec" | "nodev" | "nosuid" => mount.options.push(option),
+                other => return Err(format!("mount option \"{other}\"")),
+            }
+        }
+        Ok(mount)
+    }
 }
 
 /// The edits of fully qualified devices (`vendor.com/class=name`), in order; those of a whole spec count once.
@@ -169,26 +220,16 @@ impl Edits {
             return refuse("netDevices");
         }
         for node in raw.device_nodes {
-            if node.file_mode.is_some() || node.uid.is_some() || node.gid.is_some() {
-                return refuse("a device node's fileMode, uid or gid");
+            match node.device() {
+                Ok(device) => self.devices.push(device),
+                Err(what) => return refuse(&what),
             }
-            let host_path = node.host_path.unwrap_or_else(|| PathBuf::from(&node.path));
-            let permissions = node.permissions.unwrap_or_else(|| "rwm".into());
-            self.devices.push(DeviceSpec { container_path: node.path, host_path, permissions });
         }
         for bind in raw.mounts {
-            let readonly = bind.options.iter().any(|option| option == "ro");
-            let known = ["noexec", "nodev", "nosuid"];
-            let options =
-                bind.options.into_iter().filter(|option| known.contains(&option.as_str())).collect();
-            let (host_path, container_path) = (bind.host_path, bind.container_path);
-            self.mounts.push(MountSpec {
-                container_path,
-                host_path,
-                readonly,
-                options,
-                ..MountSpec::default()
-            });
+            match bind.mount() {
+                Ok(mount) => self.mounts.push(mount),
+                Err(what) => return refuse(&what),
+            }
         }
         self.env.extend(raw.env);
         self.groups.extend(raw.additional_gids);
@@ -230,6 +271,35 @@ mod tests {
             ("rw", "/dev/gpu0")
         );
         assert!(edits.mounts[0].readonly && edits.mounts[0].options == ["nosuid"]);
+    }
+
+    #[test]
+    fn a_device_node_is_made_as_its_spec_states_it() {
+        let node = Node::new();
+        let more = r#","deviceNodes":[
+            {"path":"/dev/a","type":"c","major":10,"minor":200,"fileMode":432,"uid":1,"gid":2},
+            {"path":"/dev/b","hostPath":"/dev/null"}]"#;
+        let dirs = directories(&node, &[("etc/v.json", &spec("a", more))]);
+        let edits = resolve(&dirs, &["v.com/gpu=0".into()]).unwrap();
+        let stated = DeviceNode {
+            block: Some(false),
+            number: Some((10, 200)),
+            mode: Some(0o660),
+            uid: Some(1),
+            gid: Some(2),
+        };
+        assert_eq!(edits.devices[0].node, stated);
+        assert_eq!(edits.devices[1].node, DeviceNode::default());
+        for (edit, named) in [
+            (r#""deviceNodes":[{"path":"/p","type":"p"}]"#, "type \"p\""),
+            (r#""deviceNodes":[{"path":"/p","major":1}]"#, "without a type"),
+            (r#""deviceNodes":[{"path":"/p","minor":1}]"#, "without a major"),
+            (r#""mounts":[{"hostPath":"/","containerPath":"/r","options":["idmap"]}]"#, "\"idmap\""),
+        ] {
+            directories(&node, &[("etc/v.json", &spec("a", &format!(",{edit}")))]);
+            let error = resolve(&dirs, &["v.com/gpu=0".into()]).unwrap_err();
+            assert!(error.chain().contains(named), "{}", error.chain());
+        }
     }
 
     #[test]

@@ -262,6 +262,7 @@ pub struct MountSpec {
 
 /// A device node.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct DeviceSpec {
     /// Path in the container.
     pub container_path: String,
@@ -269,6 +270,24 @@ pub struct DeviceSpec {
     pub host_path: PathBuf,
     /// Any of `r`, `w`, `m`.
     pub permissions: String,
+    /// What is to differ from the node's own device file.
+    pub node: DeviceNode,
+}
+
+/// A device file as a CDI spec may state it; what is absent is as on the node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct DeviceNode {
+    /// Whether it is a block device.
+    pub block: Option<bool>,
+    /// Major and minor number; the file need not exist on the node then.
+    pub number: Option<(u32, u32)>,
+    /// Permission bits.
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
 }
 
 /// Resource limits. 0 and empty mean unset.

@@ -76,7 +76,7 @@ async fn a_working_directory_cannot_be_a_descriptor_of_the_runtime() {
         let cgroup = pod.cgroup(&id);
         let launch = engine::exec::ExecLaunch {
             spec: &spec,
-            namespaces: &spec.security.namespaces,
+            pod: &pod.spec,
             cgroup: &cgroup,
             stdin: false,
             stdout: false,

@@ -253,7 +253,7 @@ async fn an_exec_can_have_a_terminal() {
     let cgroup = pod.cgroup(&id);
     let launch = engine::exec::ExecLaunch {
         spec: &spec,
-        namespaces: &spec.security.namespaces,
+        pod: &pod.spec,
         cgroup: &cgroup,
         stdin: true,
         stdout: true,

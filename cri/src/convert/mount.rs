@@ -101,7 +101,7 @@ fn device(at: &str, d: proto::Device) -> Result<DeviceSpec, Error> {
         let why = format!("\"{permissions}\" holds more than r, w and m");
         return Err(Error::invalid(&format!("{at}.permissions"), why));
     }
-    Ok(DeviceSpec { container_path, host_path: host_path.into(), permissions })
+    Ok(DeviceSpec { container_path, host_path: host_path.into(), permissions, ..Default::default() })
 }
 
 /// Writes a mount back, for ContainerStatus.

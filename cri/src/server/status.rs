@@ -17,14 +17,15 @@ pub(super) fn handle(service: &Service, request: &StatusRequest) -> StatusRespon
         // The reason the kubelet and its users know.
         condition("NetworkReady", "NetworkPluginNotReady", &ready.network),
     ];
+    let features = service.engine.features("").unwrap_or_default();
     StatusResponse {
         status: Some(RuntimeStatus { conditions }),
         info: if request.verbose { info(service) } else { BTreeMap::new() },
         runtime_handlers: handlers(service),
         features: Some(RuntimeFeatures {
-            supplemental_groups_policy: true,
-            user_namespaces_host_network: false,
-            mount_options: true,
+            supplemental_groups_policy: features.supplemental_groups_policy,
+            user_namespaces_host_network: features.user_namespaces_host_network,
+            mount_options: features.mount_options,
         }),
     }
 }

@@ -132,7 +132,8 @@ fn requests_that_cannot_be_honoured_are_refused_by_field() {
     let mount =
         MountSpec { container_path: "/data".into(), host_path: "/tmp".into(), ..MountSpec::default() };
     let good = ContainerSpec { mounts: vec![mount], ..container("app") };
-    let features = Features { recursive_readonly_mounts: true, user_namespaces: false };
+    let features =
+        Features { recursive_readonly_mounts: true, user_namespaces: false, ..Features::default() };
     check(&good, &PodSpec::default(), features).unwrap();
     for (field, change) in table {
         let mut spec = good.clone();
@@ -153,7 +154,8 @@ fn the_words_the_kubelet_looks_for_come_first() {
     let with = |mount: MountSpec| ContainerSpec { mounts: vec![mount], ..container("app") };
     let recursive = MountSpec { recursive_readonly: true, ..mount.clone() };
     let refused = |spec: &ContainerSpec, rro| {
-        let features = Features { recursive_readonly_mounts: rro, user_namespaces: false };
+        let features =
+            Features { recursive_readonly_mounts: rro, user_namespaces: false, ..Features::default() };
         check(spec, &PodSpec::default(), features).unwrap_err().chain()
     };
     assert!(refused(&with(recursive.clone()), false).starts_with("RROUnsupported"));

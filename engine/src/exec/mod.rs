@@ -18,7 +18,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
-use crate::spec::{ContainerSpec, Namespaces, PodSpec};
+use crate::spec::{ContainerSpec, PodSpec};
 
 /// A future of the driver.
 pub type Call<'a, T> = BoxFuture<'a, Result<T, Error>>;
@@ -193,8 +193,14 @@ impl std::fmt::Debug for Exec {
 pub struct Features {
     /// Recursive read-only mounts.
     pub recursive_readonly_mounts: bool,
+    /// noexec, nodev and nosuid on single mounts.
+    pub mount_options: bool,
+    /// Whether the image's groups count can be chosen.
+    pub supplemental_groups_policy: bool,
     /// User namespaces with idmapped mounts.
     pub user_namespaces: bool,
+    /// User namespaces for pods with the node's network.
+    pub user_namespaces_host_network: bool,
 }
 
 /// Starts supervisors and finds them again. One value serves the node.
@@ -203,6 +209,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn name(&self) -> &str;
     /// What it can do here; probed once.
     fn features(&self) -> Features;
+    /// Refuses by name, when a container is made, what a start could not honour on this node: security modules, profiles. Reads small
+    /// files of the node.
+    fn check(&self, _pod: &PodSpec, _container: &ContainerSpec) -> Result<(), Error> {
+        Ok(())
+    }
     /// Starts the supervisor of a pod, with its namespaces made and sysctls applied.
     fn launch<'a>(&'a self, launch: PodLaunch<'a>) -> Call<'a, Connection>;
     /// Connects to the supervisor of a pod started earlier; `None`: it is dead. Its recorded exits are then in `dir`.
@@ -249,8 +260,8 @@ pub trait Supervisor: Send + Sync + std::fmt::Debug {
 pub struct ExecLaunch<'a> {
     /// The container's request: capabilities, seccomp, no_new_privs, namespaces are taken from it.
     pub spec: &'a ContainerSpec,
-    /// Namespaces of the pod.
-    pub namespaces: &'a Namespaces,
+    /// The pod as requested.
+    pub pod: &'a PodSpec,
     /// Cgroup of the container.
     pub cgroup: &'a str,
     /// Which streams are wanted.

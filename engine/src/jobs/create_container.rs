@@ -87,8 +87,9 @@ fn already_there(snapshot: &Snapshot, spec: &ContainerSpec) -> Result<Option<Str
 fn check(engine: &Engine, snapshot: &Snapshot, spec: &ContainerSpec) -> Result<(), Error> {
     let state = &snapshot.state;
     state.must_be_ready()?;
-    let features = engine.driver(&state.record.handler)?.features();
-    policy::check(spec, &state.record.spec, features)?;
+    let driver = engine.driver(&state.record.handler)?;
+    policy::check(spec, &state.record.spec, driver.features())?;
+    driver.check(&state.record.spec, spec)?;
     let namespaces = &spec.security.namespaces;
     if namespaces.pid == NamespaceMode::Target {
         let target = state.containers.get(namespaces.target_id.as_str());

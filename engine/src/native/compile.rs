@@ -3,6 +3,7 @@
 use std::ffi::CString;
 
 use super::capabilities;
+use super::lsm::Label;
 use super::plan::{Step, Writer};
 use super::seccomp::Filter;
 use crate::error::Error;
@@ -57,6 +58,8 @@ pub(crate) struct Container<'a> {
     pub(crate) devices: &'a [Node],
     /// Compiled filter.
     pub(crate) seccomp: Option<&'a Filter>,
+    /// Labels of security modules.
+    pub(crate) labels: &'a [Label],
     /// Number of v1 `tasks` files.
     pub(crate) tasks: usize,
     /// The node's /dev/shm is attached as the last descriptor.
@@ -72,6 +75,8 @@ pub(crate) struct Exec<'a> {
     pub(crate) process: &'a Process,
     /// Compiled filter.
     pub(crate) seccomp: Option<&'a Filter>,
+    /// Labels of security modules.
+    pub(crate) labels: &'a [Label],
     /// Number of v1 `tasks` files.
     pub(crate) tasks: usize,
     /// Which standard streams follow them, in the order stdin, stdout, stderr.
@@ -112,6 +117,7 @@ pub(crate) fn container(facts: &Facts, c: &Container<'_>) -> Result<Vec<u8>, Err
         plan.push(Step::Unshare { flags: int(libc::CLONE_NEWCGROUP) });
     }
     plan.push(Step::OomScore { value: oom_score(c.spec) });
+    labels(&mut plan, c.labels);
     plan.push(Step::Root { fd: root });
     kernel_mounts(&mut plan, facts, c);
     usual_devices(&mut plan);
@@ -148,6 +154,7 @@ pub(crate) fn exec(facts: &Facts, e: &Exec<'_>) -> Result<Vec<u8>, Error> {
     let mut next = e.tasks as u64;
     plan.push(Step::JoinCgroups { first: 0, count: next });
     plan.push(Step::OomScore { value: oom_score(e.spec) });
+    labels(&mut plan, e.labels);
     plan.push(Step::Session {});
     let uid = e.process.user.uid.into();
     let mut stream = |there: bool| {
@@ -180,6 +187,13 @@ fn container_streams(plan: &mut Writer, c: &Container<'_>) {
     let first = (c.tasks + 1 + c.mounts.len() + usize::from(c.node_shm)) as u64;
     let stdin = if c.process.stdin { first + 2 } else { u64::MAX };
     plan.push(Step::Stdio { stdin, stdout: first, stderr: first + 1, uid });
+}
+
+/// Labels for the program, asked for while the supervisor's own /proc is in reach.
+fn labels(plan: &mut Writer, labels: &[Label]) {
+    for label in labels {
+        plan.push(Step::Label { file: label.file, value: &label.value });
+    }
 }
 
 /// oom_score_adj within its range (proc(5)).

@@ -7,7 +7,7 @@ use std::path::Path;
 use super::compile::Node;
 use crate::error::{Error, Kind};
 use crate::exec::cgroup::devices::{Access, Rule, Rules};
-use crate::spec::ContainerSpec;
+use crate::spec::{ContainerSpec, DeviceSpec};
 
 /// Most nodes that one directory may stand for.
 const MAX: usize = 4096;
@@ -33,13 +33,22 @@ pub(crate) fn resolve(spec: &ContainerSpec) -> Result<(Vec<Node>, Rules), Error>
     for device in &spec.devices {
         let access = Access::parse(&device.permissions)?;
         let first = nodes.len();
-        if !device.host_path.exists() {
+        if device.node.number.is_none() && !device.host_path.exists() {
             return Err(Error::new(
                 Kind::InvalidArgument,
                 format!("device {} does not exist on the node", device.host_path.display()),
             ));
         }
-        walk(&device.host_path, &device.container_path, &mut nodes)?;
+        match device.node.number {
+            Some(number) => nodes.push(Node {
+                path: device.container_path.clone(),
+                mode: 0o666,
+                device: number,
+                owner: (0, 0),
+            }),
+            None => walk(&device.host_path, &device.container_path, &mut nodes)?,
+        }
+        nodes[first..].iter_mut().try_for_each(|node| restate(node, device))?;
         if nodes.len() == first {
             return Err(Error::new(
                 Kind::InvalidArgument,
@@ -54,6 +63,25 @@ pub(crate) fn resolve(spec: &ContainerSpec) -> Result<(Vec<Node>, Rules), Error>
         }));
     }
     Ok((nodes, if spec.security.privileged { Rules::All } else { Rules::Only(rules) }))
+}
+
+/// Makes a device as its request states it.
+fn restate(node: &mut Node, device: &DeviceSpec) -> Result<(), Error> {
+    let stated = &device.node;
+    if let Some(block) = stated.block {
+        let kind = if block { libc::S_IFBLK } else { libc::S_IFCHR };
+        if stated.number.is_none() && node.mode & libc::S_IFMT != kind {
+            let why =
+                format!("device {} is of another type than its CDI spec says", device.host_path.display());
+            return Err(Error::new(Kind::InvalidArgument, why));
+        }
+        node.mode = kind | (node.mode & 0o7777);
+    }
+    if let Some(mode) = stated.mode {
+        node.mode = (node.mode & libc::S_IFMT) | (mode & 0o7777);
+    }
+    node.owner = (stated.uid.unwrap_or(node.owner.0), stated.gid.unwrap_or(node.owner.1));
+    Ok(())
 }
 
 /// Adds the device at a path, or all devices below it.
@@ -90,6 +118,28 @@ fn walk(host: &Path, container: &str, nodes: &mut Vec<Node>) -> Result<(), Error
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::DeviceNode;
+
+    #[test]
+    fn a_stated_device_need_not_exist_on_the_node() {
+        let node =
+            DeviceNode { block: Some(true), number: Some((8, 17)), mode: Some(0o640), ..Default::default() };
+        let missing = DeviceSpec {
+            container_path: "/dev/disk".into(),
+            host_path: "/dev/no-such-disk".into(),
+            permissions: "r".into(),
+            node,
+        };
+        let spec = ContainerSpec { devices: vec![missing.clone()], ..Default::default() };
+        let (nodes, rules) = resolve(&spec).unwrap();
+        assert_eq!((nodes[0].mode, nodes[0].device), (libc::S_IFBLK | 0o640, (8, 17)));
+        let Rules::Only(rules) = rules else { panic!("not restricted") };
+        assert_eq!((rules.last().unwrap().kind, rules.last().unwrap().minor), (b'b', Some(17)));
+
+        let other = DeviceNode { block: Some(true), ..Default::default() };
+        let null = DeviceSpec { host_path: "/dev/null".into(), node: other, ..missing };
+        resolve(&ContainerSpec { devices: vec![null], ..Default::default() }).unwrap_err();
+    }
 
     #[test]
     fn a_privileged_container_gets_the_devices_of_the_node_and_none_of_its_links() {

@@ -2,7 +2,7 @@
 //!
 //! In reading order: this file (the driver: starting and finding supervisors), [`supervisor`] (calls to one), [`compile`] (what is asked
 //! for → plan; pure), [`plan`] (its format), [`child`] (its interpreter), [`failure`] (what went wrong, for a person),
-//! [`capabilities`], [`seccomp`], [`sysctls`], [`devices`].
+//! [`capabilities`], [`seccomp`], [`lsm`], [`sysctls`], [`devices`].
 //!
 //! Tasks spawned: per supervisor one that reads its messages, and one that reaps it if it is our child.
 
@@ -11,6 +11,7 @@ pub(crate) mod child;
 pub(crate) mod compile;
 mod devices;
 pub(crate) mod failure;
+mod lsm;
 pub(crate) mod plan;
 pub mod seccomp;
 mod supervisor;
@@ -34,8 +35,8 @@ use crate::error::{Error, Kind};
 use crate::exec::podd::record;
 use crate::exec::wire::{self, HAS_NETNS, Message, POD_PID, Tag};
 use crate::exec::{self, Call, Connection, Driver, Exit, Features, PodLaunch, cgroup};
-use crate::spec::{ContainerSecurity, NamespaceMode, PodSpec, Resources};
-use crate::sys::{memory, process};
+use crate::spec::{ContainerSecurity, ContainerSpec, NamespaceMode, PodSpec, Resources};
+use crate::sys::{memory, mount, process};
 
 /// How long a supervisor may take to set its pod up.
 const SETUP_TIME: Duration = Duration::from_secs(20);
@@ -71,6 +72,7 @@ impl Default for Config {
 #[derive(Debug)]
 pub struct Native {
     config: Config,
+    features: Features,
     /// The supervisor's program.
     program: Arc<OwnedFd>,
     node: Arc<Node>,
@@ -81,6 +83,7 @@ pub struct Native {
 pub(crate) struct Node {
     pub(crate) facts: Facts,
     pub(crate) filters: seccomp::Cache,
+    modules: Vec<Box<dyn lsm::Module>>,
     /// What keeps pods going when their supervisors are killed, by pod id.
     kept: Mutex<HashMap<String, supervisor::Kept>>,
 }
@@ -89,6 +92,11 @@ impl Node {
     /// Lets go of what was kept of a pod.
     fn forget(&self, pod: &str) -> Option<supervisor::Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(pod)
+    }
+
+    /// The labels of a container's processes; refuses by name what this node's security modules cannot give.
+    pub(crate) fn labels(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<Vec<lsm::Label>, Error> {
+        lsm::labels(&self.modules, &lsm::Request { pod, container })
     }
 
     /// The seccomp filter of a container; `None`: unconfined, as privileged containers always are.
@@ -121,8 +129,9 @@ impl Native {
         let filters = seccomp::Cache::new(seccomp::Node { kernel: kernel() });
         Ok(Arc::new(Self {
             config,
+            features: features(),
             program: Arc::new(program),
-            node: Arc::new(Node { facts, filters, kept: Mutex::default() }),
+            node: Arc::new(Node { facts, filters, modules: lsm::probe(), kept: Mutex::default() }),
         }))
     }
 
@@ -225,7 +234,12 @@ impl Driver for Native {
     }
 
     fn features(&self) -> Features {
-        Features { recursive_readonly_mounts: true, user_namespaces: false }
+        self.features
+    }
+
+    fn check(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<(), Error> {
+        self.node.labels(pod, container)?;
+        self.node.filter(&container.security).map(drop)
     }
 
     fn launch<'a>(&'a self, launch: PodLaunch<'a>) -> Call<'a, Connection> {
@@ -249,6 +263,18 @@ impl Driver for Native {
     fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()> {
         let cgroup = cgroup.to_owned();
         Box::pin(supervisor::blocking(move || cgroup::remove(&cgroup)))
+    }
+}
+
+/// What this kernel lets the driver do, found by trying.
+fn features() -> Features {
+    let attributes = mount::can_set_attributes();
+    Features {
+        recursive_readonly_mounts: attributes,
+        mount_options: attributes,
+        supplemental_groups_policy: true,
+        user_namespaces: false,
+        user_namespaces_host_network: false,
     }
 }
 

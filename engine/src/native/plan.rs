@@ -151,6 +151,8 @@ steps! {
     28 Idle {} "wait as the pod's first process"
     /// Sets attributes of the mount at a path.
     29 Attributes { at: &'p CStr, set: u64 } "set attributes of the mount at"
+    /// Asks a security module for the label after execve(2), by writing to a file below /proc.
+    30 Label { file: &'p CStr, value: &'p [u8] } "set the security label"
 }
 
 impl Step<'_> {
@@ -167,6 +169,7 @@ impl Step<'_> {
             | Self::ReadOnly { at }
             | Self::Attributes { at, .. } => at,
             Self::Chdir { path } => path,
+            Self::Label { value, .. } => return String::from_utf8_lossy(value).into_owned(),
             Self::Exec { arguments, .. } => strings(arguments).next().unwrap_or_default(),
             _ => return String::new(),
         };

@@ -291,6 +291,7 @@ impl Supervisor {
         let security = &launch.spec.security;
         let node_shm = launch.pod.security.namespaces.ipc == NamespaceMode::Node;
         let seccomp = self.node.filter(security)?;
+        let labels = self.node.labels(launch.pod, launch.spec)?;
         let plan = compile::container(
             &self.node.facts,
             &compile::Container {
@@ -300,6 +301,7 @@ impl Supervisor {
                 mounts: &launch.mounts,
                 devices: nodes,
                 seccomp: seccomp.as_deref(),
+                labels: &labels,
                 tasks: entrance.tasks.len(),
                 node_shm,
             },
@@ -341,12 +343,14 @@ impl Supervisor {
         let entrance = blocking(move || cgroup::enter(&path)).await?;
         let streams = [launch.stdin, launch.stdout, launch.stderr].map(|wanted| wanted && !process.tty);
         let seccomp = self.node.filter(&launch.spec.security)?;
+        let labels = self.node.labels(launch.pod, launch.spec)?;
         let plan = compile::exec(
             &self.node.facts,
             &compile::Exec {
                 spec: launch.spec,
                 process,
                 seccomp: seccomp.as_deref(),
+                labels: &labels,
                 tasks: entrance.tasks.len(),
                 streams,
             },

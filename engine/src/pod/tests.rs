@@ -31,7 +31,7 @@ fn requests_that_cannot_be_honoured_are_refused_by_field() {
     ];
     let mapping = PortMapping { container_port: 80, host_port: 8080, ..PortMapping::default() };
     let good = PodSpec { port_mappings: vec![mapping], ..pod("web") };
-    let features = Features { recursive_readonly_mounts: true, user_namespaces: true };
+    let features = Features { recursive_readonly_mounts: true, user_namespaces: true, ..Features::default() };
     check(&good, features).unwrap();
     for (field, change) in table {
         let mut spec = good.clone();

@@ -106,7 +106,7 @@ pub(crate) async fn start_exec(
     let snapshot = pod.snapshot();
     let launch = ExecLaunch {
         spec: &container.record.spec,
-        namespaces: &snapshot.state.record.spec.security.namespaces,
+        pod: &snapshot.state.record.spec,
         cgroup: &container.record.cgroup,
         stdin: wanted.stdin,
         stdout: wanted.stdout,

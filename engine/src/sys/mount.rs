@@ -24,6 +24,22 @@ pub fn seal(mount: BorrowedFd<'_>) -> io::Result<()> {
     set_attributes(mount, false, &Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() })
 }
 
+/// Whether the kernel lets attributes of mounts be set, for whole trees as well (Linux 5.12, and not forbidden by a filter).
+pub fn can_set_attributes() -> bool {
+    // SAFETY: -1 names no mount, so the call only tells whether it exists; nothing is read through the null pointer before that.
+    let refused = check(unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            -1,
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            std::ptr::null::<Attributes>(),
+            0,
+        )
+    });
+    refused.is_err_and(|e| !matches!(e.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)))
+}
+
 /// Changes the mount behind a descriptor, and with `recursive` all below.
 pub fn set_attributes(mount: BorrowedFd<'_>, recursive: bool, attributes: &Attributes) -> io::Result<()> {
     let flags = libc::AT_EMPTY_PATH | if recursive { libc::AT_RECURSIVE } else { 0 };

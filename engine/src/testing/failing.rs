@@ -17,7 +17,7 @@ use crate::exec::{
     Call, Connection, ContainerLaunch, Driver, Exec, ExecLaunch, Exit, Features, PodLaunch, PreparedMount,
     Process, Started, Stdio, Supervisor,
 };
-use crate::spec::{MountSpec, Resources};
+use crate::spec::{ContainerSpec, MountSpec, PodSpec, Resources};
 use crate::volume::Request;
 use crate::{Error, Kind, image, volume};
 
@@ -261,6 +261,10 @@ impl<D: Driver + ?Sized> Driver for Failing<D> {
 
     fn features(&self) -> Features {
         self.inner.features()
+    }
+
+    fn check(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<(), Error> {
+        self.inner.check(pod, container)
     }
 
     fn launch<'a>(&'a self, launch: PodLaunch<'a>) -> Call<'a, Connection> {

@@ -175,7 +175,7 @@ impl Pod {
     pub async fn exec(&self, id: &str, spec: &ContainerSpec, script: &str) -> (Exit, String) {
         let launch = ExecLaunch {
             spec,
-            namespaces: &self.spec.security.namespaces,
+            pod: &self.spec,
             cgroup: &self.cgroup(id),
             stdin: false,
             stdout: true,

@@ -207,6 +207,7 @@ impl<'p> Child<'p> {
             Step::Pivot {} => self.pivot(),
             Step::Attributes { at, set } => self.set_attributes(at, set),
             Step::ReadOnlyRoot {} => self.read_only_root(),
+            Step::Label { file, value } => paths::write_proc(file, value).map_err(plain),
             Step::OomScore { value } => self.oom_score(value.cast_signed()),
             Step::Limit { resource, soft, hard } => credentials::limit(resource, soft, hard),
             Step::Stdio { stdin, stdout, stderr, uid } => self.stdio([stdin, stdout, stderr], uid),
@@ -261,7 +262,14 @@ impl<'p> Child<'p> {
 
     /// Lowering the score below what we have needs CAP_SYS_RESOURCE; without it the process keeps ours.
     fn oom_score(&self, value: i64) -> Done {
-        match paths::write_proc(c"self/oom_score_adj", value) {
+        let mut text = [0; 24];
+        let length = {
+            use std::io::Write;
+            let mut rest = &mut text[..];
+            let _ = write!(rest, "{value}");
+            24 - rest.len()
+        };
+        match paths::write_proc(c"self/oom_score_adj", &text[..length]) {
             Err(Errno::ACCESS | Errno::PERM) => Ok(()),
             other => other.map_err(plain),
         }

@@ -188,20 +188,13 @@ pub(super) fn open_root() -> Result<OwnedFd, Errno> {
     rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Writes a number to a file of the template's own procfs: the container's /proc may be anything (CVE-2025-52881).
-pub(super) fn write_proc(file: &CStr, value: i64) -> Result<(), Errno> {
+/// Writes to a file of the template's own procfs: the container's /proc may be anything (CVE-2025-52881).
+pub(super) fn write_proc(file: &CStr, value: &[u8]) -> Result<(), Errno> {
     let proc =
         rustix::fs::open(template::PROC, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
     let fd = openat2(&proc, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
-    let mut text = [0; 24];
-    let length = {
-        use std::io::Write;
-        let mut rest = &mut text[..];
-        let _ = write!(rest, "{value}");
-        24 - rest.len()
-    };
-    rustix::io::write(&fd, &text[..length]).map(drop)
+    rustix::io::write(&fd, value).map(drop)
 }
 
 /// Whether the path's end is a directory.

@@ -27,8 +27,17 @@ fn compiled(
     mounts: &[PreparedMount],
     tasks: usize,
 ) -> Vec<u8> {
-    let c =
-        Container { id: "c1", spec, process, mounts, devices: &[], seccomp: None, tasks, node_shm: false };
+    let c = Container {
+        id: "c1",
+        spec,
+        process,
+        mounts,
+        devices: &[],
+        seccomp: None,
+        labels: &[],
+        tasks,
+        node_shm: false,
+    };
     container(facts, &c).unwrap()
 }
 
@@ -146,6 +155,7 @@ fn a_filter_is_installed_while_it_still_may_be() {
             spec: &spec,
             process: &process,
             seccomp: Some(&filter),
+            labels: &[],
             tasks: 2,
             streams: [false, true, true],
         };
@@ -166,6 +176,7 @@ fn requests_that_cannot_be_honoured_are_refused_by_name() {
             mounts: &[],
             devices: &[],
             seccomp: None,
+            labels: &[],
             tasks: 0,
             node_shm: false,
         };

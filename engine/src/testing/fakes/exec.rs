@@ -56,7 +56,13 @@ impl Driver for FakeExec {
     }
 
     fn features(&self) -> Features {
-        Features { recursive_readonly_mounts: true, user_namespaces: true }
+        Features {
+            recursive_readonly_mounts: true,
+            mount_options: true,
+            supplemental_groups_policy: true,
+            user_namespaces: true,
+            user_namespaces_host_network: true,
+        }
     }
 
     fn launch<'a>(&'a self, launch: PodLaunch<'a>) -> Call<'a, Connection> {

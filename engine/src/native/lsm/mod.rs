@@ -1,0 +1,47 @@
+//! Linux security modules: which label a container's processes take at execve(2).
+//!
+//! A module is asked when a container is made ([`Module::label`] refuses by name what it cannot give) and again at each start and exec;
+//! the label is written to the process's `attr/…exec` by the plan, before the root is changed, and takes effect at execve(2). A module
+//! that the kernel does not have answers as the other runtimes do: what asks for nothing it could give is fine, a profile by name is not.
+
+mod apparmor;
+mod selinux;
+
+use std::ffi::CStr;
+
+use crate::error::Error;
+use crate::spec::{ContainerSpec, PodSpec};
+
+/// What a module decides by.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request<'a> {
+    /// The pod as requested.
+    pub(crate) pod: &'a PodSpec,
+    /// The container as requested.
+    pub(crate) container: &'a ContainerSpec,
+}
+
+/// A label to be taken at execve(2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Label {
+    /// File below /proc it is written to.
+    pub(crate) file: &'static CStr,
+    /// What is written.
+    pub(crate) value: Vec<u8>,
+}
+
+/// One security module of the kernel, there or not.
+pub(crate) trait Module: Send + Sync + std::fmt::Debug {
+    /// The label of a container's processes; `None`: they keep the supervisor's.
+    fn label(&self, request: &Request<'_>) -> Result<Option<Label>, Error>;
+}
+
+/// The modules as this kernel has them.
+pub(crate) fn probe() -> Vec<Box<dyn Module>> {
+    vec![Box::new(apparmor::AppArmor::probe()), Box::new(selinux::Selinux::probe())]
+}
+
+/// The labels of all modules.
+pub(crate) fn labels(modules: &[Box<dyn Module>], request: &Request<'_>) -> Result<Vec<Label>, Error> {
+    modules.iter().filter_map(|module| module.label(request).transpose()).collect()
+}

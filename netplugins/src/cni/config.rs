@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::json;
 use crate::error::Error;
 use crate::name;
 
@@ -140,7 +141,7 @@ fn read(file: &Path) -> Result<Value, String> {
     }
     let bytes = fs::read(file).map_err(|e| e.to_string())?;
     // serde_json's text ends in "at line L column C".
-    serde_json::from_slice(&bytes).map_err(|e| e.to_string())
+    json::parse(&bytes).map_err(|e| e.to_string())
 }
 
 /// A single plugin's file as a list of one.

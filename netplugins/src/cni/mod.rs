@@ -1,6 +1,6 @@
 //! Other people's networks: the runtime side of CNI 1.1.
 //!
-//! In reading order: [`config`] (files), [`result`] (what plugins answer), [`invoke`] (one execution), [`chain`] (a whole
+//! In reading order: [`json`], [`config`] (files), [`result`] (what plugins answer), [`invoke`] (one execution), [`chain`] (a whole
 //! network), [`request`] (what Kubernetes tells plugins), [`cache`] (what is kept of an attachment), this file (the driver).
 //!
 //! The directory is looked at whenever an answer depends on it: a scan costs some twenty microseconds, needs no watcher
@@ -14,6 +14,7 @@ mod cache;
 pub(crate) mod chain;
 pub(crate) mod config;
 pub(crate) mod invoke;
+pub(crate) mod json;
 pub(crate) mod keeper;
 mod request;
 pub(crate) mod result;

@@ -6,12 +6,16 @@
 //! atomic: the kernel goes on after a refusal. Callers look at the result and roll back.
 //!
 //! In reading order: [`wire`] (frames and attributes), this file (socket and batch), [`op`] and [`route`] (links,
-//! addresses, routes), [`tc`] (queues), [`watch`] (link events), [`conntrack`] (flows).
+//! addresses, routes), [`device`] and [`policy`] (what only plugins ask for), [`tc`] (queues), [`watch`] (link events),
+//! [`dad`] (duplicate address detection), [`conntrack`] (flows).
 
 pub(crate) mod conntrack;
+pub(crate) mod dad;
+pub(crate) mod device;
 pub(crate) mod op;
+pub(crate) mod policy;
 pub(crate) mod route;
-mod tc;
+pub(crate) mod tc;
 pub(crate) mod watch;
 pub(crate) mod wire;
 
@@ -72,6 +76,12 @@ pub enum Failure {
     /// The kernel sent something that is not netlink, or a request does not fit the format.
     #[error("malformed netlink message: {0}")]
     Malformed(&'static str),
+    /// Another node has an IPv6 address that was to be used.
+    #[error("an IPv6 address is in use elsewhere on the link")]
+    Duplicate,
+    /// The kernel did not finish checking an IPv6 address.
+    #[error("an IPv6 address is still tentative after five seconds")]
+    Tentative,
     /// A dump was interrupted by changes every time it was tried.
     #[error("the table changed during each of {DUMP_TRIES} dumps")]
     Restless,

@@ -5,6 +5,8 @@
 use std::fmt;
 use std::net::IpAddr;
 
+use super::device::Device;
+use super::policy::Policy;
 use crate::bandwidth::Bucket;
 
 /// An Ethernet address.
@@ -19,6 +21,8 @@ pub(crate) enum Op {
         name: String,
         /// Ethernet address; without one it follows its ports, and pods' neighbour tables go stale when one leaves.
         mac: Option<Mac>,
+        /// MTU until a port has a smaller one.
+        mtu: Option<u32>,
     },
     /// A veth pair: this end here, the other end under its final name in the target namespace; both down.
     Veth {
@@ -72,17 +76,6 @@ pub(crate) enum Op {
     },
     /// Sets a link down.
     Down(String),
-    /// Makes a link a port of a bridge.
-    Port {
-        /// The link.
-        link: String,
-        /// The bridge.
-        bridge: String,
-        /// May send packets back where they came from.
-        hairpin: bool,
-        /// Talks to ports that are not isolated only.
-        isolated: bool,
-    },
     /// Receives every packet.
     Promiscuous(String),
     /// Adds an address with its subnet, usable at once. Unless `connected`, the subnet is not taken to be on the link.
@@ -95,6 +88,15 @@ pub(crate) enum Op {
         prefix: u8,
         /// Whether the kernel adds the subnet's route.
         connected: bool,
+    },
+    /// Adds an IPv6 address with its subnet, usable when nobody else on the link has it.
+    Checked {
+        /// The link.
+        link: String,
+        /// The address.
+        address: IpAddr,
+        /// Prefix length.
+        prefix: u8,
     },
     /// Removes an address.
     DropAddress {
@@ -139,6 +141,10 @@ pub(crate) enum Op {
         /// Next hop; taken to be on the link.
         via: Option<IpAddr>,
     },
+    /// A link of another kind, or a change of one.
+    Device(Device),
+    /// A rule, or a route's end.
+    Policy(Policy),
 }
 
 /// A route as plugins describe it.
@@ -176,9 +182,12 @@ impl Path {
 impl fmt::Display for Op {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Bridge { name, mac: None } => write!(f, "add link {name} type bridge"),
-            Self::Bridge { name, mac: Some(mac) } => {
-                write!(f, "add link {name} address {} type bridge", mac_text(*mac))
+            Self::Device(device) => write!(f, "{device}"),
+            Self::Policy(policy) => write!(f, "{policy}"),
+            Self::Bridge { name, mac, mtu } => {
+                let mac = mac.map(|mac| format!(" address {}", mac_text(mac))).unwrap_or_default();
+                let mtu = mtu.map(|mtu| format!(" mtu {mtu}")).unwrap_or_default();
+                write!(f, "add link {name}{mac}{mtu} type bridge")
             }
             Self::Ifb { name, mtu } => write!(f, "add link {name} mtu {mtu} type ifb"),
             Self::Limit { link, bucket } => write!(
@@ -202,9 +211,6 @@ impl fmt::Display for Op {
             ),
             Self::Up(link) => write!(f, "set {link} up"),
             Self::Down(link) => write!(f, "set {link} down"),
-            Self::Port { link, bridge, hairpin, isolated } => {
-                write!(f, "set {link} master {bridge} hairpin {hairpin} isolated {isolated}")
-            }
             Self::Promiscuous(link) => write!(f, "set {link} promisc on"),
             Self::Subnet { link, address, prefix, connected } => {
                 write!(
@@ -212,6 +218,9 @@ impl fmt::Display for Op {
                     "add address {address}/{prefix} to {link}{}",
                     if *connected { "" } else { " noprefixroute" }
                 )
+            }
+            Self::Checked { link, address, prefix } => {
+                write!(f, "add address {address}/{prefix} to {link} after checking")
             }
             Self::DropAddress { link, address, prefix } => {
                 write!(f, "delete address {address}/{prefix} of {link}")

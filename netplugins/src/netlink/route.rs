@@ -9,8 +9,8 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use netlink_packet_core::{DefaultNla, NetlinkSerializable};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
-    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoBridgePort, InfoData, InfoKind, InfoPortData,
-    InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, State, Stats64,
+    AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage, State, Stats64,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -25,7 +25,7 @@ use rustix::io::Errno;
 pub(crate) use super::op::{Mac, Op, Path, mac_text};
 use super::tc;
 use super::wire::{self, Frame};
-use super::{Batch, Failure, Socket, flag};
+use super::{Batch, Failure, Socket, device, flag, policy};
 use crate::error::Error;
 
 const RTM_NEWLINK: u16 = 16;
@@ -129,6 +129,31 @@ pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>, Fail
     }
 }
 
+/// Everything about all links of the socket's namespace.
+pub(crate) fn all_details(socket: &mut Socket) -> Result<Vec<device::Details>, Failure> {
+    let request = Message::GetLink(LinkMessage::default());
+    socket.dump(RTM_GETLINK, &body(&request), |frame| match decode(&frame)? {
+        Message::NewLink(message) => Some(device::decode(message)),
+        _ => None,
+    })
+}
+
+/// Everything about one link, or `None`.
+pub(crate) fn details(socket: &mut Socket, name: &str) -> Result<Option<device::Details>, Failure> {
+    let mut batch = Batch::default();
+    push(&mut batch, 0, &Message::GetLink(by_name(name)));
+    let mut found = None;
+    let read = |frame: Frame<'_>| match decode(&frame) {
+        Some(Message::NewLink(message)) => Some(device::decode(message)),
+        _ => None,
+    };
+    match socket.transact(&mut batch, |_, frame| found = read(frame)) {
+        Ok(()) => Ok(found),
+        Err(r) if r.failure.errno() == Some(Errno::NODEV) => Ok(None),
+        Err(r) => Err(r.failure),
+    }
+}
+
 /// Deletes a link; absent is fine. Waits for RCU grace periods, some 30 ms: never in a pod's way.
 pub(crate) fn delete(socket: &mut Socket, name: &str) -> Result<(), Failure> {
     let mut batch = Batch::default();
@@ -179,8 +204,9 @@ fn message(
     let known = |link: &String| index.get(link).copied().ok_or_else(|| link.clone());
     let new = flag::CREATE | flag::EXCL;
     Ok(match op {
-        Op::Bridge { name, mac } => {
+        Op::Bridge { name, mac, mtu } => {
             let mut message = by_name(name);
+            message.attributes.extend(mtu.map(LinkAttribute::Mtu));
             message.attributes.extend(mac.map(|mac| LinkAttribute::Address(mac.to_vec())));
             message.attributes.push(LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Bridge)]));
             (flag::CREATE, Message::NewLink(message))
@@ -209,9 +235,6 @@ fn message(
             message.header.change_mask = LinkFlags::Up;
             (0, Message::SetLink(message))
         }
-        Op::Port { link, bridge, hairpin, isolated } => {
-            (0, Message::SetLink(port(link, known(bridge)?, *hairpin, *isolated)))
-        }
         Op::Promiscuous(link) => {
             let mut message = by_name(link);
             message.header.flags = LinkFlags::Promisc;
@@ -227,6 +250,10 @@ fn message(
             let message = address_message(known(link)?, *address, *prefix, flags);
             (flag::CREATE | flag::REPLACE, Message::NewAddress(message))
         }
+        Op::Checked { link, address, prefix } => {
+            let message = address_message(known(link)?, *address, *prefix, AddressFlags::empty());
+            (flag::CREATE | flag::REPLACE, Message::NewAddress(message))
+        }
         Op::DropAddress { link, address, prefix } => {
             let message = address_message(known(link)?, *address, *prefix, AddressFlags::empty());
             (0, Message::DelAddress(message))
@@ -240,6 +267,8 @@ fn message(
         Op::Route { link, to, via } => {
             (flag::CREATE | flag::REPLACE, Message::NewRoute(route(known(link)?, *to, *via)))
         }
+        Op::Device(device) => return device::message(device, index, target),
+        Op::Policy(policy) => return policy::message(policy, index),
     })
 }
 
@@ -350,7 +379,7 @@ fn route(index: u32, to: (IpAddr, u8), via: Option<IpAddr>) -> RouteMessage {
     message
 }
 
-fn detailed(index: u32, path: &Path) -> RouteMessage {
+pub(super) fn detailed(index: u32, path: &Path) -> RouteMessage {
     let mut message = route(index, path.to, path.via);
     message.header.flags = RouteFlags::empty();
     message.header.protocol = RouteProtocol::Boot;
@@ -371,20 +400,6 @@ fn detailed(index: u32, path: &Path) -> RouteMessage {
     message
 }
 
-fn port(link: &str, bridge: u32, hairpin: bool, isolated: bool) -> LinkMessage {
-    let mut message = by_name(link);
-    message.attributes.push(LinkAttribute::Controller(bridge));
-    // After the master: the kernel takes the port's settings from its new bridge.
-    message.attributes.push(LinkAttribute::LinkInfo(vec![
-        LinkInfo::PortKind(InfoPortKind::Bridge),
-        LinkInfo::PortData(InfoPortData::BridgePort(vec![
-            InfoBridgePort::HairpinMode(hairpin),
-            InfoBridgePort::Isolated(isolated),
-        ])),
-    ]));
-    message
-}
-
 fn route_address(address: IpAddr) -> RouteAddress {
     match address {
         IpAddr::V4(a) => RouteAddress::Inet(a),
@@ -396,7 +411,7 @@ fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-fn decode(frame: &Frame<'_>) -> Option<Message> {
+pub(super) fn decode(frame: &Frame<'_>) -> Option<Message> {
     use netlink_packet_core::ParseableParametrized;
     Message::parse_with_param(frame.payload, frame.kind).ok()
 }
@@ -484,7 +499,7 @@ fn push(batch: &mut Batch, flags: u16, message: &Message) {
     batch.push(message.message_type(), flags, |out| out.extend_from_slice(&body(message)));
 }
 
-fn body(message: &Message) -> Vec<u8> {
+pub(super) fn body(message: &Message) -> Vec<u8> {
     let mut bytes = vec![0; NetlinkSerializable::buffer_len(message)];
     message.serialize(&mut bytes);
     bytes

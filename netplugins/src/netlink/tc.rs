@@ -4,9 +4,11 @@
 //! sends comes in there, and is sent through an `ifb` link to be shaped on its way out of that.
 
 use netlink_packet_core::DefaultNla;
+use netlink_packet_route::RouteNetlinkMessage as Message;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 
-use super::wire::{nest, put, put_text};
+use super::wire::{attribute, nest, put, put_text, u32_at};
+use super::{Failure, Socket, route};
 use crate::bandwidth::Bucket;
 
 const TCA_OPTIONS: u16 = 2;
@@ -30,6 +32,40 @@ pub(super) fn divert(link: u32, to: u32) -> TcMessage {
     let mut message = queue(link, "u32", TcHandle::UNSPEC, INGRESS, &divert_options(to));
     message.header.info = PRIORITY << 16 | u32::from(EVERY_PROTOCOL.to_be());
     message
+}
+
+/// Rate in bytes per second and limit in bytes of a link's token bucket; `None`: it has none.
+pub(crate) fn found(socket: &mut Socket, link: u32) -> Result<Option<(u64, u32)>, Failure> {
+    const RTM_NEWQDISC: u16 = 36;
+    const RTM_GETQDISC: u16 = 38;
+    /// Of the link in `struct tcmsg`.
+    const LINK_AT: usize = 4;
+    let body = route::body(&Message::GetQueueDiscipline(TcMessage::with_index(link.cast_signed())));
+    // The kernel lists the queues of every link.
+    let found = socket.dump(RTM_GETQDISC, &body, |frame| {
+        let own = frame.kind == RTM_NEWQDISC && u32_at(frame.payload, LINK_AT)? == link;
+        own.then(|| decode_bucket(frame.payload)).flatten()
+    })?;
+    Ok(found.first().copied())
+}
+
+fn decode_bucket(payload: &[u8]) -> Option<(u64, u32)> {
+    const HEADER: usize = 20;
+    const KIND: u16 = 1;
+    const PARMS: u16 = 1;
+    const RATE64: u16 = 4;
+    /// In `struct tc_tbf_qopt`.
+    const RATE_AT: usize = 8;
+    const LIMIT_AT: usize = 24;
+    let attributes = payload.get(HEADER..)?;
+    if attribute(attributes, KIND)? != b"tbf\0" {
+        return None;
+    }
+    let options = attribute(attributes, TCA_OPTIONS)?;
+    let parameters = attribute(options, PARMS)?;
+    let wide = attribute(options, RATE64).and_then(|b| <[u8; 8]>::try_from(b).ok()).map(u64::from_ne_bytes);
+    let rate = wide.or_else(|| u32_at(parameters, RATE_AT).map(u64::from))?;
+    Some((rate, u32_at(parameters, LIMIT_AT)?))
 }
 
 fn queue(link: u32, kind: &str, handle: TcHandle, parent: TcHandle, options: &[u8]) -> TcMessage {

@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use super::{Failure, NETLINK_ROUTE, Socket, failed};
 
 const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_IPV6_IFADDR: u32 = 9;
 
 /// A subscription to link changes in the namespace of the thread that made it.
 #[derive(Debug)]
@@ -17,8 +18,17 @@ pub(crate) struct LinkWatch {
 impl LinkWatch {
     /// Subscribes. Look at the state of things *after* this, and nothing is missed.
     pub(crate) fn open() -> Result<Self, Failure> {
+        Self::of(RTNLGRP_LINK)
+    }
+
+    /// The same for IPv6 addresses.
+    pub(crate) fn addresses() -> Result<Self, Failure> {
+        Self::of(RTNLGRP_IPV6_IFADDR)
+    }
+
+    fn of(group: u32) -> Result<Self, Failure> {
         let socket = Socket::open(NETLINK_ROUTE)?;
-        socket.socket.add_membership(RTNLGRP_LINK).map_err(failed("NETLINK_ADD_MEMBERSHIP"))?;
+        socket.socket.add_membership(group).map_err(failed("NETLINK_ADD_MEMBERSHIP"))?;
         Ok(Self { socket })
     }
 

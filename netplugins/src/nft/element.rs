@@ -79,8 +79,20 @@ impl Element {
         Self { comment: Some(owner.to_owned()), ..Self::plain(set, octets(address)) }
     }
 
+    /// A key that is no address, with an owner. [`fmt::Display`] cannot tell its parts.
+    pub(crate) fn keyed(set: &'static str, key: Vec<u8>, owner: &str) -> Self {
+        Self { comment: Some(owner.to_owned()), ..Self::plain(set, key) }
+    }
+
     fn plain(set: &'static str, key: Vec<u8>) -> Self {
         Self { set, key, data: None, end: false, comment: None }
+    }
+
+    /// The pod that a host port leads to.
+    pub(crate) fn target(&self) -> Option<IpAddr> {
+        let data = self.data.as_ref()?;
+        let four = data.first_chunk::<4>().filter(|_| data.len() == 8).map(|b| IpAddr::from(*b));
+        four.or_else(|| data.first_chunk::<16>().map(|b| IpAddr::from(*b)))
     }
 
     /// Appends the entry's attributes.
@@ -93,14 +105,19 @@ impl Element {
         if let Some(data) = &self.data {
             nest(out, 2, |out| put(out, NFTA_DATA_VALUE, data));
         }
-        if let Some(comment) = &self.comment {
-            let mut text = comment.as_bytes().get(..COMMENT_BYTES).unwrap_or(comment.as_bytes()).to_vec();
-            text.push(0);
-            let mut user = vec![USER_COMMENT, u8::try_from(text.len()).unwrap_or(u8::MAX)];
-            user.extend(text);
-            put(out, USERDATA, &user);
+        if let Some(text) = &self.comment {
+            put(out, USERDATA, &comment(text));
         }
     }
+}
+
+/// A comment as libnftnl keeps it in the user data of entries and rules.
+pub(super) fn comment(text: &str) -> Vec<u8> {
+    let mut text = text.as_bytes().get(..COMMENT_BYTES).unwrap_or(text.as_bytes()).to_vec();
+    text.push(0);
+    let mut user = vec![USER_COMMENT, u8::try_from(text.len()).unwrap_or(u8::MAX)];
+    user.extend(text);
+    user
 }
 
 /// nft's way to write an entry: `tcp . 80 : 10.88.0.5 . 8080`.
@@ -138,7 +155,7 @@ pub(crate) fn decode(set: &'static str, body: &[u8]) -> Vec<Element> {
         .collect()
 }
 
-fn decode_comment(user: &[u8]) -> Option<String> {
+pub(super) fn decode_comment(user: &[u8]) -> Option<String> {
     let [USER_COMMENT, length, rest @ ..] = user else { return None };
     let text = rest.get(..usize::from(*length))?;
     Some(String::from_utf8_lossy(text).trim_end_matches('\0').to_owned())

@@ -29,6 +29,8 @@ pub(crate) enum Meta {
 /// Start of payload offsets (`enum nft_payload_bases`).
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Base {
+    /// Link layer header.
+    Link = 0,
     /// Network header.
     Network = 1,
     /// Transport header.
@@ -40,6 +42,10 @@ pub(crate) enum Base {
 pub(crate) enum Verdict {
     /// Drops the packet.
     Drop,
+    /// Lets the packet pass this table.
+    Accept,
+    /// Continues in another chain, and comes back.
+    Jump(String),
     /// Continues in another chain, for good.
     Goto(&'static str),
 }
@@ -71,6 +77,11 @@ pub(crate) enum Expr {
     DestinationNat(u8, Register, Register),
     /// Rewrites the source to the output interface's address.
     Masquerade,
+    /// Goes on if the connection is established, or related to one that is. Written the way iptables writes it, so that
+    /// iptables can list the table.
+    Established,
+    /// Counts.
+    Counter,
     /// Ends the rule.
     Verdict(Verdict),
 }
@@ -120,6 +131,12 @@ impl Expr {
                 put_be32(out, 5, *port);
             }),
             Self::Masquerade => expression(out, "masq", |_| {}),
+            Self::Counter => expression(out, "counter", |_| {}),
+            Self::Established => expression(out, "match", |out| {
+                put_text(out, 1, "conntrack");
+                put_be32(out, 2, CONNTRACK_REVISION);
+                put(out, 3, &conntrack_state(STATE_ESTABLISHED | STATE_RELATED));
+            }),
             Self::Verdict(verdict) => expression(out, "immediate", |out| {
                 put_be32(out, 1, VERDICT);
                 nest(out, 2, |out| nest(out, 2, |out| verdict.encode(out)));
@@ -131,15 +148,43 @@ impl Expr {
 impl Verdict {
     fn encode(&self, out: &mut Vec<u8>) {
         const NF_DROP: i32 = 0;
+        const NF_ACCEPT: i32 = 1;
+        const NFT_JUMP: i32 = -3;
         const NFT_GOTO: i32 = -4;
         match self {
             Self::Drop => put(out, 1, &NF_DROP.to_be_bytes()),
+            Self::Accept => put(out, 1, &NF_ACCEPT.to_be_bytes()),
+            Self::Jump(chain) => {
+                put(out, 1, &NFT_JUMP.to_be_bytes());
+                put_text(out, 2, chain);
+            }
             Self::Goto(chain) => {
                 put(out, 1, &NFT_GOTO.to_be_bytes());
                 put_text(out, 2, chain);
             }
         }
     }
+}
+
+/// `xt_conntrack` of `linux/netfilter/xt_conntrack.h`.
+const CONNTRACK_REVISION: u32 = 3;
+const STATE_ESTABLISHED: u16 = 1 << 1;
+const STATE_RELATED: u16 = 1 << 2;
+
+/// `struct xt_conntrack_mtinfo3` that looks at the state only: eight addresses, two times, six ports, flags, masks, six
+/// upper ports, padded to eight bytes.
+fn conntrack_state(states: u16) -> Vec<u8> {
+    const BYTES: usize = 168;
+    const MATCH_FLAGS_AT: usize = 146;
+    const STATE_MASK_AT: usize = 150;
+    const STATE: u16 = 1;
+    let mut info = vec![0; BYTES];
+    for (at, value) in [(MATCH_FLAGS_AT, STATE), (STATE_MASK_AT, states)] {
+        if let Some(field) = info.get_mut(at..at + 2) {
+            field.copy_from_slice(&value.to_ne_bytes());
+        }
+    }
+    info
 }
 
 fn expression(out: &mut Vec<u8>, name: &str, write: impl FnOnce(&mut Vec<u8>)) {

@@ -1,12 +1,13 @@
 //! nf_tables over netlink: what `nft -f` does, without `nft`.
 //!
 //! [`Transaction`] collects changes of one `inet` table and commits them atomically: the kernel takes all or none.
-//! [`expr`] encodes the expressions of rules, [`ruleset`] is the one static table this crate installs, [`element`] the
+//! [`rules`] works in tables that are shared with others, [`expr`] encodes the expressions of rules, [`ruleset`] is the one static table this crate installs, [`element`] the
 //! set and map entries a pod adds to it. The encodings follow `linux/netfilter/nf_tables.h`; the golden test is
 //! `nft --debug=netlink` and `nft list`.
 
 pub(crate) mod element;
 pub(crate) mod expr;
+pub(crate) mod rules;
 pub(crate) mod ruleset;
 
 use crate::netlink::wire::{nest, put, put_be32, put_text};
@@ -17,7 +18,11 @@ use element::Element;
 const NFNL_SUBSYS_NFTABLES: u16 = 10;
 const NFNL_MSG_BATCH_BEGIN: u16 = 16;
 const NFNL_MSG_BATCH_END: u16 = 17;
-const NFPROTO_INET: u8 = 1;
+/// `NFPROTO_*` of `linux/netfilter.h`.
+pub(crate) const NFPROTO_INET: u8 = 1;
+pub(crate) const NFPROTO_IPV4: u8 = 2;
+pub(crate) const NFPROTO_BRIDGE: u8 = 7;
+pub(crate) const NFPROTO_IPV6: u8 = 10;
 
 const NFT_MSG_NEWTABLE: u16 = 0;
 const NFT_MSG_DELTABLE: u16 = 2;
@@ -56,16 +61,24 @@ pub(crate) struct Shape {
 /// Changes of one table that take effect together.
 #[derive(Debug)]
 pub(crate) struct Transaction<'a> {
+    /// `NFPROTO_*`.
+    family: u8,
     table: &'a str,
     batch: Batch,
     next_set: u32,
 }
 
 impl<'a> Transaction<'a> {
+    /// Changes of a table of the `inet` family.
     pub(crate) fn new(table: &'a str) -> Self {
+        Self::of(NFPROTO_INET, table)
+    }
+
+    /// Changes of a table of any family.
+    pub(crate) fn of(family: u8, table: &'a str) -> Self {
         let mut batch = Batch::default();
         batch.push_silent(NFNL_MSG_BATCH_BEGIN, 0, bracket);
-        Self { table, batch, next_set: 1 }
+        Self { family, table, batch, next_set: 1 }
     }
 
     /// Creates the table; existing is fine.
@@ -176,8 +189,9 @@ impl<'a> Transaction<'a> {
     }
 
     fn push(&mut self, message: u16, flags: u16, write: impl FnOnce(&mut Vec<u8>)) -> &mut Self {
+        let family = self.family;
         self.batch.push(NFNL_SUBSYS_NFTABLES << 8 | message, flags, |out| {
-            out.extend_from_slice(&[NFPROTO_INET, 0, 0, 0]);
+            out.extend_from_slice(&[family, 0, 0, 0]);
             write(out);
         });
         self
@@ -186,7 +200,17 @@ impl<'a> Transaction<'a> {
 
 /// All entries of one of our sets; an absent table or set has none.
 pub(crate) fn dump(socket: &mut Socket, table: &str, set: &'static str) -> Result<Vec<Element>, Failure> {
-    let mut body = vec![NFPROTO_INET, 0, 0, 0];
+    dump_of(NFPROTO_INET, socket, table, set)
+}
+
+/// The same of a table of any family.
+pub(crate) fn dump_of(
+    family: u8,
+    socket: &mut Socket,
+    table: &str,
+    set: &'static str,
+) -> Result<Vec<Element>, Failure> {
+    let mut body = vec![family, 0, 0, 0];
     put_text(&mut body, 1, table);
     put_text(&mut body, 2, set);
     let kind = NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_GETSETELEM;

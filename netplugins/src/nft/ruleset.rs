@@ -70,11 +70,29 @@ pub(crate) fn install(
 /// Repeating it changes nothing.
 pub(crate) fn publishing(t: &mut Transaction<'_>) {
     port_sets(t);
+    for (set, address) in EVERYTHING {
+        t.add_set(set, Shape { key: concat(&[address]), data: None, interval: false });
+    }
     port_chains(t);
     for chain in ["guard", "prerouting", "output", "hostports", "postrouting"] {
         t.flush_chain(chain);
     }
     port_rules(t, &Links::AllButLo);
+    for (ip, (set, _)) in [IPV4, IPV6].into_iter().zip(EVERYTHING) {
+        t.add_rule("postrouting", &everything(ip, set));
+    }
+}
+
+/// Pods whose host ports hide every client's address (`masqAll`).
+const EVERYTHING: [(&str, (u32, u32)); 2] = [("all4", ADDR4), ("all6", ADDR6)];
+
+/// `ct status dnat ip daddr @all4 masquerade`
+fn everything(ip: u8, set: &'static str) -> Vec<Expr> {
+    let (destination, length) = if ip == IPV4 { (16, 4) } else { (24, 16) };
+    let mut rule = rewritten().to_vec();
+    rule.extend(family(ip));
+    rule.extend([Expr::Payload(Base::Network, destination, length, 1), Expr::In(set, 1), Expr::Masquerade]);
+    rule
 }
 
 /// Which links lead to pods.

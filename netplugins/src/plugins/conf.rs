@@ -45,6 +45,26 @@ impl Conf {
         self.get(key).map(|v| read(v).ok_or_else(|| wrong(key, "a number"))).transpose()
     }
 
+    /// A number that may need more than 32 bits.
+    pub(crate) fn wide_number(&self, key: &str) -> Result<Option<u64>, Refusal> {
+        self.get(key).map(|v| v.as_u64().ok_or_else(|| wrong(key, "a number"))).transpose()
+    }
+
+    /// A flag, or `None` where it is absent.
+    pub(crate) fn switch(&self, key: &str) -> Result<Option<bool>, Refusal> {
+        self.get(key).map(|v| v.as_bool().ok_or_else(|| wrong(key, "true or false"))).transpose()
+    }
+
+    /// An object whose values are texts, in the order of its keys.
+    pub(crate) fn table(&self, key: &str) -> Result<Vec<(String, String)>, Refusal> {
+        let Some(Self(object)) = self.object(key)? else { return Ok(Vec::new()) };
+        let read = |(k, v): (String, Value)| match v {
+            Value::String(text) => Ok((k, text)),
+            _ => Err(wrong(&format!("{key}.{k}"), "a string")),
+        };
+        object.into_iter().map(read).collect()
+    }
+
     pub(crate) fn address(&self, key: &str) -> Result<Option<IpAddr>, Refusal> {
         let Some(text) = self.text(key)?.filter(|t| !t.is_empty()) else { return Ok(None) };
         text.parse().map(Some).map_err(|_| wrong(key, "an IP address"))

@@ -15,12 +15,31 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub(super) fn ipam(request: &Request) -> Result<Option<Answer>, Refusal> {
     let Some(ipam) = request.conf.object("ipam")? else { return Ok(None) };
     let Some(kind) = ipam.text("type")?.filter(|kind| !kind.is_empty()) else { return Ok(None) };
-    Ok(Some(super::run(kind, request).unwrap_or_else(|| execute(kind, request))))
+    Ok(Some(call(kind, request)))
+}
+
+/// Runs another plugin with a request.
+pub(super) fn call(kind: &str, request: &Request) -> Answer {
+    super::run(kind, request).unwrap_or_else(|| execute(kind, request))
 }
 
 /// The same command for the address manager, if there is one.
 pub(super) fn forward(request: &Request) -> Result<(), Refusal> {
     ipam(request)?.map_or(Ok(()), |answer| answer.map(drop))
+}
+
+/// Refuses a configuration that names no address manager.
+pub(super) fn require(request: &Request) -> Result<(), Refusal> {
+    let ipam = request.conf.object("ipam")?.map(|i| i.text("type").map(|t| t.is_some_and(|t| !t.is_empty())));
+    match ipam.transpose()? {
+        Some(true) => Ok(()),
+        _ => Err(Refusal::config("this plugin requires an IPAM configuration")),
+    }
+}
+
+/// [`allocate`] where an address manager is named, else nothing.
+pub(super) fn allocate_if_asked(request: &Request) -> Result<Success, Refusal> {
+    if require(request).is_ok() { allocate(request) } else { Ok(Success::default()) }
 }
 
 /// ADD of the address manager; it must give at least one address.
@@ -38,6 +57,9 @@ pub(super) fn give_back(request: &Request) {
 }
 
 fn execute(kind: &str, request: &Request) -> Answer {
+    if kind.is_empty() || kind.contains('/') || matches!(kind, "." | "..") {
+        return Err(Refusal::config(format!("plugin type \"{kind}\" is no name")));
+    }
     let plugin = invoke::find(kind, &request.path).map_err(|e| refusal(&e))?;
     let args: Vec<String> = request.args.iter().map(|(k, v)| format!("{k}={v}")).collect();
     let call = Call {

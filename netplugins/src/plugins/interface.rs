@@ -3,14 +3,16 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
+use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::{Refusal, Request, code, delegate, masquerade};
 use crate::cidr::{network, width};
 use crate::cni::result::{Interface, Route, Success};
+use crate::error::Error;
 use crate::netlink::route::{self, Link, Mac, Op};
-use crate::netlink::{NETLINK_ROUTE, Socket};
-use crate::netns::socket_in;
+use crate::netlink::{NETLINK_ROUTE, Socket, policy};
+use crate::netns::{self, socket_in};
 use crate::sysctl;
 
 /// `RT_SCOPE_LINK`.
@@ -28,14 +30,20 @@ pub(super) struct Pair {
 impl Pair {
     /// Names and addresses follow from the attachment: the same again after DEL.
     pub(super) fn of(request: &Request, mac: Option<Mac>, mtu: u32) -> Self {
-        let digest = Sha256::digest(format!("{}/{}", request.container, request.interface));
+        let pair = Self::named(&format!("{}/{}", request.container, request.interface), mtu);
+        Self { pod_mac: mac.unwrap_or(pair.pod_mac), ..pair }
+    }
+
+    /// A pair whose names and addresses follow from a text.
+    pub(super) fn named(text: &str, mtu: u32) -> Self {
+        let digest = Sha256::digest(text);
         let byte = |at: usize| digest.get(at).copied().unwrap_or_default();
         let name: String = (0..4).map(|at| format!("{:02x}", byte(at))).collect();
         // Locally administered, unicast.
         let address = |at: usize| {
             [0x02 | byte(at) & 0xfc, byte(at + 1), byte(at + 2), byte(at + 3), byte(at + 4), byte(at + 5)]
         };
-        Self { host: format!("veth{name}"), host_mac: address(4), pod_mac: mac.unwrap_or(address(10)), mtu }
+        Self { host: format!("veth{name}"), host_mac: address(4), pod_mac: address(10), mtu }
     }
 
     pub(super) fn create(&self, request: &Request) -> Op {
@@ -103,6 +111,24 @@ fn path(route: &Route, result: &Success) -> Result<route::Path, Refusal> {
     })
 }
 
+/// Carries out a plan in the pod. Where IPv6 is switched off there, it is switched on for an address that needs it.
+pub(super) fn apply(pod: &mut Socket, ops: &[Op], ns: BorrowedFd<'_>) -> Result<(), Refusal> {
+    match route::run(pod, ops, None) {
+        Err(Error::Kernel { source, .. }) if source.errno() == Some(Errno::ACCESS) => {}
+        other => return Ok(other?),
+    }
+    let links = ops.iter().filter_map(|op| match op {
+        Op::Subnet { link, address, .. } if address.is_ipv6() => Some(link.clone()),
+        _ => None,
+    });
+    let links: Vec<String> = links.chain(["lo".to_owned()]).collect();
+    netns::inside(ns, || {
+        links.iter().try_for_each(|link| sysctl::set(&format!("ipv6/conf/{link}/disable_ipv6"), "0"))
+    })??;
+    // What was carried out before the refusal may be repeated: addresses are replaced, and no route came before them.
+    Ok(route::run(pod, ops, None)?)
+}
+
 /// A socket of the node.
 pub(super) fn node() -> Result<Socket, Refusal> {
     Socket::open(NETLINK_ROUTE).map_err(internal)
@@ -164,21 +190,35 @@ pub(super) fn delete(request: &Request) -> Result<(), Refusal> {
     route::delete(&mut socket_in(ns.as_fd())?, &request.interface).map_err(internal)
 }
 
-/// The pod's interface has the addresses and is up, as the kept result says.
+/// The pod's interface has the addresses and is up, and the routes are there, as the kept result says.
 pub(super) fn check(request: &Request) -> Result<(), Refusal> {
+    check_state(request, true)
+}
+
+/// The same, of an interface that need not be up.
+pub(super) fn check_state(request: &Request, up: bool) -> Result<(), Refusal> {
     let previous = request.previous()?.ok_or_else(|| Refusal::config("required prevResult missing"))?;
     let ns = request.open_netns()?;
     let mut socket = socket_in(ns.as_fd())?;
     let link = find(&mut socket, &request.interface)?;
-    if !link.up {
+    if up && !link.up {
         return Err(Refusal::new(code::INTERNAL, format!("interface {} is down", request.interface)));
     }
     let present = route::addresses(&mut socket).map_err(internal)?;
     let own: Vec<(IpAddr, u8)> = present.iter().filter(|a| a.link == link.index).map(|a| a.address).collect();
-    match previous.pod_addresses().iter().find(|wanted| !own.contains(wanted)) {
+    if let Some((ip, length)) = previous.pod_addresses().iter().find(|wanted| !own.contains(wanted)) {
+        let msg = format!("interface {} does not have address {ip}/{length}", request.interface);
+        return Err(Refusal::new(code::INTERNAL, msg));
+    }
+    let held = policy::paths(&mut socket).map_err(internal)?;
+    let there = |route: &&Route| {
+        let to = (network(route.to.0, route.to.1), route.to.1);
+        held.iter().any(|h| h.path.to == to && (route.via.is_none() || h.path.via == route.via))
+    };
+    match previous.routes.iter().find(|route| !there(route)) {
         None => Ok(()),
-        Some((ip, length)) => {
-            let msg = format!("interface {} does not have address {ip}/{length}", request.interface);
+        Some(route) => {
+            let msg = format!("expected route {}/{} not found", route.to.0, route.to.1);
             Err(Refusal::new(code::INTERNAL, msg))
         }
     }

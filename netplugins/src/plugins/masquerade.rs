@@ -14,6 +14,7 @@
 use std::net::IpAddr;
 
 use rustix::io::Errno;
+use sha2::{Digest, Sha256};
 
 use super::interface::internal;
 use super::{Refusal, Request, code};
@@ -84,9 +85,14 @@ pub(super) fn collect(request: &Request) -> Result<(), Refusal> {
     remove(|comment| !valid.iter().any(|v| v == comment))
 }
 
-/// The comment of an attachment's entries.
+/// The comment of an attachment's entries; a long container id goes by its digest, because comments are short.
 pub(super) fn owner(container: &str, interface: &str) -> String {
-    format!("{container}/{interface}")
+    const LONGEST: usize = 100;
+    if container.len() <= LONGEST {
+        return format!("{container}/{interface}");
+    }
+    let digest: String = Sha256::digest(container).iter().map(|byte| format!("{byte:02x}")).collect();
+    format!("sha256:{digest}/{interface}")
 }
 
 fn commit(socket: &mut Socket, pods: &[Element], near: &[Element]) -> Result<(), crate::netlink::Failure> {

@@ -5,18 +5,31 @@
 //! regard to case, because some runtimes send Go field names. What a plugin does not know it refuses by name.
 //!
 //! In reading order: this file, [`conf`] (access to JSON), [`delegate`] (address management by another plugin),
-//! [`interface`] (what `bridge` and `ptp` share), then one file per plugin.
+//! [`interface`] (what the plugins with an interface share), then one file per plugin; [`single`] is four of them.
+//! Each reads its configuration and decides its steps in pure functions; the steps are carried out by
+//! [`route::run`](crate::netlink::route::run).
 
+mod bandwidth;
 mod bridge;
 mod conf;
 mod delegate;
+mod firewall;
+mod flannel;
+mod host_device;
 mod host_local;
 mod interface;
 mod loopback;
 mod masquerade;
 mod portmap;
 mod ptp;
+mod sbr;
+mod single;
+mod spoof;
 mod static_ipam;
+#[cfg(test)]
+mod testing;
+mod tuning;
+mod vrf;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -32,6 +45,7 @@ use serde_json::{Value, json};
 
 use crate::cni::chain::Target;
 use crate::cni::config::{NEWEST, VERSIONS};
+use crate::cni::json;
 use crate::cni::result::Success;
 use crate::error::Error;
 use crate::{name, netns};
@@ -42,7 +56,25 @@ use conf::Conf;
 const MAX_INPUT: u64 = 4 << 20;
 
 /// Names of the built-in plugins.
-pub const NAMES: [&str; 6] = ["bridge", "host-local", "loopback", "portmap", "ptp", "static"];
+pub const NAMES: [&str; 17] = [
+    "bandwidth",
+    "bridge",
+    "dummy",
+    "firewall",
+    "flannel",
+    "host-device",
+    "host-local",
+    "ipvlan",
+    "loopback",
+    "macvlan",
+    "portmap",
+    "ptp",
+    "sbr",
+    "static",
+    "tuning",
+    "vlan",
+    "vrf",
+];
 
 /// What a plugin is asked to do.
 #[derive(Clone, Debug)]
@@ -87,6 +119,7 @@ pub(crate) mod code {
     pub(crate) const DECODE: u32 = 6;
     pub(crate) const CONFIG: u32 = 7;
     pub(crate) const NETNS: u32 = 8;
+    pub(crate) const NOT_AVAILABLE: u32 = 50;
     pub(crate) const INTERNAL: u32 = 999;
 }
 
@@ -198,12 +231,20 @@ impl Request {
 /// Runs a built-in plugin; `None`: there is none of that name.
 pub(crate) fn run(kind: &str, request: &Request) -> Option<Answer> {
     Some(match kind {
+        "bandwidth" => bandwidth::run(request),
         "bridge" => bridge::run(request),
+        "dummy" | "ipvlan" | "macvlan" | "vlan" => single::run(kind, request),
+        "firewall" => firewall::run(request),
+        "flannel" => flannel::run(request),
+        "host-device" => host_device::run(request),
         "host-local" => host_local::run(request),
         "loopback" => loopback::run(request),
         "portmap" => portmap::run(request),
         "ptp" => ptp::run(request),
+        "sbr" => sbr::run(request),
         "static" => static_ipam::run(request),
+        "tuning" => tuning::run(request),
+        "vrf" => vrf::run(request),
         _ => return None,
     })
 }
@@ -280,7 +321,7 @@ fn request(input: &[u8], variable: impl Fn(&str) -> OsString) -> Result<Request,
         let missing = missing.join(",");
         return Err(Refusal::new(code::ENVIRONMENT, format!("required env variables [{missing}] missing")));
     }
-    let value: Value = serde_json::from_slice(input)
+    let value = json::parse(input)
         .map_err(|e| Refusal::new(code::DECODE, format!("error unmarshall network config: {e}")))?;
     let netns = Some(PathBuf::from(variable("CNI_NETNS"))).filter(|p| !p.as_os_str().is_empty());
     let request = Request {

@@ -12,20 +12,28 @@ use super::interface::internal;
 use super::masquerade::owner;
 use super::{Answer, Command, Refusal, Request, code};
 use crate::cni::result::Success;
-use crate::netlink::{NETLINK_NETFILTER, Socket, route};
+use crate::netlink::{NETLINK_NETFILTER, Socket, conntrack, route};
 use crate::nft::element::Element;
 use crate::nft::{self, Transaction, ruleset};
 use crate::{HostPort, Protocol, sysctl};
 
 const TABLE: &str = "berth_ports";
-const SETS: [&str; 6] = ["hpip4", "hp4", "self4", "hpip6", "hp6", "self6"];
+const SETS: [&str; 8] = ["hpip4", "hp4", "self4", "all4", "hpip6", "hp6", "self6", "all6"];
 /// What only rules per pod, or iptables, could do.
-const NOT_BUILT: [&str; 4] = ["conditionsV4", "conditionsV6", "externalSetMarkChain", "masqAll"];
+const NOT_BUILT: [&str; 3] = ["conditionsV4", "conditionsV6", "externalSetMarkChain"];
+/// Bits of a packet's mark.
+const MARK_BITS: u32 = 32;
+/// UDP, whose flows have no end that the kernel could see.
+const UDP: u8 = 17;
 
 pub(super) fn run(request: &Request) -> Answer {
     NOT_BUILT.iter().try_for_each(|key| request.conf.refuse(key))?;
     if let Some(other) = request.conf.text("backend")?.filter(|b| !matches!(*b, "" | "nftables")) {
         return Err(Refusal::new(code::UNSUPPORTED, format!("backend \"{other}\" is not supported")));
+    }
+    // Which mark tells the packets to masquerade: here it is the packet's own connection, so that any bit will do.
+    if request.conf.number("markMasqBit")?.is_some_and(|bit| bit >= MARK_BITS) {
+        return Err(Refusal::config("MasqMarkBit must be between 0 and 31"));
     }
     let own = owner(&request.container, &request.interface);
     match request.command {
@@ -56,6 +64,9 @@ fn add(request: &Request, own: &str) -> Result<Success, Refusal> {
         Some(Errno::EXIST) => taken(&mut socket, &elements),
         _ => internal(r.failure),
     })?;
+    forget(|flow| {
+        ports.iter().any(|p| p.protocol == Protocol::Udp && flow.original.destination_port == p.host_port)
+    });
     // 127.0.0.1 of the node leads to the pod as well: its replies come back by the pod's link.
     if let Some(ip) = first(&previous, true) {
         let mut node = Socket::open(crate::netlink::NETLINK_ROUTE).map_err(internal)?;
@@ -86,7 +97,11 @@ fn taken(socket: &mut Socket, wanted: &[Element]) -> Refusal {
 fn check(request: &Request, own: &str) -> Result<(), Refusal> {
     let previous = request.previous()?.ok_or_else(|| Refusal::config("required prevResult missing"))?;
     let mut socket = Socket::open(NETLINK_NETFILTER).map_err(internal)?;
-    let wanted = elements(request, &previous, &ports(&request.conf)?, own)?;
+    let ports = ports(&request.conf)?;
+    if ports.is_empty() {
+        return Ok(());
+    }
+    let wanted = elements(request, &previous, &ports, own)?;
     let mut held = Vec::new();
     for set in SETS {
         held.extend(nft::dump(&mut socket, TABLE, set).map_err(internal)?);
@@ -110,8 +125,21 @@ fn remove(chosen: impl Fn(&str) -> bool) -> Result<(), Refusal> {
     let mut transaction = Transaction::new(TABLE);
     transaction.delete_elements(&doomed);
     match transaction.commit(&mut socket) {
-        Err(r) if r.failure.errno() != Some(Errno::NOENT) => Err(internal(r.failure)),
-        _ => Ok(()),
+        Err(r) if r.failure.errno() != Some(Errno::NOENT) => return Err(internal(r.failure)),
+        _ => {}
+    }
+    let pods: Vec<IpAddr> = doomed.iter().filter_map(Element::target).collect();
+    forget(|flow| flow.reply.source.is_some_and(|ip| pods.contains(&ip)));
+    Ok(())
+}
+
+/// Ends UDP flows whose way has changed: a client that keeps sending would keep them on the old one. That it cannot be
+/// done does not make the ports any worse.
+fn forget(chosen: impl Fn(&conntrack::Flow) -> bool) {
+    let forgotten = Socket::open(NETLINK_NETFILTER)
+        .and_then(|mut socket| conntrack::forget(&mut socket, |f| f.original.protocol == UDP && chosen(f)));
+    if let Err(e) = forgotten {
+        tracing::warn!("stale flows of host ports are kept: {}", crate::error::chain(&e));
     }
 }
 
@@ -123,6 +151,7 @@ fn elements(
     own: &str,
 ) -> Result<Vec<Element>, Refusal> {
     let mut all = Vec::new();
+    let everything = request.conf.flag("masqAll")?;
     let snat = request.conf.get("snat").is_none() || request.conf.flag("snat")?;
     for ip in [true, false].into_iter().filter_map(|ipv4| first(previous, ipv4)) {
         for port in ports {
@@ -136,6 +165,9 @@ fn elements(
         if snat {
             let [_, hairpin] = Element::pod(ip);
             all.push(hairpin);
+        }
+        if snat && everything {
+            all.push(Element::owned(if ip.is_ipv4() { "all4" } else { "all6" }, ip, own));
         }
     }
     all.iter_mut().for_each(|e| e.comment = Some(own.to_owned()));

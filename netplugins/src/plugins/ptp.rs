@@ -6,11 +6,15 @@ use super::interface::{self, Pair, describe, find};
 use super::{Answer, Command, Refusal, Request, delegate, masquerade};
 use crate::cidr::width;
 use crate::cni::result::Success;
+use crate::netlink::op::Path;
+use crate::netlink::policy::Policy;
 use crate::netlink::route::{self, Op};
 use crate::netns::socket_in;
 use crate::sysctl;
 
 const DEFAULT_MTU: u32 = 1500;
+/// `RT_SCOPE_HOST`, as the reference plugin has it.
+const HOST_SCOPE: u8 = 254;
 
 pub(super) fn run(request: &Request) -> Answer {
     masquerade::check_backend(request)?;
@@ -43,7 +47,8 @@ fn on_node(pair: &Pair, request: &Request, result: &Success) -> Vec<Op> {
             ops.push(Op::Address { link: link.clone(), address: gateway, prefix: width(gateway) });
         }
         ops.push(Op::Neighbour { link: link.clone(), address, mac: pair.pod_mac });
-        ops.push(Op::Route { link: link.clone(), to: (address, width(address)), via: None });
+        let path = Path { scope: Some(HOST_SCOPE), ..Path::new((address, width(address))) };
+        ops.push(Op::Policy(Policy::ReplacePath { link: link.clone(), path }));
     }
     ops
 }

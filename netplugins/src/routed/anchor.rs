@@ -17,7 +17,7 @@ use crate::netlink::route::{self, Op};
 fn plan(link: &str, gateways: &BTreeSet<IpAddr>, quiet: bool) -> Vec<Op> {
     let link = link.to_owned();
     let mut ops = vec![
-        Op::Bridge { name: link.clone(), mac: None },
+        Op::Bridge { name: link.clone(), mac: None, mtu: None },
         Op::Raise { link: link.clone(), quiet, localnet: false },
     ];
     ops.extend(gateways.iter().map(|gateway| Op::Address {

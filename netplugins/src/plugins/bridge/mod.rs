@@ -1,45 +1,31 @@
 //! `bridge`: a pair whose node end is a port of a bridge, which may have the gateways' addresses.
 
 use std::net::IpAddr;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use serde_json::Map;
 
+use self::settings::Settings;
 use super::interface::{self, Pair, describe, find, internal};
-use super::{Answer, Command, Refusal, Request, code, delegate, masquerade};
+use super::{Answer, Command, Refusal, Request, code, delegate, masquerade, spoof};
 use crate::cidr::{network, next};
 use crate::cni::result::{Interface, Route, Success};
-use crate::netlink::Socket;
+use crate::netlink::device::{Change, Device};
 use crate::netlink::route::{self, LinkAddress, Op};
-use crate::netns::socket_in;
+use crate::netlink::{Socket, dad};
+use crate::netns::{inside, socket_in};
 use crate::sysctl;
 
-const DEFAULT_BRIDGE: &str = "cni0";
-const DEFAULT_MTU: u32 = 1500;
-/// What needs bridge VLAN filtering or the bridge family of nf_tables.
-const NOT_BUILT: [&str; 4] = ["vlan", "vlanTrunk", "macspoofchk", "disableContainerInterface"];
-
-/// The plugin's own keys.
-#[derive(Debug)]
-struct Settings {
-    bridge: String,
-    gateway: bool,
-    default_gateway: bool,
-    force_address: bool,
-    masquerade: bool,
-    mtu: u32,
-    hairpin: bool,
-    promiscuous: bool,
-    isolated: bool,
-}
+mod settings;
 
 pub(super) fn run(request: &Request) -> Answer {
-    let settings = settings(request)?;
+    let settings = settings::read(request)?;
     match request.command {
         Command::Add => add(request, &settings).map(Some),
         Command::Del => {
             delegate::forward(request)?;
             interface::delete(request)?;
+            spoof::release(request)?;
             masquerade::release(request).map(|()| None)
         }
         Command::Check => {
@@ -48,53 +34,31 @@ pub(super) fn run(request: &Request) -> Answer {
             if bridge.kind != "bridge" {
                 return Err(not_a_bridge(&settings.bridge));
             }
-            interface::check(request).map(|()| None)
+            interface::check_state(request, !settings.leave_down).map(|()| None)
         }
         Command::Gc => {
             delegate::forward(request)?;
+            spoof::collect(request)?;
             masquerade::collect(request).map(|()| None)
         }
         Command::Status => delegate::forward(request).map(|()| None),
     }
 }
 
-fn settings(request: &Request) -> Result<Settings, Refusal> {
-    let conf = &request.conf;
-    NOT_BUILT.iter().try_for_each(|key| conf.refuse(key))?;
-    masquerade::check_backend(request)?;
-    let default_gateway = conf.flag("isDefaultGateway")?;
-    let settings = Settings {
-        bridge: conf.text("bridge")?.filter(|b| !b.is_empty()).unwrap_or(DEFAULT_BRIDGE).to_owned(),
-        gateway: conf.flag("isGateway")? || default_gateway,
-        default_gateway,
-        force_address: conf.flag("forceAddress")?,
-        masquerade: conf.flag("ipMasq")?,
-        mtu: conf.number("mtu")?.filter(|mtu| *mtu > 0).unwrap_or(DEFAULT_MTU),
-        hairpin: conf.flag("hairpinMode")?,
-        promiscuous: conf.flag("promiscMode")?,
-        isolated: conf.flag("portIsolation")?,
-    };
-    if settings.hairpin && settings.promiscuous {
-        return Err(Refusal::config("cannot set hairpin mode and promiscuous mode at the same time"));
-    }
-    Ok(settings)
-}
-
 fn add(request: &Request, settings: &Settings) -> Result<Success, Refusal> {
     let ns = request.open_netns()?;
-    let layer3 = request.conf.object("ipam")?.is_some_and(|i| i.get("type").is_some());
-    if settings.default_gateway && !layer3 {
-        return Err(Refusal::config("isDefaultGateway needs an ipam plugin"));
-    }
     let mac = interface::wanted_mac(request)?;
     let mut node = interface::node()?;
     make_bridge(&mut node, settings)?;
-    let mut result = if layer3 { delegate::allocate(request)? } else { Success::default() };
+    let mut result = if settings.layer3 { delegate::allocate(request)? } else { Success::default() };
     route_by_gateway(&mut result, settings);
-    let made =
-        attach(request, settings, &mut node, &result, &Pair::of(request, mac, settings.mtu), ns.as_fd());
+    let pair = Pair::of(request, mac, settings.mtu);
+    let made = attach(request, settings, &mut node, &result, &pair, ns.as_fd());
+    if made.is_err() {
+        let _ = spoof::release(request);
+    }
     interface::undo_if_failed(request, &made);
-    result.interfaces = made?.into();
+    result.interfaces = made?;
     result.ips.iter_mut().for_each(|ip| ip.interface = Some(2));
     interface::set_dns(request, &mut result)?;
     Ok(result)
@@ -107,35 +71,68 @@ fn attach(
     node: &mut Socket,
     result: &Success,
     pair: &Pair,
-    ns: std::os::fd::BorrowedFd<'_>,
-) -> Result<[Interface; 3], Refusal> {
-    let port = Op::Port {
-        link: pair.host.clone(),
-        bridge: settings.bridge.clone(),
-        hairpin: settings.hairpin,
-        isolated: settings.isolated,
-    };
-    interface::run(node, &[pair.create(request), port, Op::Up(pair.host.clone())], ns)?;
+    ns: BorrowedFd<'_>,
+) -> Result<Vec<Interface>, Refusal> {
+    interface::run(node, &[pair.create(request)], ns)?;
+    if settings.spoof_check {
+        // Before the port is up: no frame passes unchecked.
+        spoof::add(request, &pair.host, pair.pod_mac)?;
+    }
+    let mut ops = settings.port(&pair.host, settings.hairpin, &settings.trunk);
+    ops.push(Op::Up(pair.host.clone()));
+    interface::run(node, &ops, ns)?;
     let ipv6 = result.ips.iter().any(|ip| ip.address.0.is_ipv6());
     interface::quiet(&pair.host, ipv6)?;
     let mut pod = socket_in(ns)?;
-    let mut inside = interface::configure(&request.interface, result, true)?;
-    if result.ips.is_empty() {
-        inside = vec![Op::Up(request.interface.clone())];
-    }
-    if settings.gateway {
-        make_gateway(node, settings, result)?;
+    let mut extra = None;
+    if settings.gateway && settings.layer3 {
+        extra = make_gateway(node, settings, result, ns)?;
         sysctl::forward(ipv6)?;
     }
-    route::run(&mut pod, &inside, None)?;
-    if settings.masquerade {
+    in_pod(request, settings, &mut pod, result, ns)?;
+    if settings.masquerade && settings.layer3 {
         masquerade::add(request, result)?;
     }
-    Ok([
+    let mut all = vec![
         describe(&find(node, &settings.bridge)?, ""),
         describe(&find(node, &pair.host)?, ""),
         describe(&find(&mut pod, &request.interface)?, &interface::sandbox(request)),
-    ])
+    ];
+    all.extend(extra);
+    Ok(all)
+}
+
+/// The pod's side.
+fn in_pod(
+    request: &Request,
+    settings: &Settings,
+    pod: &mut Socket,
+    result: &Success,
+    ns: BorrowedFd<'_>,
+) -> Result<(), Refusal> {
+    let link = &request.interface;
+    if result.ips.is_empty() {
+        let ops = if settings.leave_down { vec![] } else { vec![Op::Up(link.clone())] };
+        return Ok(route::run(pod, &ops, None)?);
+    }
+    // The bridge may know the address of an earlier owner.
+    let announce = Op::Device(Device::Set { link: link.clone(), change: Change::ArpNotify });
+    let mut ops = vec![announce];
+    ops.extend(interface::configure(link, result, true)?);
+    let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.0).filter(IpAddr::is_ipv6).collect();
+    if !settings.duplicate_check || addresses.is_empty() {
+        return interface::apply(pod, &ops, ns);
+    }
+    inside(ns, || {
+        ["enhanced_dad", "accept_dad"]
+            .iter()
+            .try_for_each(|s| sysctl::set(&format!("ipv6/conf/{link}/{s}"), "1"))
+    })??;
+    let (first, routes) = dad::split(ops);
+    let mut watch = inside(ns, dad::Watch::open)?.map_err(internal)?;
+    interface::apply(pod, &first, ns)?;
+    watch.settle(pod, &addresses).map_err(internal)?;
+    Ok(route::run(pod, &routes, None)?)
 }
 
 fn make_bridge(node: &mut Socket, settings: &Settings) -> Result<(), Refusal> {
@@ -144,19 +141,12 @@ fn make_bridge(node: &mut Socket, settings: &Settings) -> Result<(), Refusal> {
         Some(link) if link.kind != "bridge" => return Err(not_a_bridge(name)),
         Some(_) => {}
         None => {
-            route::run(
-                node,
-                &[Op::Bridge { name: name.clone(), mac: Some(interface::random_mac()?) }],
-                None,
-            )?;
+            let mac = Some(interface::random_mac()?);
+            let ops = [Op::Bridge { name: name.clone(), mac, mtu: Some(settings.mtu) }];
+            route::run(node, &ops, None)?;
         }
     }
-    let mut ops = Vec::new();
-    if settings.promiscuous {
-        ops.push(Op::Promiscuous(name.clone()));
-    }
-    ops.push(Op::Up(name.clone()));
-    route::run(node, &ops, None)?;
+    route::run(node, &settings.bridge(), None)?;
     interface::quiet(name, sysctl::ipv6_enabled())
 }
 
@@ -177,8 +167,31 @@ fn route_by_gateway(result: &mut Success, settings: &Settings) {
 }
 
 /// Gives the bridge the gateways' addresses. Another address of the subnet's family is refused, or removed if told so.
-fn make_gateway(node: &mut Socket, settings: &Settings, result: &Success) -> Result<(), Refusal> {
-    let bridge = find(node, &settings.bridge)?;
+///
+/// In a VLAN the bridge has none of its own: a pair is made, one end a port in the VLAN, the other the gateway. It stays,
+/// as the bridge does, and is told in the result.
+fn make_gateway(
+    node: &mut Socket,
+    settings: &Settings,
+    result: &Success,
+    ns: BorrowedFd<'_>,
+) -> Result<Option<Interface>, Refusal> {
+    let name = settings.gateway_link();
+    if settings.vlan.is_some() && route::link(node, &name).map_err(internal)?.is_none() {
+        let pair = Pair::named(&name, settings.mtu);
+        let ends = Op::Veth {
+            name: pair.host.clone(),
+            mac: pair.host_mac,
+            mtu: pair.mtu,
+            peer: name.clone(),
+            peer_mac: pair.pod_mac,
+        };
+        route::run(node, &[ends], None)?;
+        let mut ops = settings.port(&pair.host, false, &[]);
+        ops.extend([Op::Up(pair.host), Op::Up(name.clone())]);
+        interface::run(node, &ops, ns)?;
+    }
+    let bridge = find(node, &name)?;
     let all = route::addresses(node).map_err(internal)?;
     let present: Vec<LinkAddress> =
         all.into_iter().filter(|a| a.link == bridge.index && !a.link_local).collect();
@@ -199,22 +212,16 @@ fn make_gateway(node: &mut Socket, settings: &Settings, result: &Success) -> Res
         for clash in present.iter().filter(clashes) {
             let (address, prefix) = clash.address;
             if !settings.force_address {
-                let msg = format!(
-                    "\"{}\" already has an IP address different from {gateway}/{}",
-                    settings.bridge, wanted.1
-                );
+                let msg =
+                    format!("\"{name}\" already has an IP address different from {gateway}/{}", wanted.1);
                 return Err(Refusal::new(code::INTERNAL, msg));
             }
-            ops.push(Op::DropAddress { link: settings.bridge.clone(), address, prefix });
+            ops.push(Op::DropAddress { link: name.clone(), address, prefix });
         }
-        ops.push(Op::Subnet {
-            link: settings.bridge.clone(),
-            address: gateway,
-            prefix: wanted.1,
-            connected: true,
-        });
+        ops.push(Op::Subnet { link: name.clone(), address: gateway, prefix: wanted.1, connected: true });
     }
-    Ok(route::run(node, &ops, None)?)
+    route::run(node, &ops, None)?;
+    Ok(settings.vlan.map(|_| describe(&bridge, "")))
 }
 
 fn not_a_bridge(name: &str) -> Refusal {

@@ -16,7 +16,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .btree_map(".")
         // Its Debug would print passwords and tokens; `proto.rs` has one that does not.
-        .skip_debug(["runtime.v1.AuthConfig"])
+        .skip_debug(["runtime.v1.AuthConfig", "berth.admin.v1.Login"])
+        // Archives pass through without a copy.
+        .bytes(".berth.admin.v1")
         .compile_fds(descriptors)?;
     Ok(())
 }

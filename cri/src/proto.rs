@@ -28,6 +28,13 @@ impl std::fmt::Debug for AuthConfig {
     }
 }
 
+/// As above.
+impl std::fmt::Debug for admin::Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -249,6 +249,8 @@ pub struct JobView {
     pub took: Duration,
     /// `running`, `ok`, or the error.
     pub outcome: String,
+    /// How far a transfer is, where there is one.
+    pub progress: Option<storage::PullProgress>,
     /// Steps: name, offset from the start, duration.
     pub steps: Vec<(String, Duration, Duration)>,
 }

@@ -132,6 +132,14 @@ impl Engine {
         &self.images
     }
 
+    /// The image store itself, for what only administrators ask of it.
+    ///
+    /// # Errors
+    /// The image driver is another one.
+    pub fn local_store(&self) -> Result<Arc<storage::Store>, Error> {
+        crate::image::local(self)
+    }
+
     /// The network driver.
     pub fn network(&self) -> &Arc<dyn Network> {
         &self.network

@@ -48,6 +48,10 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn container_usage(&self, container: &str) -> Option<Usage>;
     /// Read-only detached mount of an image or a path in it.
     fn mount_image(&self, image_id: &str, sub_path: &str) -> Result<OwnedFd, Error>;
+    /// The store itself, for what only administrators ask of it (save, load, push, check); `None`: it is somewhere else.
+    fn local(self: Arc<Self>) -> Option<Arc<Store>> {
+        None
+    }
 }
 
 /// The system calls the store borrows from [`sys`](crate::sys).
@@ -123,9 +127,25 @@ impl Driver for Store {
     fn mount_image(&self, image_id: &str, sub_path: &str) -> Result<OwnedFd, Error> {
         Store::mount_image(self, image_id, sub_path).map_err(|e| Error::of(kind(e.kind()), &e))
     }
+
+    fn local(self: Arc<Self>) -> Option<Arc<Store>> {
+        Some(self)
+    }
 }
 
-fn kind(kind: ErrorKind) -> Kind {
+/// The store of an engine.
+pub(crate) fn local(engine: &crate::Engine) -> Result<Arc<Store>, Error> {
+    let none = || {
+        Error::new(
+            Kind::Unimplemented,
+            "this image driver keeps no images that could be saved, loaded or checked",
+        )
+    };
+    engine.images.clone().local().ok_or_else(none)
+}
+
+/// The class of a store's error here.
+pub fn kind(kind: ErrorKind) -> Kind {
     match kind {
         ErrorKind::NotFound => Kind::NotFound,
         ErrorKind::InvalidArgument => Kind::InvalidArgument,

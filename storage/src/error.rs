@@ -313,7 +313,7 @@ impl SnapshotError {
 }
 
 /// An error and all its causes, for where several stand in one text.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -3,7 +3,7 @@
 //! A record is one line `berth <kind> <version> sha256:<hex>` and JSON; the digest is over the JSON.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 
@@ -91,6 +91,18 @@ pub(crate) fn decode<T: DeserializeOwned>(path: &Path, kind: &str, version: u32)
         Ok(serde_json::from_slice(json)?)
     };
     read(path).map_err(FileError::at("read", path))
+}
+
+/// The digest of a file, with the algorithm of another.
+pub(crate) fn digest(path: &Path, like: &Digest) -> Result<Digest, FileError> {
+    let mut file = File::open(path).map_err(FileError::at("open", path))?;
+    let (mut hasher, mut buffer) = (like.hasher(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer).map_err(FileError::at("read", path))? {
+            0 => return Ok(hasher.finish()),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
 }
 
 /// Bytes on disk of one file or directory, not of what is in it.

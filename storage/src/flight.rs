@@ -68,6 +68,11 @@ impl Flight {
         }
     }
 
+    /// It waits for nothing any more.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.outcome.borrow().is_some()
+    }
+
     /// Bytes of the blob that have arrived.
     pub(crate) fn done(&self) -> u64 {
         self.counters.done.load(Ordering::Relaxed)
@@ -109,6 +114,12 @@ impl Flights {
             number: AtomicU64::new(0),
             keep_blobs,
         }
+    }
+
+    /// Is any layer in flight?
+    pub(crate) fn any(&self) -> bool {
+        let flying = self.flying.lock().unwrap_or_else(PoisonError::into_inner);
+        flying.values().any(|flight| flight.strong_count() > 0)
     }
 
     /// A new directory under `staging/`.

@@ -37,6 +37,8 @@ use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+pub mod archive;
+mod collect;
 mod containers;
 pub mod digest;
 mod erofs;
@@ -48,6 +50,7 @@ mod kernel;
 pub mod layer;
 pub mod manifest;
 mod pull;
+mod push;
 pub mod reference;
 pub mod registry;
 mod scrub;
@@ -57,9 +60,11 @@ pub mod store;
 mod support;
 mod tree;
 
+pub use collect::Collected;
 pub use digest::Digest;
 pub use error::{ErrorKind, FileError, OpenError, PullError, RemoveError, SnapshotError};
 pub use kernel::Kernel;
+pub use push::Pushed;
 pub use reference::ImageRef;
 pub use scrub::Damage;
 pub use store::Store;
@@ -149,7 +154,7 @@ pub struct ImageConfig {
 }
 
 /// Progress of a running pull, readable at any time.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, serde::Serialize, serde::Deserialize)]
 pub struct PullProgress {
     /// Bytes to fetch, as far as known.
     pub total: u64,
@@ -157,6 +162,45 @@ pub struct PullProgress {
     pub done: u64,
     /// One line for a person.
     pub phase: String,
+    /// Layer by layer, lowest first; empty until they are known.
+    pub layers: Vec<LayerProgress>,
+}
+
+/// Progress of one layer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct LayerProgress {
+    /// Digest of its blob.
+    pub digest: String,
+    /// Length of the blob in bytes.
+    pub total: u64,
+    /// Bytes moved.
+    pub done: u64,
+    /// Nothing more will happen to it: it is there, or it was there.
+    pub done_for_good: bool,
+}
+
+impl PullProgress {
+    /// Bytes of a layer have moved.
+    pub(crate) fn moved(&mut self, layer: usize, bytes: u64) {
+        self.set(layer, |layer| layer.done = layer.total.min(layer.done + bytes));
+    }
+
+    /// A layer begins anew.
+    pub(crate) fn restart(&mut self, layer: usize) {
+        self.set(layer, |layer| layer.done = 0);
+    }
+
+    /// A layer is where it should be.
+    pub(crate) fn finish(&mut self, layer: usize) {
+        self.set(layer, |layer| (layer.done, layer.done_for_good) = (layer.total, true));
+    }
+
+    fn set(&mut self, layer: usize, change: impl FnOnce(&mut LayerProgress)) {
+        if let Some(layer) = self.layers.get_mut(layer) {
+            change(layer);
+        }
+        self.done = self.layers.iter().map(|layer| layer.done).sum();
+    }
 }
 
 /// Bytes and inodes used.

@@ -23,7 +23,7 @@ use crate::reference::ImageRef;
 use crate::registry::{Fetched, RegistryError, Repository, hosts};
 use crate::snapshot::ImageLayers;
 use crate::store::Store;
-use crate::{Credentials, Image, PullProgress, files};
+use crate::{Credentials, Image, LayerProgress, PullProgress, files};
 
 /// Indexes inside indexes followed.
 const NESTING: usize = 4;
@@ -32,11 +32,11 @@ const TICK: Duration = Duration::from_millis(200);
 
 /// A resolved image: what to fetch, and what to call it.
 #[derive(Debug)]
-struct Resolved {
+pub(crate) struct Resolved {
     /// Digest of what the reference names: an index or a manifest.
-    top: Digest,
-    manifest: Manifest,
-    manifest_bytes: Vec<u8>,
+    pub(crate) top: Digest,
+    pub(crate) manifest: Manifest,
+    pub(crate) manifest_bytes: Vec<u8>,
 }
 
 impl Store {
@@ -162,6 +162,11 @@ impl Store {
                 seen.insert(*diff_id) && !graph::layer_directory(self.root(), diff_id).exists()
             })
             .collect();
+        let present = |layer: &&Descriptor| !wanted.iter().any(|(wanted, _)| wanted.digest == layer.digest);
+        let mut shown: Vec<LayerProgress> =
+            layers.iter().filter(present).map(|l| shown(l, l.size, true)).collect();
+        let first = shown.len();
+        shown.extend(wanted.iter().map(|(layer, _)| self::shown(layer, 0, false)));
         let total = wanted.iter().map(|(layer, _)| layer.size).sum();
         let flights: Vec<std::sync::Mutex<Option<Arc<Flight>>>> =
             wanted.iter().map(|_| Default::default()).collect();
@@ -174,10 +179,20 @@ impl Store {
         let mut tick = tokio::time::interval(TICK);
         loop {
             tokio::select! {
-                result = &mut all => return result.map(drop),
+                result = &mut all => {
+                    shown.iter_mut().for_each(|layer| (layer.done, layer.done_for_good) = (layer.total, true));
+                    progress.send_replace(PullProgress { total, done: total, phase: "fetched".into(), layers: shown });
+                    return result.map(drop);
+                }
                 _ = tick.tick() => {
-                    let flying = flights.iter().filter_map(|slot| slot.lock().ok()?.as_ref().map(|f| f.done()));
-                    progress.send_replace(PullProgress { total, done: flying.sum(), phase: "fetching".into() });
+                    for (slot, layer) in flights.iter().zip(&mut shown[first..]) {
+                        if let Some(flight) = slot.lock().ok().and_then(|slot| slot.clone()) {
+                            (layer.done, layer.done_for_good) = (flight.done(), flight.has_ended());
+                        }
+                    }
+                    let done = shown[first..].iter().map(|layer| layer.done).sum();
+                    let layers = shown.clone();
+                    progress.send_replace(PullProgress { total, done, phase: "fetching".into(), layers });
                 }
             }
         }
@@ -214,7 +229,7 @@ impl Store {
     }
 
     /// Builds the image in staging and moves it into place. Blocking.
-    fn publish_image(
+    pub(crate) fn publish_image(
         &self,
         resolved: &Resolved,
         config: &[u8],
@@ -276,7 +291,7 @@ impl Store {
     }
 
     /// Gives a present image the names this pull earns it.
-    fn name_image(
+    pub(crate) fn name_image(
         &self,
         id: &Digest,
         reference: &ImageRef,
@@ -313,6 +328,10 @@ impl Store {
         }
         self.index.load().images.get(id).map(|held| held.image.clone()).ok_or_else(lost)
     }
+}
+
+fn shown(layer: &Descriptor, done: u64, done_for_good: bool) -> LayerProgress {
+    LayerProgress { digest: layer.digest.to_string(), total: layer.size, done, done_for_good }
 }
 
 fn phase(progress: &watch::Sender<PullProgress>, phase: &str) {

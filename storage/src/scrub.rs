@@ -1,14 +1,11 @@
 //! Scrub: reads every layer again and compares it with its name, because disks forget.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Read;
-use std::path::Path;
 
 use crate::digest::Digest;
 use crate::error::FileError;
-use crate::graph;
 use crate::store::Store;
+use crate::{files, graph};
 
 /// A layer whose bytes are no longer what they were.
 #[derive(Debug)]
@@ -36,21 +33,10 @@ impl Store {
         let check = |(layer, images): (Digest, Vec<String>)| {
             // An image removed meanwhile is no damage.
             let still_there = || self.index.load().layers.contains_key(&layer);
-            let found = hash(&graph::layer_directory(self.root(), &layer).join("tar"), &layer);
+            let found = files::digest(&graph::layer_directory(self.root(), &layer).join("tar"), &layer);
             let fine = found.as_ref().is_ok_and(|found| *found == layer);
             (!fine && still_there()).then_some(Damage { layer, images, found })
         };
         users.into_iter().filter_map(check).collect()
-    }
-}
-
-fn hash(path: &Path, like: &Digest) -> Result<Digest, FileError> {
-    let mut file = File::open(path).map_err(FileError::at("open", path))?;
-    let (mut hasher, mut buffer) = (like.hasher(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer).map_err(FileError::at("read", path))? {
-            0 => return Ok(hasher.finish()),
-            n => hasher.update(&buffer[..n]),
-        }
     }
 }

@@ -216,6 +216,17 @@ impl Store {
         Pin { pins: self.pins.clone(), digests }
     }
 
+    /// Counts a layer anew, after a file was added to it.
+    pub(crate) fn measure_layer(&self, diff_id: &Digest) -> Result<(), FileError> {
+        let _guard = self.write_lock();
+        let mut index = Index::clone(&self.index.load());
+        if let Some(usage) = index.layers.get_mut(diff_id) {
+            *usage = files::flat_usage(&graph::layer_directory(&self.config.root, diff_id))?;
+            self.index.store(Arc::new(index));
+        }
+        Ok(())
+    }
+
     /// What a driver needs to know of an image.
     pub(crate) fn image_layers(&self, id: &str) -> Result<ImageLayers, SnapshotError> {
         let index = self.index.load();
@@ -355,16 +366,23 @@ fn sweep_staging(root: &Path) -> Result<(), FileError> {
             drop(Staging(entry.path()));
         }
     }
-    let partial = staging.join("partial");
-    for entry in std::fs::read_dir(&partial).map_err(FileError::at("list", &partial))? {
-        let entry = entry.map_err(FileError::at("list", &partial))?;
-        let modified = entry.metadata().and_then(|m| m.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-        if modified.elapsed().unwrap_or_default() > PARTIAL_AGE {
-            std::fs::remove_file(entry.path()).map_err(FileError::at("delete", entry.path()))?;
-        }
-    }
-    Ok(())
+    sweep_partial(root, PARTIAL_AGE).map(drop)
 }
 
-#[cfg(test)]
-mod tests;
+/// Deletes partial blobs that nobody has continued for this long; returns what they took.
+pub(crate) fn sweep_partial(root: &Path, age: Duration) -> Result<Usage, FileError> {
+    use std::os::unix::fs::MetadataExt;
+    let partial = root.join("staging/partial");
+    let mut gone = Usage::default();
+    for entry in std::fs::read_dir(&partial).map_err(FileError::at("list", &partial))? {
+        let entry = entry.map_err(FileError::at("list", &partial))?;
+        let metadata = entry.metadata().map_err(FileError::at("stat", entry.path()))?;
+        let modified = metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        if modified.elapsed().unwrap_or_default() >= age {
+            std::fs::remove_file(entry.path()).map_err(FileError::at("delete", entry.path()))?;
+            gone.bytes += metadata.blocks() * 512;
+            gone.inodes += 1;
+        }
+    }
+    Ok(gone)
+}

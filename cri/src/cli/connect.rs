@@ -1,5 +1,6 @@
 //! How administrators' commands reach the daemon.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -13,8 +14,8 @@ use crate::config::DEFAULT_LISTEN;
 /// How long a connection may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// What every administrators' command takes.
-#[derive(Clone, Debug)]
+/// What an administrators' command was given.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Command {
     /// `unix:///…`
     pub(super) address: String,
@@ -22,25 +23,93 @@ pub(super) struct Command {
     pub(super) json: bool,
     /// Operands.
     pub(super) operands: Vec<String>,
+    /// The command's own options; a switch has an empty value.
+    pub(super) options: BTreeMap<String, String>,
+}
+
+/// An option of one command, beside those that all have.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Known {
+    /// `--name VALUE`
+    Value(&'static str),
+    /// `--name`
+    Switch(&'static str),
+}
+
+// === impl Command ===
+
+impl Command {
+    /// The value of an option, if it was given.
+    pub(super) fn option(&self, name: &str) -> Option<&str> {
+        self.options.get(name).map(String::as_str)
+    }
+
+    /// Operands, of which there must be some.
+    pub(super) fn named(&self, what: &str) -> Result<&[String], String> {
+        if self.operands.is_empty() {
+            Err(format!("expected the name of {what}"))
+        } else {
+            Ok(&self.operands)
+        }
+    }
 }
 
 /// Reads `--address`, `--json` and operands; `None`: help was asked for.
-pub(super) fn parse(mut args: Args) -> Result<Option<Command>, Error> {
+pub(super) fn parse(args: Args) -> Result<Option<Command>, Error> {
+    parse_with(args, &[])
+}
+
+/// [`parse`] with options of the command's own.
+pub(super) fn parse_with(mut args: Args, known: &[Known]) -> Result<Option<Command>, Error> {
     let address = std::env::var("BERTH_ADDRESS").unwrap_or_else(|_| DEFAULT_LISTEN.into());
-    let mut command = Command { address, json: false, operands: Vec::new() };
+    let mut command = Command { address, ..Command::default() };
     while let Some(arg) = args.take()? {
-        match arg {
-            Arg::Operand(text) => command.operands.push(text),
-            Arg::Option(name, inline) => match name.as_str() {
-                "--address" => command.address = args.value(&name, inline)?,
-                "--json" if inline.is_none() => command.json = true,
-                "--json" => return Err(Error::NoValue(name)),
-                "-h" | "--help" => return Ok(None),
-                _ => return Err(Error::Unknown(name)),
-            },
+        let (name, inline) = match arg {
+            Arg::Operand(text) => {
+                command.operands.push(text);
+                continue;
+            }
+            Arg::Option(name, inline) => (name, inline),
+        };
+        match name.as_str() {
+            "--address" => command.address = args.value(&name, inline)?,
+            "--json" if inline.is_none() => command.json = true,
+            "--json" => return Err(Error::NoValue(name)),
+            "-h" | "--help" => return Ok(None),
+            own => {
+                match known.iter().find(|k| matches!(k, Known::Value(n) | Known::Switch(n) if *n == own)) {
+                    Some(Known::Value(_)) => {
+                        let value = args.value(&name, inline)?;
+                        command.options.insert(name, value);
+                    }
+                    Some(Known::Switch(_)) if inline.is_some() => return Err(Error::NoValue(name)),
+                    Some(Known::Switch(_)) => {
+                        command.options.insert(name, String::new());
+                    }
+                    None => return Err(Error::Unknown(name)),
+                }
+            }
         }
     }
     Ok(Some(command))
+}
+
+/// What a command does, once its line is read.
+pub(super) type Work = std::pin::Pin<Box<dyn Future<Output = Result<(), String>>>>;
+
+/// Reads a command line and does what it says.
+pub(super) fn run(
+    verb: &str,
+    help: &str,
+    args: Args,
+    known: &[Known],
+    work: fn(Command) -> Work,
+) -> ExitCode {
+    match parse_with(args, known) {
+        Ok(Some(command)) => block_on(work(command)),
+        Ok(None) => super::say(help),
+        Err(error) => usage(verb, &error),
+    }
 }
 
 /// Complains about a command line.

@@ -8,8 +8,8 @@ use tonic::Request;
 use tonic::transport::Channel;
 
 use super::args::Args;
-use super::connect::{Command, block_on, connect, parse, refused, usage};
-use super::say;
+use super::connect::{Command, Known, connect, refused, run};
+use super::{login, progress, say};
 use crate::proto::image_service_client::ImageServiceClient;
 use crate::proto::{
     Image, ImageSpec, ImageStatusRequest, ListImagesRequest, PullImageRequest, RemoveImageRequest,
@@ -18,17 +18,18 @@ use crate::server::LARGEST_MESSAGE;
 
 const HELP: &str = "\
 usage: berth images [--json] [--address unix:///PATH]
-       berth pull IMAGE... [--address unix:///PATH]
+       berth pull IMAGE... [--creds USER:PASSWORD | --authfile FILE] [--address unix:///PATH]
        berth rmi IMAGE... [--address unix:///PATH]
 
 Lists, pulls or removes images of the daemon. rmi takes all names of an image away.
+An authfile is what `docker login` or `podman login` writes.
 ";
 
 /// A pull may take as long as it makes progress; the daemon watches over that.
 const PULL: Duration = Duration::from_secs(24 * 60 * 60);
 
 pub(super) fn list(args: Args) -> ExitCode {
-    with("images", args, |command| {
+    run("images", HELP, args, &[], |command| {
         Box::pin(async move {
             if let Some(operand) = command.operands.first() {
                 return Err(format!("unexpected argument {operand}"));
@@ -42,30 +43,39 @@ pub(super) fn list(args: Args) -> ExitCode {
 }
 
 pub(super) fn pull(args: Args) -> ExitCode {
-    with("pull", args, |command| {
+    let known = [Known::Value("--creds"), Known::Value("--authfile")];
+    run("pull", HELP, args, &known, |command| {
         Box::pin(async move {
-            let mut client = client(&command).await?;
-            for name in named(&command)? {
-                let started = Instant::now();
-                let mut request = Request::new(PullImageRequest { image: spec(name), ..Default::default() });
-                request.set_timeout(PULL);
-                let pulled = client.pull_image(request).await.map_err(|s| refused(&s))?.into_inner();
-                let status = ImageStatusRequest { image: spec(&pulled.image_ref), verbose: false };
-                let image = client.image_status(status).await.map_err(|s| refused(&s))?.into_inner().image;
-                let size = image.map_or(0, |image| image.size);
-                let took = started.elapsed().as_secs_f64();
-                say(format_args!("{name}  {}  {}  {took:.1} s\n", pulled.image_ref, bytes(size)));
+            let channel = connect(&command.address).await?;
+            for name in command.named("an image")? {
+                Box::pin(pull_one(&command, channel.clone(), name)).await?;
             }
             Ok(())
         })
     })
 }
 
+async fn pull_one(command: &Command, channel: Channel, name: &str) -> Result<(), String> {
+    let started = Instant::now();
+    let mut client = client_on(channel.clone());
+    let auth = login::auth_config(login::of(command, "--creds", "--authfile", name)?);
+    let mut request = Request::new(PullImageRequest { image: spec(name), auth, ..Default::default() });
+    request.set_timeout(PULL);
+    let pull = Box::pin(progress::watch(channel, "PullImage", name, Box::pin(client.pull_image(request))));
+    let pulled = pull.await.map_err(|s| refused(&s))?.into_inner();
+    let status = ImageStatusRequest { image: spec(&pulled.image_ref), verbose: false };
+    let image = client.image_status(status).await.map_err(|s| refused(&s))?.into_inner().image;
+    let size = image.map_or(0, |image| image.size);
+    let took = started.elapsed().as_secs_f64();
+    say(format_args!("{name}  {}  {}  {took:.1} s\n", pulled.image_ref, bytes(size)));
+    Ok(())
+}
+
 pub(super) fn remove(args: Args) -> ExitCode {
-    with("rmi", args, |command| {
+    run("rmi", HELP, args, &[], |command| {
         Box::pin(async move {
             let mut client = client(&command).await?;
-            for name in named(&command)? {
+            for name in command.named("an image")? {
                 let status = ImageStatusRequest { image: spec(name), verbose: false };
                 let found = client.image_status(status).await.map_err(|s| refused(&s))?.into_inner().image;
                 let Some(image) = found else { return Err(format!("{name}: no such image")) };
@@ -81,26 +91,12 @@ pub(super) fn remove(args: Args) -> ExitCode {
     })
 }
 
-type Work = std::pin::Pin<Box<dyn Future<Output = Result<(), String>>>>;
-
-fn with(verb: &str, args: Args, work: fn(Command) -> Work) -> ExitCode {
-    match parse(args) {
-        Ok(Some(command)) => block_on(work(command)),
-        Ok(None) => say(HELP),
-        Err(error) => usage(verb, &error),
-    }
-}
-
 async fn client(command: &Command) -> Result<ImageServiceClient<Channel>, String> {
-    let channel = connect(&command.address).await?;
-    Ok(ImageServiceClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE))
+    Ok(client_on(connect(&command.address).await?))
 }
 
-fn named(command: &Command) -> Result<&[String], String> {
-    match command.operands.as_slice() {
-        [] => Err("expected the name of an image".to_owned()),
-        names => Ok(names),
-    }
+fn client_on(channel: Channel) -> ImageServiceClient<Channel> {
+    ImageServiceClient::new(channel).max_decoding_message_size(LARGEST_MESSAGE)
 }
 
 fn spec(name: &str) -> Option<ImageSpec> {
@@ -132,7 +128,7 @@ fn json(images: &[Image]) -> String {
 
 /// Binary units, three digits.
 #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-fn bytes(n: u64) -> String {
+pub(super) fn bytes(n: u64) -> String {
     let units = [("GiB", 1u64 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     match units.iter().find(|(_, size)| n >= *size) {
         Some((unit, size)) => format!("{:.1} {unit}", n as f64 / *size as f64),

@@ -68,7 +68,11 @@ fn table(jobs: &[Job]) -> String {
     for job in jobs {
         let subject: String = job.subject.chars().take(13).collect();
         let took = duration(job.took);
-        let _ = writeln!(text, "{:>6}  {:<25} {took:>10}  {subject:<14} {}", job.id, job.name, job.outcome);
+        let outcome = match (&job.progress, job.outcome.as_str()) {
+            (Some(progress), "running") => format!("running: {}", super::progress::summary(progress)),
+            (_, outcome) => outcome.to_owned(),
+        };
+        let _ = writeln!(text, "{:>6}  {:<25} {took:>10}  {subject:<14} {outcome}", job.id, job.name);
     }
     text
 }
@@ -111,8 +115,14 @@ fn duration(nanos: u64) -> String {
 
 fn json(jobs: &[Job]) -> String {
     let step = |s: &crate::proto::admin::Step| serde_json::json!({ "name": s.name, "offsetNanos": s.offset, "tookNanos": s.took });
+    let progress = |p: &crate::proto::admin::Progress| {
+        let layer = |l: &crate::proto::admin::LayerProgress| serde_json::json!({ "digest": l.digest, "total": l.total, "done": l.done, "finished": l.finished });
+        let layers: Vec<_> = p.layers.iter().map(layer).collect();
+        serde_json::json!({ "total": p.total, "done": p.done, "phase": p.phase, "layers": layers })
+    };
     let job = |j: &Job| {
         serde_json::json!({
+            "progress": j.progress.as_ref().map(progress),
             "id": j.id, "name": j.name, "subject": j.subject, "startedAtNanos": j.started_at,
             "tookNanos": j.took, "outcome": j.outcome, "steps": j.steps.iter().map(step).collect::<Vec<_>>(),
         })

@@ -7,7 +7,7 @@
 //! | `cni`, or argv[0] of a plugin | a CNI executable | `netplugins` |
 //! | `oci`, or argv[0] `runc` | an OCI runtime command line | not built: says so |
 //! | `try` | the main job on a private daemon | [`crate::trial`] |
-//! | `version`, `jobs`, `job`, `images`, `pull`, `rmi` | for administrators | here |
+//! | `version`, `jobs`, `job`, `images`, `pull`, `push`, `save`, … | for administrators | here |
 //!
 //! Roles that must stay single-threaded are entered before anything else happens.
 
@@ -16,12 +16,17 @@ use std::fmt::Display;
 use std::io::Write;
 use std::process::ExitCode;
 
+pub mod archive;
 pub mod args;
 pub mod cni;
 pub mod connect;
 pub mod images;
 pub mod jobs;
+pub mod login;
+pub mod progress;
+pub mod registry;
 pub mod serve;
+pub mod upkeep;
 pub mod version;
 
 use args::Args;
@@ -45,6 +50,14 @@ usage: berth COMMAND [OPTIONS]
   images                images of the daemon
   pull IMAGE...         pull images
   rmi IMAGE...          remove images
+  tag IMAGE NAME        give an image another name
+  push IMAGE [NAME]     send an image to a registry
+  save IMAGE...         write images as an archive or an OCI layout
+  load                  take in the images of an archive or an OCI layout
+  search TERM           ask a registry what it has
+  inspect IMAGE         everything known of an image
+  fsck                  read every layer again and compare it with its digest
+  gc                    remove images nobody needs, and what broken pulls have left
 
   cni install DIR       make the built-in network plugins CNI executables in DIR
   cni PLUGIN            be a CNI plugin (also by the plugin's name as argv[0])
@@ -72,6 +85,14 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         "images" => images::list(Args::new(rest)),
         "pull" => images::pull(Args::new(rest)),
         "rmi" => images::remove(Args::new(rest)),
+        "save" => archive::save(Args::new(rest)),
+        "load" => archive::load(Args::new(rest)),
+        "push" => registry::push(Args::new(rest)),
+        "tag" => registry::tag(Args::new(rest)),
+        "search" => registry::search(Args::new(rest)),
+        "inspect" => upkeep::inspect(Args::new(rest)),
+        "fsck" => upkeep::fsck(Args::new(rest)),
+        "gc" => upkeep::gc(Args::new(rest)),
         "cni" => cni::main(Args::new(rest)),
         "jobs" => jobs::list(Args::new(rest)),
         "job" => jobs::show(Args::new(rest)),
@@ -128,6 +149,11 @@ pub(crate) fn say(text: impl Display) -> ExitCode {
 /// Prints one line to standard error.
 pub(crate) fn complain(text: impl Display) {
     let _ = writeln!(std::io::stderr(), "berth: {text}");
+}
+
+/// Prints one line of what goes on to standard error.
+pub(crate) fn note(text: impl Display) {
+    let _ = writeln!(std::io::stderr(), "{text}");
 }
 
 /// Complains and fails.

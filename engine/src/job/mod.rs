@@ -26,6 +26,8 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::watch;
+
 pub use table::Table;
 pub use undo::{Left, Undo};
 
@@ -80,6 +82,11 @@ impl Cx {
     /// Replaces the subject once the job knows better, say the id it has made.
     pub fn subject(&self, subject: &str) {
         self.entry.set_subject(subject);
+    }
+
+    /// Shows how far the job is, for as long as it runs.
+    pub fn progress(&self, progress: watch::Receiver<storage::PullProgress>) {
+        self.entry.set_progress(progress);
     }
 
     /// Resolves when nobody can want the result any more: the deadline of the last caller has passed, or all callers have

@@ -45,6 +45,7 @@ pub(super) struct Entry {
     steps: Mutex<Vec<Step>>,
     claim: watch::Sender<Claim>,
     undo: Undo,
+    progress: Mutex<Option<watch::Receiver<storage::PullProgress>>>,
 }
 
 #[derive(Debug)]
@@ -182,6 +183,7 @@ impl Entry {
             steps: Mutex::default(),
             claim: watch::Sender::new(Claim { waiters: 1, deadline }),
             undo: Undo::default(),
+            progress: Mutex::default(),
         }
     }
 
@@ -199,6 +201,10 @@ impl Entry {
 
     pub(super) fn set_subject(&self, subject: &str) {
         subject.clone_into(&mut lock(&self.subject));
+    }
+
+    pub(super) fn set_progress(&self, progress: watch::Receiver<storage::PullProgress>) {
+        *lock(&self.progress) = Some(progress);
     }
 
     fn subject(&self) -> String {
@@ -255,6 +261,7 @@ impl Entry {
             started_at: self.started_at,
             took,
             outcome,
+            progress: lock(&self.progress).as_ref().map(|progress| progress.borrow().clone()),
             steps: steps
                 .iter()
                 .map(|s| (s.name.to_owned(), s.from, s.took.unwrap_or_else(|| took.saturating_sub(s.from))))

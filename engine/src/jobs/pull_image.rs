@@ -47,6 +47,7 @@ impl Job for PullImage {
             return Err(Error::new(Kind::InvalidArgument, "image.image: must not be empty"));
         }
         let progress = watch::Sender::new(PullProgress::default());
+        cx.progress(progress.subscribe());
         let abandoned = engine.config.abandoned_pull;
         tokio::select! {
             image = cx.step("pull", engine.images.clone().pull(self.image, self.credentials, progress)) => image,

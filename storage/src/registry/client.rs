@@ -61,7 +61,7 @@ pub(super) struct Ask<'a> {
     pub(super) url: &'a str,
     /// The repository as the host calls it.
     pub(super) repository: &'a str,
-    /// Rights it takes: `pull` or `pull,push`.
+    /// Rights it takes: `pull`, `pull,push`, or `catalog`, which is of no repository.
     pub(super) actions: &'static str,
     pub(super) accept: &'static str,
     /// First byte wanted, and the last, if not all.
@@ -100,7 +100,10 @@ impl<'a> Ask<'a> {
     }
 
     fn scope(&self) -> String {
-        format!("repository:{}:{}", self.repository, self.actions)
+        match self.actions {
+            "catalog" => "registry:catalog:*".to_owned(),
+            actions => format!("repository:{}:{actions}", self.repository),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 mod answer;
 pub mod auth;
 mod blob;
+mod catalog;
 pub mod client;
 mod clients;
 mod dns;
@@ -15,6 +16,7 @@ pub mod hosts;
 mod throttle;
 mod tls;
 mod token;
+mod upload;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,6 +32,7 @@ use hosts::{Capability, Endpoint};
 pub(crate) use blob::Fetch;
 pub(crate) use clients::Clients;
 pub use error::RegistryError;
+pub(crate) use upload::Uploaded;
 
 /// Times of the client; tests shorten them.
 #[derive(Clone, Copy, Debug)]

@@ -232,6 +232,8 @@ pub struct Readiness {
     pub runtime: Result<(), String>,
     /// Network: ok, or why not and what to do.
     pub network: Result<(), String>,
+    /// Something that is wrong with the network although pods can be attached.
+    pub notice: Option<String>,
 }
 
 /// A running or recent job, for `berth jobs`.

@@ -147,7 +147,9 @@ impl Engine {
 
     /// Whether pods can be run.
     pub fn readiness(&self) -> Readiness {
-        Readiness { runtime: Ok(()), network: self.network.status() }
+        // The notice is about what status just looked at.
+        let network = self.network.status();
+        Readiness { runtime: Ok(()), network, notice: self.network.notice() }
     }
 
     /// What a handler can do; `""` is the default one.

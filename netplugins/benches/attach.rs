@@ -26,6 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let driver = netplugins::open(Config {
         pod_cidrs: vec!["10.88.0.0/16".into(), "fd00:10:88::/64".into()],
         conf_dir: dir.join("net.d"),
+        max_networks: 1,
         bin_dirs: vec![],
         netns_dir: dir.join("netns"),
         state_dir: dir.join("state"),

@@ -16,6 +16,8 @@ pub struct Config {
     pub pod_cidrs: Vec<String>,
     /// Directory of CNI configurations; wins when it holds one.
     pub conf_dir: PathBuf,
+    /// How many of its files count, by name: a pod gets an interface for each, `eth0` first.
+    pub max_networks: usize,
     /// Directories of CNI executables.
     pub bin_dirs: Vec<PathBuf>,
     /// Where namespaces are bind-mounted (`/run/netns`).

@@ -8,9 +8,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use crate::bandwidth::Limits;
-use crate::cni::Cni;
-use crate::cni::config::{Broken, Network as Configured};
+use crate::cni::config::Broken;
 use crate::cni::keeper::Keeper;
+use crate::cni::{Cni, Networks};
 use crate::error::Error;
 use crate::routed::Routed;
 use crate::{Attachment, Config, Driver, Endpoint, InterfaceStats, Inventory, NetNs, name};
@@ -30,20 +30,20 @@ impl Network {
         Ok(Self { routed: Routed::open(config)?, cni, keeper: OnceLock::new() })
     }
 
-    /// The network of the CNI directory, if it configures one.
-    fn configured(&self) -> Option<Result<Arc<Configured>, Broken>> {
-        let network = self.cni.network();
-        if let Some(Ok(_)) = network {
+    /// The networks of the CNI directory, if it configures any.
+    fn configured(&self) -> Option<Result<Networks, Broken>> {
+        let networks = self.cni.networks();
+        if let Some(Ok(_)) = networks {
             self.keeper.get_or_init(|| Keeper::start(&self.cni));
         }
-        network
+        networks
     }
 }
 
 impl Driver for Network {
     fn status(&self) -> Result<(), String> {
         match self.configured() {
-            Some(Ok(network)) => self.cni.status(&network),
+            Some(Ok(networks)) => self.cni.status(&networks),
             Some(Err(broken)) => Err(format!("no network configuration can be used: {broken}")),
             None => self.routed.ready().map_err(|e| e.to_string()),
         }
@@ -73,7 +73,7 @@ impl Driver for Network {
         name::check_id(&endpoint.id, "a pod")?;
         let _ = Limits::of(&endpoint.annotations)?; // whichever network will keep them
         match self.configured() {
-            Some(Ok(network)) => Ok(self.cni.reserve(&network, endpoint, &self.routed.boot_id())),
+            Some(Ok(networks)) => Ok(self.cni.reserve(&networks, endpoint, &self.routed.boot_id())),
             Some(Err(broken)) => {
                 Err(Error::NotReady(format!("no network configuration can be used: {broken}")))
             }

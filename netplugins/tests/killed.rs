@@ -149,6 +149,7 @@ impl Node {
         let config = Config {
             pod_cidrs: vec!["10.88.0.0/24".into()],
             conf_dir: self.dir.join("net.d"),
+            max_networks: 1,
             bin_dirs: vec![],
             netns_dir: self.dir.join("netns"),
             state_dir: self.dir.join("state"),

@@ -181,6 +181,8 @@ section! {
         pod_cidrs: Option<Vec<String>>,
         /// CNI configurations.
         conf_dir: Option<PathBuf>,
+        /// How many of them count.
+        max_networks: Option<usize>,
         /// CNI executables.
         bin_dirs: Option<Vec<PathBuf>>,
         /// Bind mounts of pod namespaces.

@@ -201,6 +201,7 @@ impl file::Network {
                 .pod_cidrs
                 .unwrap_or_else(|| vec!["10.88.0.0/16".into(), "fd00:10:88::/64".into()]),
             conf_dir: self.conf_dir.unwrap_or_else(|| "/etc/cni/net.d".into()),
+            max_networks: self.max_networks.unwrap_or(1),
             bin_dirs: self.bin_dirs.unwrap_or_else(|| vec!["/opt/cni/bin".into()]),
             netns_dir: self.netns_dir.unwrap_or_else(|| "/run/netns".into()),
             state_dir: root.into(),

@@ -12,11 +12,12 @@ use crate::proto::{
 
 pub(super) fn handle(service: &Service, request: &StatusRequest) -> StatusResponse {
     let ready = service.engine.readiness();
-    let conditions = vec![
-        condition("RuntimeReady", "RuntimeNotReady", &ready.runtime),
-        // The reason the kubelet and its users know.
-        condition("NetworkReady", "NetworkPluginNotReady", &ready.network),
-    ];
+    // The reason the kubelet and its users know.
+    let mut network = condition("NetworkReady", "NetworkPluginNotReady", &ready.network);
+    if let Some(notice) = ready.notice {
+        network.message = if network.status { notice } else { format!("{}; {notice}", network.message) };
+    }
+    let conditions = vec![condition("RuntimeReady", "RuntimeNotReady", &ready.runtime), network];
     let features = service.engine.features("").unwrap_or_default();
     StatusResponse {
         status: Some(RuntimeStatus { conditions }),

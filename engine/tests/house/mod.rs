@@ -49,6 +49,7 @@ impl House {
         let network = netplugins::open(netplugins::Config {
             pod_cidrs: vec![format!("10.{}.{}.0/24", 100 + self.number() / 256, self.number() % 256)],
             conf_dir: self.dir.join("cni"),
+            max_networks: 1,
             bin_dirs: Vec::new(),
             netns_dir: self.dir.join("netns"),
             state_dir: self.dir.join("net"),

@@ -13,9 +13,9 @@ use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::Record;
 use super::chain::Target;
 use super::config::{self, Network};
-use super::{DRIVER, Record};
 use crate::Attachment;
 use crate::error::Error;
 
@@ -87,17 +87,31 @@ impl Cache {
     }
 
     /// Attachments whose pods are not live, rebuilt from what is cached, with their files.
-    pub(super) fn orphans(&self, live: impl Fn(&str) -> bool) -> Result<Vec<(PathBuf, Attachment)>, Error> {
-        let mut orphans = Vec::new();
+    pub(super) fn orphans(
+        &self,
+        live: impl Fn(&str) -> bool,
+    ) -> Result<Vec<(Vec<PathBuf>, Attachment)>, Error> {
+        let mut orphans: BTreeMap<String, Vec<(PathBuf, Record)>> = BTreeMap::new();
         for file in list(&self.results)? {
             let bytes = fs::read(&file).map_err(Error::file("read", &file))?;
             match serde_json::from_slice::<Cached>(&bytes) {
                 Ok(cached) if live(&cached.container_id) => {}
-                Ok(cached) => orphans.extend(cached.attachment().map(|a| (file, a))),
+                Ok(cached) => {
+                    let id = cached.container_id.clone();
+                    let record = cached.record().map(|record| (file, record));
+                    orphans.entry(id).or_default().extend(record);
+                }
                 Err(e) => tracing::warn!("{} is no cached result: {e}", file.display()),
             }
         }
-        Ok(orphans)
+        orphans.retain(|_, found| !found.is_empty());
+        let attachment = |(id, mut found): (String, Vec<(PathBuf, Record)>)| {
+            found.sort_by(|a, b| a.1.interface.cmp(&b.1.interface));
+            let (files, records): (Vec<PathBuf>, Vec<Record>) = found.into_iter().unzip();
+            let interface = records.first().map(|r| r.interface.clone()).unwrap_or_default();
+            (files, Attachment { id, interface, private: super::write(records), ..Attachment::default() })
+        };
+        Ok(orphans.into_iter().map(attachment).collect())
     }
 
     /// Keeps an attachment whose DEL has to be repeated.
@@ -122,25 +136,19 @@ impl Cache {
 }
 
 impl Cached {
-    fn attachment(self) -> Option<Attachment> {
+    fn record(self) -> Option<Record> {
         let network: Value = serde_json::from_slice(&STANDARD.decode(&self.config).ok()?).ok()?;
         config::decode(&network).ok()?;
         let pairs: BTreeMap<&str, &str> =
             self.cni_args.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
         let args = pairs.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(";");
-        let record = Record {
-            driver: DRIVER.into(),
+        Some(Record {
+            interface: self.if_name,
             network,
             args,
             capabilities: self.capability_args,
             built_in: self.built_in,
             result: Some(self.result),
-        };
-        Some(Attachment {
-            id: self.container_id,
-            interface: self.if_name,
-            private: serde_json::to_value(record).ok()?,
-            ..Attachment::default()
         })
     }
 }

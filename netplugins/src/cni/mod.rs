@@ -1,11 +1,9 @@
 //! Other people's networks: the runtime side of CNI 1.1.
 //!
-//! In reading order: [`json`], [`config`] (files), [`result`] (what plugins answer), [`invoke`] (one execution), [`chain`] (a whole
+//! In reading order: [`json`], [`config`] (one file), [`directory`] (all of them), [`result`] (what plugins answer), [`invoke`] (one execution), [`chain`] (a whole
 //! network), [`request`] (what Kubernetes tells plugins), [`cache`] (what is kept of an attachment), this file (the driver).
 //!
-//! The directory is looked at whenever an answer depends on it: a scan costs some twenty microseconds, needs no watcher
-//! and cannot miss an event. A file is decoded only when something changed. While the first file is broken, the last good
-//! configuration stays in use and the file is named.
+//! A pod may be attached to several networks: the first is its `eth0` and gives its addresses, the next its `eth1`.
 //!
 //! An attachment carries its own configuration, so that DEL does not depend on what the directory says by then. A pod never
 //! waits for a broken plugin to let it go: a DEL that failed is kept in `pending` and repeated until it succeeds.
@@ -13,6 +11,7 @@
 mod cache;
 pub(crate) mod chain;
 pub(crate) mod config;
+mod directory;
 pub(crate) mod invoke;
 pub(crate) mod json;
 pub(crate) mod keeper;
@@ -20,9 +19,8 @@ mod request;
 pub(crate) mod result;
 
 use std::collections::{BTreeSet, HashMap};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -34,9 +32,9 @@ use crate::{Attachment, Config, Endpoint, NetNs};
 use cache::Cache;
 use chain::{Chain, Target, Valid};
 use config::{Broken, Network};
+use directory::Directory;
+pub(crate) use directory::Networks;
 
-/// Interface name in the pod.
-const POD_LINK: &str = "eth0";
 /// The kubelet gives RunPodSandbox four minutes.
 const ADD_LIMIT: Duration = Duration::from_secs(120);
 const DEL_LIMIT: Duration = Duration::from_secs(60);
@@ -47,10 +45,10 @@ const GC_LIMIT: Duration = Duration::from_secs(60);
 /// The driver for configured networks.
 #[derive(Debug)]
 pub(crate) struct Cni {
-    conf_dir: PathBuf,
+    pub(crate) conf_dir: PathBuf,
     path: Vec<PathBuf>,
     cache: Cache,
-    loaded: Mutex<Loaded>,
+    directory: Mutex<Directory>,
     /// What the plugins last answered to STATUS.
     health: Mutex<Option<Result<(), String>>>,
     live: Mutex<HashMap<String, Attachment>>,
@@ -58,22 +56,20 @@ pub(crate) struct Cni {
     exclusive: RwLock<()>,
 }
 
-/// What the directory last said.
-#[derive(Debug, Default)]
-struct Loaded {
-    signature: Option<Signature>,
-    network: Option<Arc<Network>>,
-    broken: Option<Broken>,
-}
-
-/// Identity, size and times of every file that counts: it changes whenever one of them does.
-type Signature = Vec<(PathBuf, u64, u64, i64, i64)>;
-
 /// The part of an [`Attachment`] that only this driver reads.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Record {
+struct Records {
     /// Tells it from other drivers' records.
     driver: String,
+    /// In the order of ADD.
+    networks: Vec<Record>,
+}
+
+/// One network of an attachment.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct Record {
+    /// Interface name in the pod.
+    interface: String,
     /// The network as it was configured at ADD.
     network: Value,
     /// `CNI_ARGS`.
@@ -95,7 +91,7 @@ impl Cni {
             conf_dir: config.conf_dir.clone(),
             path: config.bin_dirs.clone(),
             cache: Cache::new(&config.state_dir.join("cni")),
-            loaded: Mutex::default(),
+            directory: Mutex::new(Directory::new(&config.conf_dir, config.max_networks)),
             health: Mutex::default(),
             live: Mutex::default(),
             exclusive: RwLock::default(),
@@ -107,128 +103,126 @@ impl Cni {
         attachment.private.get("driver").and_then(Value::as_str) == Some(DRIVER)
     }
 
-    /// The network pods are attached to now; `None`: the directory configures none.
-    pub(crate) fn network(&self) -> Option<Result<Arc<Network>, Broken>> {
-        let mut loaded = lock(&self.loaded);
-        let files = config::files(&self.conf_dir).unwrap_or_default();
-        let signature = sign(&self.conf_dir, &files);
-        if loaded.signature.as_ref() != Some(&signature) {
-            loaded.signature = Some(signature);
-            self.load(&mut loaded, files.first());
+    /// The networks pods are attached to now; `None`: the directory configures none.
+    pub(crate) fn networks(&self) -> Option<Result<Networks, Broken>> {
+        let (networks, changed) = lock(&self.directory).look();
+        if changed {
+            *lock(&self.health) = None;
         }
-        match (&loaded.network, &loaded.broken) {
-            (Some(network), _) => Some(Ok(Arc::clone(network))),
-            (None, Some(broken)) => Some(Err(broken.clone())),
-            (None, None) => None,
-        }
-    }
-
-    fn load(&self, loaded: &mut Loaded, first: Option<&PathBuf>) {
-        match first.map(|file| config::load(file)) {
-            None => (loaded.network, loaded.broken) = (None, None),
-            Some(Ok(network)) => {
-                if loaded.network.as_deref() != Some(&network) {
-                    tracing::info!(
-                        network = network.name,
-                        version = network.version,
-                        "network configuration loaded"
-                    );
-                    *lock(&self.health) = None;
-                }
-                (loaded.network, loaded.broken) = (Some(Arc::new(network)), None);
-            }
-            Some(Err(broken)) => {
-                tracing::warn!("{broken}");
-                loaded.broken = Some(broken);
-            }
-        }
+        networks
     }
 
     /// Whether pods can be attached; only called where there is a configuration. Never runs a plugin.
-    pub(crate) fn status(&self, network: &Network) -> Result<(), String> {
-        let built_in = chain::in_process(network, &self.path);
-        for plugin in network.plugins.iter().filter(|p| !built_in.contains(&p.kind)) {
-            invoke::find(&plugin.kind, &self.path)
-                .map_err(|e| format!("network \"{}\": {e}", network.name))?;
+    pub(crate) fn status(&self, networks: &[Network]) -> Result<(), String> {
+        for network in networks {
+            let built_in = chain::in_process(network, &self.path);
+            for plugin in network.plugins.iter().filter(|p| !built_in.contains(&p.kind)) {
+                invoke::find(&plugin.kind, &self.path)
+                    .map_err(|e| format!("network \"{}\": {e}", network.name))?;
+            }
         }
-        if !config::at_least(&network.version, "1.1.0") {
+        if !networks.iter().any(|network| config::at_least(&network.version, "1.1.0")) {
             return Ok(());
         }
         let answered = lock(&self.health).clone();
         answered.unwrap_or_else(|| {
-            Err(format!("the plugins of network \"{}\" have not answered STATUS yet", network.name))
+            let names: Vec<&str> = networks.iter().map(|n| n.name.as_str()).collect();
+            Err(format!("the plugins of network \"{}\" have not answered STATUS yet", names.join("\", \"")))
         })
     }
 
     /// What is wrong although pods can be attached.
     pub(crate) fn notice(&self) -> Option<String> {
-        let loaded = lock(&self.loaded);
-        let broken = loaded.broken.as_ref().filter(|_| loaded.network.is_some())?;
-        Some(format!("{broken}; the last good configuration stays in use"))
+        lock(&self.directory).notice()
     }
 
-    pub(crate) fn reserve(&self, network: &Network, endpoint: &Endpoint, boot_id: &str) -> Attachment {
-        let record = Record {
-            driver: DRIVER.into(),
+    pub(crate) fn reserve(&self, networks: &[Network], endpoint: &Endpoint, boot_id: &str) -> Attachment {
+        let record = |(index, network): (usize, &Network)| Record {
+            interface: format!("eth{index}"),
             network: config::encode(network),
             args: request::arguments(endpoint),
             capabilities: request::capabilities(endpoint),
             built_in: chain::in_process(network, &self.path),
             result: None,
         };
+        let records: Vec<Record> = networks.iter().enumerate().map(record).collect();
         Attachment {
             id: endpoint.id.clone(),
-            interface: POD_LINK.into(),
+            interface: records.first().map(|r| r.interface.clone()).unwrap_or_default(),
             boot_id: boot_id.into(),
-            private: serde_json::to_value(&record).unwrap_or_default(),
+            private: write(records),
             ..Attachment::default()
         }
     }
 
     pub(crate) fn attach(&self, ns: &NetNs, mut attachment: Attachment) -> Result<Attachment, Error> {
         let _shared = self.exclusive.read().unwrap_or_else(PoisonError::into_inner);
-        let (mut record, network) = read(&attachment)?;
-        let target = target(&attachment, &record, Some(&ns.path));
-        let chain = self.chain(&network, &record.built_in, ADD_LIMIT);
-        let added = chain.add(&target).map_err(|e| {
-            // A DEL must follow even a failed ADD.
-            self.delete(&attachment, &record, &network, Some(&ns.path));
-            Error::plugin(format!("attach pod {} to network \"{}\"", attachment.id, network.name))(e)
-        })?;
-        let success = result::Success::decode(&added, &network.version)
-            .map_err(|why| Error::Format { path: "result of the plugins".into(), why })?;
-        self.cache.store(&network, &target, &record, &added)?;
-        record.result = Some(added);
-        attachment.addresses = success.pod_addresses();
-        attachment.private = serde_json::to_value(&record).unwrap_or_default();
+        let mut records = read(&attachment)?;
+        for at in 0..records.len() {
+            let Some((record, network)) = records.get_mut(at) else { break };
+            match self.add(ns, &attachment.id, record, network) {
+                Ok(success) if at == 0 => attachment.addresses = success.pod_addresses(),
+                Ok(_) => {}
+                Err(e) => {
+                    // A DEL must follow even a failed ADD; networks that were not reached need none.
+                    records.truncate(at + 1);
+                    self.delete(&attachment, &records, Some(&ns.path));
+                    return Err(e);
+                }
+            }
+        }
+        attachment.private = write(records.into_iter().map(|(record, _)| record).collect());
         lock(&self.live).insert(attachment.id.clone(), attachment.clone());
         Ok(attachment)
+    }
+
+    /// ADD of one network; its result is kept on disk before anybody relies on it.
+    fn add(
+        &self,
+        ns: &NetNs,
+        id: &str,
+        record: &mut Record,
+        network: &Network,
+    ) -> Result<result::Success, Error> {
+        let chain = self.chain(network, &record.built_in, ADD_LIMIT);
+        let added = chain
+            .add(&target(id, record, Some(&ns.path)))
+            .map_err(Error::plugin(format!("attach pod {id} to network \"{}\"", network.name)))?;
+        let success = result::Success::decode(&added, &network.version)
+            .map_err(|why| Error::Format { path: "result of the plugins".into(), why })?;
+        record.result = Some(added.clone());
+        self.cache.store(network, &target(id, record, Some(&ns.path)), record, &added)?;
+        Ok(success)
     }
 
     pub(crate) fn detach(&self, ns: Option<&Path>, attachment: &Attachment) -> Result<(), Error> {
         let _shared = self.exclusive.read().unwrap_or_else(PoisonError::into_inner);
         lock(&self.live).remove(&attachment.id);
-        let (record, network) = read(attachment)?;
-        self.delete(attachment, &record, &network, ns);
+        self.delete(attachment, &read(attachment)?, ns);
         Ok(())
     }
 
     /// Asks the plugins whether the attachment is as they made it.
     pub(crate) fn check(&self, ns: &NetNs, attachment: &Attachment) -> Result<(), Error> {
         let _shared = self.exclusive.read().unwrap_or_else(PoisonError::into_inner);
-        let (record, network) = read(attachment)?;
-        let result = record.result.clone().unwrap_or_default();
-        let target = target(attachment, &record, Some(&ns.path));
-        let checked = self.chain(&network, &record.built_in, CHECK_LIMIT).check(&target, &result);
-        checked.map_err(Error::plugin(format!("find pod {} on network \"{}\"", attachment.id, network.name)))
+        for (record, network) in read(attachment)? {
+            let result = record.result.clone().unwrap_or_default();
+            let target = target(&attachment.id, &record, Some(&ns.path));
+            let checked = self.chain(&network, &record.built_in, CHECK_LIMIT).check(&target, &result);
+            checked.map_err(Error::plugin(format!(
+                "find pod {} on network \"{}\"",
+                attachment.id, network.name
+            )))?;
+        }
+        Ok(())
     }
 
     /// Takes the live pods over, and removes what is left of others.
     pub(crate) fn restore(&self, live: &[&Attachment]) -> Result<Vec<String>, Error> {
         *lock(&self.live) = live.iter().map(|a| (a.id.clone(), (*a).clone())).collect();
         let mut found = Vec::new();
-        for (file, attachment) in self.cache.orphans(|id| live.iter().any(|a| a.id == id))? {
-            found.push(format!("cached result {} of no pod", file.display()));
+        for (files, attachment) in self.cache.orphans(|id| live.iter().any(|a| a.id == id))? {
+            found.extend(files.iter().map(|file| format!("cached result {} of no pod", file.display())));
             self.detach(None, &attachment)?;
         }
         self.retry_pending();
@@ -236,70 +230,70 @@ impl Cni {
         Ok(found)
     }
 
-    /// Runs DEL; a failure is logged and kept for later.
-    fn delete(&self, attachment: &Attachment, record: &Record, network: &Network, ns: Option<&Path>) {
-        let failures = self.try_delete(attachment, record, network, ns);
-        for failure in &failures {
-            tracing::warn!(
-                pod = attachment.id,
-                network = network.name,
-                "DEL will be repeated: {}",
-                crate::error::chain(failure)
-            );
+    /// Runs DEL, last network first; a failure is logged and kept for later.
+    fn delete(&self, attachment: &Attachment, records: &[(Record, Network)], ns: Option<&Path>) {
+        let mut failed = false;
+        for (record, network) in records.iter().rev() {
+            let target = target(&attachment.id, record, ns);
+            let chain = self.chain(network, &record.built_in, DEL_LIMIT);
+            let failures = chain.delete(&target, record.result.as_ref());
+            for failure in &failures {
+                tracing::warn!(
+                    pod = attachment.id,
+                    network = network.name,
+                    "DEL will be repeated: {}",
+                    crate::error::chain(failure)
+                );
+            }
+            if failures.is_empty() {
+                self.cache.forget(network, &target);
+            }
+            failed |= !failures.is_empty();
         }
-        let kept = if failures.is_empty() {
-            self.cache.forget_pending(&attachment.id)
-        } else {
+        let kept = if failed {
             self.cache.keep_pending(attachment)
+        } else {
+            self.cache.forget_pending(&attachment.id)
         };
         if let Err(e) = kept {
             tracing::warn!(pod = attachment.id, "{}", e.chain());
         }
     }
 
-    fn try_delete(
-        &self,
-        attachment: &Attachment,
-        record: &Record,
-        network: &Network,
-        ns: Option<&Path>,
-    ) -> Vec<invoke::Failure> {
-        let target = target(attachment, record, ns);
-        let failures =
-            self.chain(network, &record.built_in, DEL_LIMIT).delete(&target, record.result.as_ref());
-        if failures.is_empty() {
-            self.cache.forget(network, &target);
-        }
-        failures
-    }
-
     /// Repeats every DEL that failed, without a namespace: it is gone by now.
     fn retry_pending(&self) {
         let _shared = self.exclusive.read().unwrap_or_else(PoisonError::into_inner);
         for attachment in self.cache.pending() {
-            if let Ok((record, network)) = read(&attachment) {
-                self.delete(&attachment, &record, &network, None);
+            if let Ok(records) = read(&attachment) {
+                self.delete(&attachment, &records, None);
             }
         }
     }
 
-    /// GC with all live attachments, for the network configured now.
-    fn collect(&self) {
-        let Some(Ok(network)) = self.network() else { return };
+    /// GC of every network configured now, with the attachments it has.
+    pub(crate) fn collect(&self) {
+        let Some(Ok(networks)) = self.networks() else { return };
         let _alone = self.exclusive.write().unwrap_or_else(PoisonError::into_inner);
-        let live = lock(&self.live).values().map(valid).collect::<Vec<_>>();
-        let pending = self.cache.pending().iter().map(valid).collect::<Vec<_>>();
-        let built_in = chain::in_process(&network, &self.path);
-        for failure in self.chain(&network, &built_in, GC_LIMIT).collect(&[live, pending].concat()) {
-            tracing::warn!(network = network.name, "GC: {}", crate::error::chain(&failure));
+        let live = lock(&self.live).values().cloned().collect::<Vec<_>>();
+        let all = [live, self.cache.pending()].concat();
+        for network in networks.iter() {
+            let built_in = chain::in_process(network, &self.path);
+            let valid: Vec<Valid> = all.iter().flat_map(|a| valid(a, &network.name)).collect();
+            for failure in self.chain(network, &built_in, GC_LIMIT).collect(&valid) {
+                tracing::warn!(network = network.name, "GC: {}", crate::error::chain(&failure));
+            }
         }
     }
 
     /// Asks STATUS; for the background.
     fn ask_health(&self) {
-        let Some(Ok(network)) = self.network() else { return };
-        let answer = self.chain(&network, &chain::in_process(&network, &self.path), STATUS_LIMIT).status();
-        let answer = answer.map_err(|e| format!("network \"{}\": {}", network.name, crate::error::chain(&e)));
+        let Some(Ok(networks)) = self.networks() else { return };
+        let ask = |network: &Network| {
+            let built_in = chain::in_process(network, &self.path);
+            let answer = self.chain(network, &built_in, STATUS_LIMIT).status();
+            answer.map_err(|e| format!("network \"{}\": {}", network.name, crate::error::chain(&e)))
+        };
+        let answer = networks.iter().try_for_each(ask);
         *lock(&self.health) = Some(answer);
     }
 
@@ -313,46 +307,38 @@ impl Cni {
     }
 }
 
-fn read(attachment: &Attachment) -> Result<(Record, Network), Error> {
+fn read(attachment: &Attachment) -> Result<Vec<(Record, Network)>, Error> {
     let refuse =
         |why: String| Error::Format { path: format!("network record of pod {}", attachment.id).into(), why };
-    let record: Record =
+    let records: Records =
         serde_json::from_value(attachment.private.clone()).map_err(|e| refuse(e.to_string()))?;
-    let network = config::decode(&record.network).map_err(refuse)?;
-    Ok((record, network))
+    let decode = |record: Record| {
+        let network = config::decode(&record.network).map_err(refuse)?;
+        Ok((record, network))
+    };
+    records.networks.into_iter().map(decode).collect()
 }
 
-fn target<'a>(attachment: &'a Attachment, record: &'a Record, netns: Option<&'a Path>) -> Target<'a> {
+fn write(networks: Vec<Record>) -> Value {
+    let records = Records { driver: DRIVER.into(), networks };
+    serde_json::to_value(&records).unwrap_or_default()
+}
+
+fn target<'a>(id: &'a str, record: &'a Record, netns: Option<&'a Path>) -> Target<'a> {
     Target {
-        container: &attachment.id,
+        container: id,
         netns,
-        interface: &attachment.interface,
+        interface: &record.interface,
         args: &record.args,
         capabilities: &record.capabilities,
     }
 }
 
-fn valid(attachment: &Attachment) -> Valid {
-    Valid { container: attachment.id.clone(), interface: attachment.interface.clone() }
-}
-
-/// Signs the configuration files and those dropped in below.
-fn sign(directory: &Path, files: &[PathBuf]) -> Signature {
-    let below =
-        std::fs::read_dir(directory).into_iter().flatten().flatten().map(|e| e.path()).filter(|p| p.is_dir());
-    let dropped = below.flat_map(|dir| config::files(&dir).unwrap_or_default());
-    let mut signature: Signature = files
-        .iter()
-        .cloned()
-        .chain(dropped)
-        .filter_map(|file| {
-            let meta = std::fs::metadata(&file).ok()?;
-            let changed = meta.ctime().checked_mul(1_000_000_000)? + meta.ctime_nsec();
-            Some((file, meta.ino(), meta.len(), meta.mtime_nsec(), changed))
-        })
-        .collect();
-    signature.sort();
-    signature
+/// What an attachment has of a network.
+fn valid(attachment: &Attachment, network: &str) -> Vec<Valid> {
+    let records = read(attachment).unwrap_or_default();
+    let own = records.into_iter().filter(|(_, n)| n.name == network);
+    own.map(|(record, _)| Valid { container: attachment.id.clone(), interface: record.interface }).collect()
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

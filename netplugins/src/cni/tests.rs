@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
 
 use serde_json::json;
 
@@ -38,6 +39,7 @@ fn config(dir: &TempDir) -> Config {
     Config {
         pod_cidrs: vec!["10.88.0.0/16".into()],
         conf_dir: dir.path().join("net.d"),
+        max_networks: 1,
         bin_dirs: vec![dir.path().join("bin")],
         netns_dir: dir.path().join("netns"),
         state_dir: dir.path().join("state"),
@@ -221,6 +223,69 @@ fn a_broken_file_keeps_the_last_good_network_and_is_named() {
     again.restore(&[]).unwrap();
     assert!(again.status().unwrap_err().contains("10-n.conflist"));
     assert_eq!(again.reserve(&endpoint("p2")).unwrap_err().kind(), Kind::NotReady);
+}
+
+/// A second file that counts.
+fn second_network(node: &Node, name: &str) -> Arc<dyn Driver> {
+    let list = LIST.replace("\"n\"", &format!("\"{name}\"")).replace("\"x\":1", "\"x\":2");
+    fs::write(node.dir.path().join("net.d/20-m.conflist"), list).unwrap();
+    let driver = crate::open(Config { max_networks: 2, ..config(&node.dir) }).unwrap();
+    driver.restore(&[]).unwrap();
+    driver
+}
+
+#[test]
+fn a_pod_has_an_interface_on_each_network_and_leaves_all_of_them() {
+    let node = Node::new();
+    let driver = second_network(&node, "m");
+    let ns = driver.create_namespace("p1").unwrap();
+    let reserved = driver.reserve(&endpoint("p1")).unwrap();
+    let attachment = driver.attach(&ns, &endpoint("p1"), reserved).unwrap();
+    assert_eq!(attachment.interface, "eth0");
+    assert_eq!(attachment.addresses.len(), 1, "the first network's");
+    driver.check(&ns, &attachment).unwrap();
+    let cached = |n: usize| assert_eq!(node.files("results"), n);
+    cached(2);
+    assert!(node.dir.path().join("state/cni/results/m-p1-eth1").exists());
+    driver.detach(Some(&ns), &attachment).unwrap();
+    cached(0);
+    let calls = node.calls();
+    let named = |command: &str| -> Vec<String> {
+        let of = calls.iter().filter(|c| c.0 == command);
+        of.map(|c| format!("{} {}", c.3["name"].as_str().unwrap(), c.1)).collect()
+    };
+    assert_eq!(named("ADD"), ["n first", "n second", "m first", "m second"]);
+    assert_eq!(named("DEL"), ["m second", "m first", "n second", "n first"]);
+    // what the second network refuses takes the first one down as well
+    let refuses = format!("case \"$conf\" in *'\"x\":2'*) [ $CNI_COMMAND = ADD ] && exit 1;; esac\n{ADDS}");
+    install(&node.dir, "second", &refuses);
+    let before = node.calls().len();
+    let reserved = driver.reserve(&endpoint("p1")).unwrap();
+    assert!(driver.attach(&ns, &endpoint("p1"), reserved).is_err());
+    let after = node.calls().split_off(before);
+    assert_eq!(after.iter().filter(|c| c.0 == "DEL").count(), 4);
+    cached(0);
+    drop(ns);
+    driver.remove_namespace("p1").unwrap();
+}
+
+#[test]
+fn two_networks_of_one_name_are_refused_by_both_files() {
+    let node = Node::new();
+    let driver = second_network(&node, "n");
+    let error = driver.status().unwrap_err();
+    assert!(error.contains("20-m.conflist: network \"n\" is configured by "), "{error}");
+    assert!(error.contains("10-n.conflist already"), "{error}");
+}
+
+#[test]
+fn a_new_network_is_asked_for_its_status_without_waiting_for_a_round() {
+    let node = Node::new();
+    assert_eq!(node.status(), "ok");
+    let start = Instant::now();
+    fs::write(node.dir.path().join("net.d/10-n.conflist"), LIST.replace("\"x\":1", "\"x\":3")).unwrap();
+    assert_eq!(node.status(), "ok");
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
 #[test]

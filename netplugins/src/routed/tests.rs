@@ -30,6 +30,7 @@ fn config(dir: &TempDir) -> Config {
     Config {
         pod_cidrs: vec!["10.88.0.0/16".into(), "fd00:10:88::/64".into()],
         conf_dir: dir.path().join("net.d"),
+        max_networks: 1,
         bin_dirs: vec![],
         netns_dir: dir.path().join("netns"),
         state_dir: dir.path().join("state"),

@@ -17,7 +17,7 @@ use crate::digest::Digest;
 use crate::error::{FileError, PullError, SnapshotError};
 use crate::flight::{Failure, Flight};
 use crate::graph::{self, Index, LayerRecord, Record};
-use crate::layer::Expect;
+use crate::layer::{Expect, LayerError};
 use crate::manifest::{self, CONFIG_MAX, Config, Descriptor, Manifest, Parsed, Platform};
 use crate::reference::ImageRef;
 use crate::registry::{Fetched, RegistryError, Repository, hosts};
@@ -242,7 +242,7 @@ impl Store {
         let staging = self.flights.stage().map_err(file)?;
         let paths = diff_ids.iter().map(|diff_id| graph::layer_directory(self.root(), diff_id));
         let layers = ImageLayers { id: id.to_string(), layers: paths.collect() };
-        let snapshot = |source: SnapshotError| PullError::Snapshot { image: name.to_owned(), source };
+        let snapshot = |source| built_badly(source, &resolved.manifest.layers, name);
         self.build(&layers, &staging.0.join(self.driver.name())).map_err(snapshot)?;
         files::write_new(&staging.0.join("config"), config).map_err(file)?;
         files::write_new(&staging.0.join("manifest"), &resolved.manifest_bytes).map_err(file)?;
@@ -332,6 +332,18 @@ impl Store {
 
 fn shown(layer: &Descriptor, done: u64, done_for_good: bool) -> LayerProgress {
     LayerProgress { digest: layer.digest.to_string(), total: layer.size, done, done_for_good }
+}
+
+/// A layer that does not apply is named by its digest.
+fn built_badly(source: SnapshotError, layers: &[Descriptor], image: &str) -> PullError {
+    let image = image.to_owned();
+    match source {
+        SnapshotError::Layers(LayerError::Apply { layer, offset, path, problem }) if layer < layers.len() => {
+            let source = LayerError::Apply { layer, offset, path, problem };
+            PullError::Layer { image, layer: layers[layer].digest.clone(), source: Arc::new(source) }
+        }
+        source => PullError::Snapshot { image, source },
+    }
 }
 
 fn phase(progress: &watch::Sender<PullProgress>, phase: &str) {

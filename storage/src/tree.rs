@@ -90,10 +90,10 @@ impl Tree {
             if matches!(entry.kind, Kind::Whiteout | Kind::Opaque) {
                 continue;
             }
-            let path = entry.path.clone();
+            let (path, offset) = (entry.path.clone(), entry.at);
             self.place(entry, layer).map_err(|problem| {
                 let path = String::from_utf8_lossy(&path).into_owned();
-                LayerError::Apply { layer, path, problem }
+                LayerError::Apply { layer, offset, path, problem }
             })?;
         }
         Ok(hidden)

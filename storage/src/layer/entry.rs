@@ -1,7 +1,7 @@
 //! One entry of a layer, and the file that keeps a layer's entries.
 //!
-//! Format of `entries` (version 1, little endian): `BERTHENT`, u32 version, u64 count, the records, sha256 of all before it.
-//! A record: u8 kind, u32 mode, u32 uid, u32 gid, i64 mtime, u32 nanoseconds, path, xattr count and pairs, then by kind. Byte strings
+//! Format of `entries` (version 2, little endian): `BERTHENT`, u32 version, u64 count, the records, sha256 of all before it.
+//! A record: u8 kind, u64 offset, u32 mode, u32 uid, u32 gid, i64 mtime, u32 nanoseconds, path, xattr count and pairs, then by kind. Byte strings
 //! are u32 length and bytes. Owned by this module.
 
 use crate::digest::Hasher;
@@ -12,7 +12,7 @@ pub(super) const PATH_MAX: usize = 4096;
 pub(super) const NAME_MAX: usize = 255;
 
 const MAGIC: &[u8; 8] = b"BERTHENT";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const SUM: usize = 71;
 
 /// A stored stretch of a sparse file.
@@ -80,6 +80,8 @@ pub enum Kind {
 /// An entry of a layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
+    /// Offset of its first header in the tar, for messages.
+    pub at: u64,
     /// Clean path below the root; empty: the root itself.
     pub path: Vec<u8>,
     /// What it is.
@@ -126,6 +128,7 @@ impl Writer {
     pub fn push(&mut self, entry: &Entry) {
         let out = &mut self.bytes;
         out.push(kind_code(&entry.kind));
+        out.extend_from_slice(&entry.at.to_le_bytes());
         for number in [entry.mode, entry.uid, entry.gid] {
             out.extend_from_slice(&number.to_le_bytes());
         }
@@ -239,6 +242,7 @@ impl<'a> Reader<'a> {
 
     fn entry(&mut self) -> Result<Entry, Damaged> {
         let code = self.array::<1>()?[0];
+        let at = self.u64()?;
         let (mode, uid, gid) = (self.u32()?, self.u32()?, self.u32()?);
         let mtime = i64::from_le_bytes(self.array()?);
         let mtime_nsec = self.u32()?;
@@ -267,6 +271,6 @@ impl<'a> Reader<'a> {
             9 => Kind::Opaque,
             _ => return Err(Damaged),
         };
-        Ok(Entry { path, kind, mode, uid, gid, mtime, mtime_nsec, xattrs })
+        Ok(Entry { at, path, kind, mode, uid, gid, mtime, mtime_nsec, xattrs })
     }
 }

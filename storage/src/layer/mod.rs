@@ -2,13 +2,15 @@
 //!
 //! ```text
 //! spool ──┬── sha256, size ────────────────────────────── = the descriptor's?
-//!         └── inflate ──┬── sha256 ────────────────────── = the config's diff ID?
-//!                       └── tar scan, write, (fdatasync) ── tar + entries
+//!         └── inflate, tar scan ── write ── sha256 ──── = the config's diff ID?
+//!                      entries        tar
 //! ```
-//! Each arm has a thread. The tar is kept byte for byte: its hash is the diff ID at any later time, and a file system can point into it.
+//! Each of these steps has a thread; the buffers go round. The tar is kept byte for byte: its hash is the diff ID at any later time,
+//! and a file system can point into it.
 
 pub mod decode;
 pub mod entry;
+mod file;
 mod pax;
 mod sparse;
 pub mod spool;
@@ -18,20 +20,25 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{ErrorKind, FileError};
+use file::{Buffer, TarFile};
 use spool::{Spool, SpoolReader};
 
 /// Decompressed bytes handled at a time.
 const PIECE: usize = 1 << 20;
-/// Pieces that may wait for the hasher: with [`PIECE`], the memory of one layer in flight.
-const QUEUE: usize = 3;
-/// Written bytes after which the disk is asked to start, so that the last flush is short.
-const FLUSH_EVERY: u64 = 64 << 20;
-/// Largest layer, decompressed, in bytes.
+/// Pieces that may wait for the writer, and for the hasher: with one each being filled, written and hashed, seven at most.
+const QUEUE: usize = 2;
+/// Decompressed bytes after which the free space is looked at again.
+const CHECK_EVERY: u64 = 64 << 20;
+/// Largest layer, decompressed, in bytes, unless its blob is so large that [`RATIO_MAX`] allows more.
 const LAYER_MAX: u64 = 100 << 30;
+/// No honest data is packed better than this: deflate ends at 1032 to 1.
+const RATIO_MAX: u64 = 1100;
+/// A pull stops when less than this is free on the disk, for the node needs some of it, in bytes.
+const RESERVE: u64 = 16 << 20;
 
 /// Memory one layer in flight may take, in bytes (a zstd window included).
 pub(crate) const LAYER_MEMORY: u64 = 16 << 20;
@@ -56,12 +63,14 @@ pub enum LayerError {
     DiffId { expected: Digest, found: Digest },
     #[error("the tar archive is malformed")]
     Tar(#[from] tar::TarError),
-    #[error("it decompresses to more than {LAYER_MAX} bytes")]
-    TooLarge,
+    #[error("it decompresses to more than {limit} bytes")]
+    TooLarge { limit: u64 },
+    #[error("{free} bytes are free on its disk, and {needed} more are needed at least")]
+    Space { needed: u64, free: u64 },
     #[error(transparent)]
     Entries(#[from] entry::Damaged),
-    #[error("layer {layer} cannot be applied at \"{path}\": {problem}")]
-    Apply { layer: usize, path: String, problem: &'static str },
+    #[error("the entry at offset {offset} (\"{path}\") cannot be applied: {problem}")]
+    Apply { layer: usize, offset: u64, path: String, problem: &'static str },
     #[error("a hashing thread ended early")]
     Thread,
     #[error(transparent)]
@@ -69,6 +78,11 @@ pub enum LayerError {
 }
 
 impl LayerError {
+    /// The trouble is here and not in the layer: its bytes need not be looked at any further.
+    fn is_ours(&self) -> bool {
+        matches!(self, Self::File(_) | Self::Space { .. } | Self::TooLarge { .. } | Self::Thread)
+    }
+
     /// Class of the error.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
@@ -76,7 +90,7 @@ impl LayerError {
             // Neither the image nor the request is at fault; another attempt, or another mirror, may do.
             Self::Read(_) | Self::Digest { .. } => ErrorKind::Unavailable,
             Self::File(error) => error.kind(),
-            Self::TooLarge => ErrorKind::ResourceExhausted,
+            Self::TooLarge { .. } | Self::Space { .. } => ErrorKind::ResourceExhausted,
             Self::Entries(_) | Self::Thread => ErrorKind::Internal,
             // The image is at fault, not the node.
             _ => ErrorKind::InvalidArgument,
@@ -97,27 +111,55 @@ pub(crate) struct Expect {
 
 /// Reads the spool to its end into `dir/tar` and `dir/entries`, both verified and on disk when this returns. Blocking.
 pub(crate) fn ingest(spool: &Arc<Spool>, expect: &Expect, dir: &Path) -> Result<(), LayerError> {
-    let tar_path = dir.join("tar");
-    let tar = File::create_new(&tar_path).map_err(FileError::at("create", &tar_path))?;
-    let (diff_id, entries) = std::thread::scope(|scope| {
+    let path = dir.join("tar");
+    let tar = File::create_new(&path).map_err(FileError::at("create", &path))?;
+    // It will not get smaller by being unpacked.
+    check_space(&tar, &path, expect.size)?;
+    let entries = unpack(spool, expect, &tar, &path)?;
+    tar.sync_data().map_err(FileError::at("flush", &path))?;
+    let path = dir.join("entries");
+    let mut file = File::create_new(&path).map_err(FileError::at("create", &path))?;
+    file.write_all(&entries).and_then(|()| file.sync_data()).map_err(FileError::at("write", &path))?;
+    Ok(())
+}
+
+/// Runs the threads of one layer and compares what they found; returns the bytes of the `entries` file.
+fn unpack(spool: &Arc<Spool>, expect: &Expect, tar: &File, path: &Path) -> Result<Vec<u8>, LayerError> {
+    std::thread::scope(|scope| {
         let blob = scope.spawn(|| hash_blob(SpoolReader::new(spool.clone()), expect.blob.hasher()));
-        let (to_hash, pieces) = sync_channel(QUEUE);
-        let diff = scope.spawn(|| hash_pieces(pieces, expect.diff_id.hasher()));
-        let (to_flush, flushes) = sync_channel(1);
-        let flush = scope.spawn(|| flush_on_demand(&tar, flushes));
-        let entries = unpack_stream(SpoolReader::new(spool.clone()), &tar, &tar_path, to_hash, &to_flush);
-        drop(to_flush);
-        if matches!(entries, Err(LayerError::File(_))) {
+        let (to_write, unwritten) = sync_channel(QUEUE);
+        let (to_hash, unhashed) = sync_channel(QUEUE);
+        let (give_back, spare) = channel();
+        let (flusher, flushes) = sync_channel(1);
+        let flush = scope.spawn(|| flush_on_demand(tar, flushes));
+        let file = TarFile::new(tar, path, flusher);
+        let write = scope.spawn(|| write_pieces(unwritten, file, to_hash));
+        let diff = scope.spawn(|| hash_pieces(unhashed, give_back, expect.diff_id.hasher()));
+        let intake = Intake {
+            tar,
+            path,
+            limit: LAYER_MAX.max(expect.size.saturating_mul(RATIO_MAX)),
+            to_write,
+            spare,
+            scanner: tar::Scanner::new(),
+            entries: entry::Writer::default(),
+            size: 0,
+            checked: 0,
+        };
+        let entries = intake.run(SpoolReader::new(spool.clone()));
+        if entries.as_ref().is_err_and(LayerError::is_ours) {
             // A full disk: nobody needs the rest of the blob.
             spool.abandon();
         }
-        let (blob, diff, flush) = (blob.join(), diff.join(), flush.join());
-        if let Err(LayerError::File(error)) = entries {
-            return Err(error.into());
-        }
+        let (blob, diff, flush, write) = (blob.join(), diff.join(), flush.join(), write.join());
+        write.map_err(|_| LayerError::Thread)??;
+        let entries = match entries {
+            Err(error) if error.is_ours() => return Err(error),
+            entries => entries,
+        };
         let blob = blob.map_err(|_| LayerError::Thread)??;
-        flush.map_err(|_| LayerError::Thread)?.map_err(FileError::at("flush", &tar_path))?;
-        let diff = diff.map_err(|_| LayerError::Thread)?;
+        flush.map_err(|_| LayerError::Thread)?.map_err(FileError::at("flush", path))?;
+        let found = diff.map_err(|_| LayerError::Thread)?;
         // Damage on the way explains a malformed stream better than the stream does.
         if blob.1 != expect.size {
             return Err(LayerError::Size { expected: expect.size, found: blob.1 });
@@ -125,16 +167,12 @@ pub(crate) fn ingest(spool: &Arc<Spool>, expect: &Expect, dir: &Path) -> Result<
         if blob.0 != expect.blob {
             return Err(LayerError::Digest { found: blob.0 });
         }
-        Ok((diff, entries?))
-    })?;
-    if diff_id != expect.diff_id {
-        return Err(LayerError::DiffId { expected: expect.diff_id.clone(), found: diff_id });
-    }
-    tar.sync_data().map_err(FileError::at("flush", &tar_path))?;
-    let path = dir.join("entries");
-    let mut file = File::create_new(&path).map_err(FileError::at("create", &path))?;
-    file.write_all(&entries).and_then(|()| file.sync_data()).map_err(FileError::at("write", &path))?;
-    Ok(())
+        let entries = entries?;
+        if found != expect.diff_id {
+            return Err(LayerError::DiffId { expected: expect.diff_id.clone(), found });
+        }
+        Ok(entries)
+    })
 }
 
 fn hash_blob(mut input: SpoolReader, mut hasher: Hasher) -> Result<(Digest, u64), LayerError> {
@@ -151,10 +189,27 @@ fn hash_blob(mut input: SpoolReader, mut hasher: Hasher) -> Result<(Digest, u64)
     }
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "the channel closes when its receiver is dropped here")]
-fn hash_pieces(pieces: Receiver<Arc<Vec<u8>>>, mut hasher: Hasher) -> Digest {
+/// Writes pieces and passes them on. Whoever sends them sees by the closed channel that this has failed.
+#[expect(clippy::needless_pass_by_value, reason = "the channels close when their ends are dropped here")]
+fn write_pieces(
+    pieces: Receiver<Buffer>,
+    mut tar: TarFile<'_>,
+    to_hash: SyncSender<Buffer>,
+) -> Result<(), LayerError> {
     for piece in &pieces {
-        hasher.update(&piece);
+        tar.write(piece.slice())?;
+        to_hash.send(piece).map_err(|_| LayerError::Thread)?;
+    }
+    Ok(())
+}
+
+/// Hashes pieces and gives their buffers back.
+#[expect(clippy::needless_pass_by_value, reason = "the channels close when their ends are dropped here")]
+fn hash_pieces(pieces: Receiver<Buffer>, spare: Sender<Buffer>, mut hasher: Hasher) -> Digest {
+    for piece in &pieces {
+        hasher.update(piece.slice());
+        // At the end nobody wants them back.
+        let _ = spare.send(piece);
     }
     hasher.finish()
 }
@@ -164,32 +219,47 @@ fn flush_on_demand(tar: &File, demands: Receiver<()>) -> io::Result<()> {
     demands.iter().try_for_each(|()| tar.sync_data())
 }
 
-/// Inflates, writes the tar, scans it; returns the bytes of the `entries` file.
-#[expect(clippy::needless_pass_by_value, reason = "the hasher ends when its sender is dropped here")]
-fn unpack_stream(
-    input: SpoolReader,
-    mut tar: &File,
-    tar_path: &Path,
-    to_hash: SyncSender<Arc<Vec<u8>>>,
-    to_flush: &SyncSender<()>,
-) -> Result<Vec<u8>, LayerError> {
-    let mut scanner = tar::Scanner::new();
-    let mut writer = entry::Writer::default();
-    let (mut size, mut flushed) = (0_u64, 0_u64);
-    decode::decode(input, PIECE, &mut |piece| {
-        size += piece.len() as u64;
-        if size > LAYER_MAX {
-            return Err(LayerError::TooLarge);
+/// The decompressed end of a layer: scanned, and passed on to be written and hashed.
+struct Intake<'a> {
+    tar: &'a File,
+    path: &'a Path,
+    limit: u64,
+    to_write: SyncSender<Buffer>,
+    spare: Receiver<Buffer>,
+    scanner: tar::Scanner,
+    entries: entry::Writer,
+    size: u64,
+    /// Size at which the disk's free space was looked at last.
+    checked: u64,
+}
+
+impl Intake<'_> {
+    /// Inflates and scans; returns the bytes of the `entries` file.
+    fn run(mut self, input: SpoolReader) -> Result<Vec<u8>, LayerError> {
+        decode::decode(input, PIECE, &mut |piece| self.take(piece))?;
+        self.scanner.finish()?;
+        Ok(self.entries.finish())
+    }
+
+    fn take(&mut self, piece: Buffer) -> Result<Buffer, LayerError> {
+        self.size += piece.slice().len() as u64;
+        if self.size > self.limit {
+            return Err(LayerError::TooLarge { limit: self.limit });
         }
-        let piece = Arc::new(piece);
-        to_hash.send(piece.clone()).map_err(|_| LayerError::Thread)?;
-        scanner.push(&piece, &mut |entry| writer.push(&entry))?;
-        tar.write_all(&piece).map_err(FileError::at("write", tar_path))?;
-        if size - flushed >= FLUSH_EVERY && to_flush.try_send(()).is_ok() {
-            flushed = size;
+        if self.size - self.checked >= CHECK_EVERY {
+            self.checked = self.size;
+            check_space(self.tar, self.path, 0)?;
         }
-        Ok(())
-    })?;
-    scanner.finish()?;
-    Ok(writer.finish())
+        self.scanner.push(piece.slice(), &mut |entry| self.entries.push(&entry))?;
+        self.to_write.send(piece).map_err(|_| LayerError::Thread)?;
+        Ok(self.spare.try_recv().unwrap_or_default())
+    }
+}
+
+/// Stops before the disk is full: `needed` more bytes, and what the node itself needs, must be free.
+fn check_space(file: &File, path: &Path, needed: u64) -> Result<(), LayerError> {
+    let stat = rustix::fs::fstatvfs(file).map_err(FileError::at("measure", path))?;
+    let free = stat.f_bavail.saturating_mul(stat.f_frsize);
+    let needed = needed.saturating_add(RESERVE);
+    if free < needed { Err(LayerError::Space { needed, free }) } else { Ok(()) }
 }

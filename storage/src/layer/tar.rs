@@ -238,6 +238,8 @@ impl Scanner {
         }
         let size = self.pax.as_ref().and_then(|p| p.size).unwrap_or(size);
         let stored = if has_contents(kind) { size } else { 0 };
+        let left = stored.checked_next_multiple_of(BLOCK as u64);
+        let left = left.ok_or_else(|| self.error(Problem::Number("size")))?;
         let map = sparse::detect(&self.header, self.pax.as_ref(), stored)
             .map_err(|()| self.error(Problem::Sparse))?;
         match map {
@@ -248,8 +250,6 @@ impl Scanner {
             Some(map) => self.emit(kind, stored, Some(map), sink)?,
             None => self.emit(kind, stored, None, sink)?,
         }
-        let left = stored.checked_next_multiple_of(BLOCK as u64);
-        let left = left.ok_or_else(|| self.error(Problem::Number("size")))?;
         self.state = if left == 0 { State::Header } else { State::Skip { left } };
         Ok(())
     }
@@ -327,6 +327,7 @@ impl Scanner {
         };
         let mode = number(&self.header[100..108]).ok_or_else(|| fail(Problem::Number("mode")))?;
         sink(Entry {
+            at: self.start,
             path,
             kind,
             mode: u32::try_from(mode & 0o7777).unwrap_or(0),
@@ -410,10 +411,12 @@ pub(super) fn number(field: &[u8]) -> Option<i128> {
 /// The sum of all bytes with the checksum field as spaces; old writers summed signed bytes.
 fn checksum_ok(header: &[u8; BLOCK]) -> bool {
     let Some(claimed) = number(&header[148..156]) else { return false };
-    let field = |at: usize| if (148..156).contains(&at) { b' ' } else { header[at] };
-    let unsigned: i128 = (0..BLOCK).map(|at| i128::from(field(at))).sum();
-    let signed: i128 = (0..BLOCK).map(|at| i128::from(field(at).cast_signed())).sum();
-    claimed == unsigned || claimed == signed
+    let (before, after) = (&header[..148], &header[156..]);
+    let unsigned = |bytes: &[u8]| bytes.iter().map(|b| i32::from(*b)).sum::<i32>();
+    let signed = |bytes: &[u8]| bytes.iter().map(|b| i32::from(b.cast_signed())).sum::<i32>();
+    let spaces = 8 * i32::from(b' ');
+    claimed == i128::from(unsigned(before) + unsigned(after) + spaces)
+        || claimed == i128::from(signed(before) + signed(after) + spaces)
 }
 
 fn clamp(value: i128) -> i64 {

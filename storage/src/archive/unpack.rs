@@ -53,14 +53,14 @@ impl Store {
         let mut splitter = Splitter::default();
         let mut failed = None;
         let decoded = decode::decode(archive, PIECE, &mut |piece| {
-            let pushed = splitter.push(&piece, &mut |name, number| {
+            let pushed = splitter.push(piece.slice(), &mut |name, number| {
                 // Names inside an archive are never names on this machine.
                 let path = staging.0.join(number.to_string());
                 let file = File::create_new(&path).map_err(FileError::at("create", &path))?;
                 files.insert(name.to_owned(), path.clone());
                 Ok((file, path))
             });
-            pushed.map_err(|error| {
+            pushed.map(|()| piece).map_err(|error| {
                 failed = Some(error);
                 LayerError::Thread
             })

@@ -1,11 +1,13 @@
 //! RunPodSandbox.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use netplugins::NetNs;
+use netplugins::{Attachment, NetNs};
 
 use crate::engine::{blocking, network_error, new_id};
 use crate::exec::{PodLaunch, nanos};
@@ -64,11 +66,11 @@ impl Job for RunPod {
             cx.step("attach network", attach(&engine, &pod, netns.clone())),
             cx.step("start supervisor", launch(&engine, &pod, &spec, netns.as_deref())),
         );
-        let ((), ()) = (attached?, launched?);
-        cx.step("write files", write_files(&engine, &pod, spec)).await?;
+        let (network, ()) = (attached?, launched?);
+        cx.step("write files", write_files(&engine, &pod, spec, &network)).await?;
 
         // From here on List shows it.
-        cx.step("publish", publish(&pod)).await?;
+        cx.step("publish", publish(&pod, network)).await?;
         Ok(pod.id().to_string())
     }
 }
@@ -155,25 +157,34 @@ async fn reserve(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), Error> {
     noted.await.inspect_err(|_| engine.network.abandon(&reserved))
 }
 
-async fn attach(engine: &Arc<Engine>, pod: &Arc<Pod>, netns: Option<Arc<NetNs>>) -> Result<(), Error> {
+/// `None` with the node's network. What is made is written down by `publish`: until then the reservation is enough to take it
+/// down.
+async fn attach(
+    engine: &Arc<Engine>,
+    pod: &Arc<Pod>,
+    netns: Option<Arc<NetNs>>,
+) -> Result<Option<(Attachment, PathBuf)>, Error> {
     let state = pod.snapshot().state.clone();
-    let (Some(netns), Some(reserved)) = (netns, state.status.holds.attachment) else { return Ok(()) };
-    let (network, endpoint, path) =
-        (engine.network.clone(), policy::endpoint(&state.record)?, netns.path.clone());
+    let (Some(netns), Some(reserved)) = (netns, state.status.holds.attachment) else { return Ok(None) };
+    let (network, endpoint) = (engine.network.clone(), policy::endpoint(&state.record)?);
+    let path = netns.path.clone();
     let made = blocking(move || network.attach(&netns, &endpoint, reserved).map_err(network_error)).await?;
-    pod.change(move |state| {
-        state.status.ips = made.addresses.iter().map(|(ip, _)| *ip).collect();
-        state.status.netns = Some(path);
-        state.status.holds.attachment = Some(made);
-        Ok(())
-    })
-    .await
+    Ok(Some((made, path)))
 }
 
-async fn write_files(engine: &Arc<Engine>, pod: &Arc<Pod>, spec: Arc<PodSpec>) -> Result<(), Error> {
+async fn write_files(
+    engine: &Arc<Engine>,
+    pod: &Arc<Pod>,
+    spec: Arc<PodSpec>,
+    network: &Option<(Attachment, PathBuf)>,
+) -> Result<(), Error> {
     let (dir, config) = (engine.state_dir(pod.id()), engine.config.clone());
-    let ips = pod.snapshot().state.status.ips.clone();
+    let ips: Vec<IpAddr> = addresses(network);
     blocking(move || files::write(&dir, &config, &spec, &ips)).await
+}
+
+fn addresses(network: &Option<(Attachment, PathBuf)>) -> Vec<IpAddr> {
+    network.iter().flat_map(|(made, _)| made.addresses.iter().map(|(ip, _)| *ip)).collect()
 }
 
 async fn launch(
@@ -189,9 +200,14 @@ async fn launch(
     Ok(())
 }
 
-async fn publish(pod: &Arc<Pod>) -> Result<(), Error> {
+async fn publish(pod: &Arc<Pod>, network: Option<(Attachment, PathBuf)>) -> Result<(), Error> {
     pod.change(|state| {
         state.status.phase = PodPhase::Ready;
+        state.status.ips = addresses(&network);
+        if let Some((made, path)) = network {
+            state.status.netns = Some(path);
+            state.status.holds.attachment = Some(made);
+        }
         Ok(())
     })
     .await

@@ -1,52 +1,36 @@
-//! One file of the journal: `{"format":…,"version":1,"sha256":…,"body":…}`.
+//! Files and directories as the journal uses them.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
-use sha2::{Digest, Sha256};
-
 use super::JournalError;
 
-/// Version written; older ones are read as long as serde's defaults can fill what they lack.
-pub const VERSION: u32 = 1;
-
-/// No record is larger: a request is at most 16 MiB, and bytes in JSON take up to four characters.
-const LIMIT: u64 = 128 << 20;
-
-#[derive(Serialize)]
-struct Sealed<'a> {
-    format: &'a str,
-    version: u32,
-    sha256: &'a str,
-    body: &'a RawValue,
-}
-
-#[derive(Deserialize)]
-struct Opened<'a> {
-    format: String,
-    version: u32,
-    sha256: String,
-    #[serde(borrow)]
-    body: &'a RawValue,
-}
+/// No journal is larger: a request is at most 16 MiB, and bytes in JSON take up to four characters.
+const LIMIT: u64 = 512 << 20;
 
 fn io_error(call: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
     let path = path.to_owned();
     move |source| JournalError::Io { call, path, source }
 }
 
-/// Replaces `path` atomically.
-pub fn write<T: Serialize>(path: &Path, format: &str, value: &T) -> Result<(), JournalError> {
-    let encode = |source| JournalError::Encode { path: path.to_owned(), source };
-    let body = serde_json::value::to_raw_value(value).map_err(encode)?;
-    let sha256 = seal(format, VERSION, &body);
-    let text = serde_json::to_vec(&Sealed { format, version: VERSION, sha256: &sha256, body: &body })
-        .map_err(encode)?;
+/// Appends to a file, which `fresh` makes: then it must not exist yet. Returns the length.
+pub(super) fn append(path: &Path, text: &[u8], fresh: bool) -> Result<u64, JournalError> {
+    OpenOptions::new()
+        .append(true)
+        .create_new(fresh)
+        .mode(0o600)
+        .open(path)
+        .and_then(|mut file| {
+            file.write_all(text)?;
+            Ok(file.metadata()?.len())
+        })
+        .map_err(io_error("append to", path))
+}
+
+/// Replaces a file atomically. The new content is on the disk before it has the name, because the old one may be.
+pub(super) fn replace(path: &Path, text: &[u8]) -> Result<(), JournalError> {
     let temporary = path.with_extension("tmp");
     OpenOptions::new()
         .write(true)
@@ -54,29 +38,29 @@ pub fn write<T: Serialize>(path: &Path, format: &str, value: &T) -> Result<(), J
         .truncate(true)
         .mode(0o600)
         .open(&temporary)
-        .and_then(|mut file| file.write_all(&text))
+        .and_then(|mut file| {
+            file.write_all(text)?;
+            file.sync_data()
+        })
         .map_err(io_error("write", &temporary))?;
     fs::rename(&temporary, path).map_err(io_error("rename", path))
 }
 
-/// Reads and verifies.
-pub fn read<T: DeserializeOwned>(path: &Path, format: &str) -> Result<T, JournalError> {
-    let damaged = |why: String| JournalError::Damaged { path: path.to_owned(), why };
+/// Reads a file.
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, JournalError> {
     let mut text = Vec::new();
     fs::File::open(path)
         .and_then(|file| file.take(LIMIT).read_to_end(&mut text))
         .map_err(io_error("read", path))?;
-    let file: Opened<'_> = serde_json::from_slice(&text).map_err(|e| damaged(e.to_string()))?;
-    if file.format != format {
-        return Err(damaged(format!("is a {}, not a {format}", file.format)));
+    Ok(text)
+}
+
+/// Removes a file; absent is fine.
+pub(super) fn remove(path: &Path) -> Result<(), JournalError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        result => result.map_err(io_error("remove", path)),
     }
-    if file.version > VERSION {
-        return Err(damaged(format!("has version {}, this Berth reads up to {VERSION}", file.version)));
-    }
-    if file.sha256 != seal(&file.format, file.version, file.body) {
-        return Err(damaged("checksum mismatch".into()));
-    }
-    serde_json::from_str(file.body.get()).map_err(|e| damaged(e.to_string()))
 }
 
 /// Makes a directory and its parents, 0700.
@@ -105,19 +89,4 @@ pub fn names(path: &Path) -> Result<Vec<String>, JournalError> {
     }
     names.sort();
     Ok(names)
-}
-
-/// The checksum covers everything but itself.
-fn seal(format: &str, version: u32, body: &RawValue) -> String {
-    let digest =
-        Sha256::new().chain_update(format!("{format} {version} ")).chain_update(body.get()).finalize();
-    hex(&digest)
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -1,31 +1,35 @@
 //! The journal: what Berth intends and has, on disk before it exists in the kernel.
 //!
 //! ```text
-//! <root>/pods/<pod id>/record.json                      written once, before the first kernel object of the pod
-//!                     /status.json                      replaced at every change
-//!                     /containers/<id>/record.json      written once, before the container's layer exists
-//!                                     /status.json      replaced at every change
-//!                                     /volumes/…        image-declared volumes (volume::Local)
-//!            /.gone-<id>                                being deleted
+//! <root>/pods/<pod id>.journal                          entries about the pod and its containers, one a line, appended
+//!            /<pod id>/<container id>/volumes/…         image-declared volumes (volume::Local), where there are any
 //! ```
 //!
-//! Every file is one [`file`] envelope: format, version, checksum, body. Writing is temporary file, rename. What a change
-//! has been told about is true after the daemon dies at any instruction, because rename is atomic and the page cache
-//! outlives it. Against power loss the flusher thread syncs files and directories behind the jobs' backs; what it had not
-//! reached yet described kernel objects that the power cut removed as well, and a torn file fails its checksum and is
-//! swept like no file. So no job waits for the disk.
+//! An [`entry`] carries format, version and checksum. The first says what the pod is; each one after it replaces what an
+//! earlier one said of the same thing. So a change is one append to a file that exists: some microseconds, and no directory
+//! of the disk is touched, for which it would have to wait while the file system commits somebody's `fsync`. A journal that
+//! has grown well beyond what is true is written anew beside itself and renamed.
+//!
+//! What a change has been told about is true after the daemon dies at any instruction, because the page cache outlives it.
+//! Against power loss the [`flush`] thread syncs behind the jobs' backs. What it had not reached yet described kernel
+//! objects that the power cut removed as well, and a torn entry fails its checksum: then what the one before said holds, and
+//! without a readable first one the pod is swept like one without a journal. So no job waits for the disk.
 
+mod entry;
 pub mod file;
 mod flush;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use crate::container::{ContainerRecord, ContainerStatus};
 use crate::pod::{PodRecord, PodStatus, State};
+use entry::Entry;
 use flush::Flusher;
 
 /// Why the journal could not be read or written.
@@ -50,7 +54,7 @@ pub enum JournalError {
         why: String,
     },
     /// The value cannot be written as JSON.
-    #[error("encode {}", path.display())]
+    #[error("encode an entry of {}", path.display())]
     Encode {
         /// The file.
         path: PathBuf,
@@ -64,6 +68,8 @@ pub enum JournalError {
 pub struct Journal {
     pods: PathBuf,
     flusher: Flusher,
+    /// Length of each pod's file when it was last written as a whole by this daemon.
+    written: Mutex<HashMap<String, u64>>,
 }
 
 /// A pod read back.
@@ -77,124 +83,182 @@ pub struct Loaded {
     pub containers: BTreeMap<String, (ContainerRecord, ContainerStatus)>,
 }
 
-const RECORD: &str = "record.json";
-const STATUS: &str = "status.json";
+/// How the name of a pod's file ends.
+const SUFFIX: &str = ".journal";
+
+/// A file is not written anew before it has grown by this much, in bytes, and to three times its length.
+const SLACK: u64 = 64 << 10;
 
 impl Journal {
     /// Opens the journal below `root`, making its directory.
     pub fn open(root: &Path) -> Result<Self, JournalError> {
         let pods = root.join("pods");
         file::make_dir(&pods)?;
-        Ok(Self { pods, flusher: Flusher::start() })
+        Ok(Self { pods, flusher: Flusher::start(), written: Mutex::default() })
     }
 
-    /// Directory of a pod.
-    pub fn pod_dir(&self, pod: &str) -> PathBuf {
-        self.pods.join(pod)
-    }
-
-    /// Directory of a container.
+    /// Directory for what belongs to a container alone; it goes with the container.
     pub fn container_dir(&self, pod: &str, container: &str) -> PathBuf {
-        self.pods.join(pod).join("containers").join(container)
+        self.pods.join(pod).join(container)
     }
 
-    /// Writes what differs between two states of a pod; `old` is `None` for a new pod.
+    fn path(&self, pod: &str) -> PathBuf {
+        self.pods.join(format!("{pod}{SUFFIX}"))
+    }
+
+    /// Writes what differs between two states of a pod. `old` is `None` for a new pod, and where it is not known what the
+    /// file holds.
     pub fn save(&self, old: Option<&State>, new: &State) -> Result<(), JournalError> {
-        let dir = self.pod_dir(&new.record.id);
-        if old.is_none() {
-            file::make_dir(&dir.join("containers"))?;
-            file::write(&dir.join(RECORD), "pod.record", &*new.record)?;
-        }
-        if old.is_none_or(|old| old.status != new.status) {
-            file::write(&dir.join(STATUS), "pod.status", &new.status)?;
-            self.flusher.mark(&dir);
-        }
-        for (id, now) in &new.containers {
-            let was = old.and_then(|old| old.containers.get(id));
-            if was.is_some_and(|was| was.status == now.status) {
-                continue;
+        let (id, path) = (&*new.record.id, self.path(&new.record.id));
+        let Some(old) = old else {
+            let text = encode(&path, &everything(new))?;
+            match file::append(&path, &text, true) {
+                Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+                    file::replace(&path, &text)?;
+                }
+                other => drop(other?),
             }
-            let dir = self.container_dir(&new.record.id, id);
-            if was.is_none() {
-                file::make_dir(&dir)?;
-                file::write(&dir.join(RECORD), "container.record", &*now.record)?;
-            }
-            file::write(&dir.join(STATUS), "container.status", &now.status)?;
-            self.flusher.mark(&dir);
+            self.note(id, text.len() as u64);
+            self.flusher.mark(&path);
+            return Ok(());
+        };
+        let (changes, gone) = difference(old, new);
+        if changes.is_empty() {
+            return Ok(());
         }
-        let gone = old.into_iter().flat_map(|old| old.containers.keys());
-        for id in gone.filter(|id| !new.containers.contains_key(*id)) {
-            self.discard(&self.container_dir(&new.record.id, id))?;
+        let length = file::append(&path, &encode(&path, &changes)?, false)?;
+        if length > SLACK + 3 * self.noted(id) {
+            let text = encode(&path, &everything(new))?;
+            file::replace(&path, &text)?;
+            self.note(id, text.len() as u64);
         }
-        Ok(())
+        self.flusher.mark(&path);
+        // What no entry names any more is also swept by `load`.
+        gone.iter().try_for_each(|container| file::remove_tree(&self.container_dir(id, container)))
     }
 
-    /// Forgets a pod and everything below its directory.
+    /// Forgets a pod and everything of it.
     pub fn forget(&self, pod: &str) -> Result<(), JournalError> {
-        self.discard(&self.pod_dir(pod))
+        let path = self.path(pod);
+        file::remove(&path)?;
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).remove(pod);
+        self.flusher.mark(&path);
+        file::remove_tree(&self.pods.join(pod))
     }
 
-    /// Reads everything back. Unreadable pods are moved away; each is reported in one line.
+    /// Reads everything back. Unreadable pods are swept; each, and each unreadable entry, is reported in one line.
     pub fn load(&self) -> Result<(Vec<Loaded>, Vec<String>), JournalError> {
         let (mut pods, mut report) = (Vec::new(), Vec::new());
-        for name in file::names(&self.pods)? {
-            let dir = self.pods.join(&name);
-            if name.starts_with(GONE) {
-                file::remove_tree(&dir)?;
-                continue;
-            }
-            match self.load_pod(&dir, &mut report) {
+        let names = file::names(&self.pods)?;
+        for (path, id) in names.iter().filter_map(|n| Some((self.pods.join(n), n.strip_suffix(SUFFIX)?))) {
+            match load_pod(&path, id, &mut report) {
                 Ok(pod) => pods.push(pod),
                 Err(error) => {
-                    report.push(format!("pod {name}: record unreadable, swept: {}", chain(&error)));
-                    self.discard(&dir)?;
+                    report.push(format!("pod {id}: journal unreadable, swept: {}", chain(&error)));
+                    self.forget(id)?;
                 }
             }
+        }
+        for name in names.iter().filter(|name| !name.ends_with(SUFFIX)) {
+            let of = pods.iter().find(|pod| *pod.record.id == **name);
+            self.sweep(&self.pods.join(name), of)?;
         }
         Ok((pods, report))
     }
 
-    fn load_pod(&self, dir: &Path, report: &mut Vec<String>) -> Result<Loaded, JournalError> {
-        let record: PodRecord = file::read(&dir.join(RECORD), "pod.record")?;
-        let status: PodStatus = file::read(&dir.join(STATUS), "pod.status")?;
-        let mut containers = BTreeMap::new();
-        for id in file::names(&dir.join("containers"))? {
-            let dir = dir.join("containers").join(&id);
-            if id.starts_with(GONE) {
-                file::remove_tree(&dir)?;
-                continue;
-            }
-            let read = file::read(&dir.join(RECORD), "container.record")
-                .and_then(|record| Ok((record, file::read(&dir.join(STATUS), "container.status")?)));
-            match read {
-                Ok(container) => {
-                    containers.insert(id, container);
-                }
-                Err(error) => {
-                    report.push(format!("container {id}: record unreadable, swept: {}", chain(&error)));
-                    self.discard(&dir)?;
-                }
-            }
-        }
-        Ok(Loaded { record, status, containers })
+    /// Removes directories of containers that are no more; without a pod, all of it. A half written file goes as well.
+    fn sweep(&self, path: &Path, pod: Option<&Loaded>) -> Result<(), JournalError> {
+        let Some(pod) = pod else {
+            return if path.is_dir() { file::remove_tree(path) } else { file::remove(path) };
+        };
+        let gone = file::names(path)?.into_iter().filter(|id| !pod.containers.contains_key(id));
+        gone.map(|id| path.join(id)).try_for_each(|dir| file::remove_tree(&dir))
     }
 
-    /// One rename makes it invisible; what follows may be interrupted and is finished by `load`.
-    fn discard(&self, dir: &Path) -> Result<(), JournalError> {
-        let Some((parent, name)) = dir.parent().zip(dir.file_name()) else { return Ok(()) };
-        let gone = parent.join(format!("{GONE}{}", name.to_string_lossy()));
-        match std::fs::rename(dir, &gone) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            result => {
-                result.map_err(|source| JournalError::Io { call: "rename", path: dir.into(), source })?;
-            }
-        }
-        self.flusher.mark(parent);
-        file::remove_tree(&gone)
+    fn note(&self, pod: &str, length: u64) {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.to_owned(), length);
+    }
+
+    fn noted(&self, pod: &str) -> u64 {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).get(pod).copied().unwrap_or(0)
     }
 }
 
-const GONE: &str = ".gone-";
+/// All entries of a state.
+fn everything(state: &State) -> Vec<Entry<'_>> {
+    let mut entries =
+        vec![Entry::Pod(Cow::Borrowed(&*state.record)), Entry::PodStatus(Cow::Borrowed(&state.status))];
+    for (id, container) in &state.containers {
+        entries.push(Entry::Container(Cow::Borrowed(&*container.record)));
+        entries.push(Entry::ContainerStatus(Cow::Borrowed(id), Cow::Borrowed(&container.status)));
+    }
+    entries
+}
+
+/// Entries that lead from one state to the next, and the containers that are no more.
+fn difference<'s>(old: &'s State, new: &'s State) -> (Vec<Entry<'s>>, Vec<&'s str>) {
+    let mut entries = Vec::new();
+    if old.status != new.status {
+        entries.push(Entry::PodStatus(Cow::Borrowed(&new.status)));
+    }
+    for (id, now) in &new.containers {
+        let was = old.containers.get(id);
+        if was.is_none() {
+            entries.push(Entry::Container(Cow::Borrowed(&*now.record)));
+        }
+        if was.is_none_or(|was| was.status != now.status) {
+            entries.push(Entry::ContainerStatus(Cow::Borrowed(id), Cow::Borrowed(&now.status)));
+        }
+    }
+    let gone: Vec<&str> =
+        old.containers.keys().filter(|id| !new.containers.contains_key(*id)).map(|id| &**id).collect();
+    entries.extend(gone.iter().map(|id| Entry::ContainerGone(Cow::Borrowed(*id))));
+    (entries, gone)
+}
+
+fn encode(path: &Path, entries: &[Entry<'_>]) -> Result<Vec<u8>, JournalError> {
+    let mut text = Vec::new();
+    let encoded = entries.iter().try_for_each(|entry| entry.encode(&mut text));
+    encoded.map_err(|source| JournalError::Encode { path: path.to_owned(), source })?;
+    Ok(text)
+}
+
+/// What a pod's entries say in the end. Entries that cannot be read say nothing, and are reported.
+fn load_pod(path: &Path, id: &str, report: &mut Vec<String>) -> Result<Loaded, JournalError> {
+    let text = file::read(path)?;
+    let (mut pod, mut status) = (None, None);
+    let (mut records, mut statuses) = (BTreeMap::new(), BTreeMap::new());
+    for (number, line) in text.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
+        match Entry::decode(line) {
+            Ok(Entry::Pod(record)) => pod = Some(record.into_owned()),
+            Ok(Entry::PodStatus(now)) => status = Some(now.into_owned()),
+            Ok(Entry::Container(record)) => {
+                let record = record.into_owned();
+                records.insert(record.id.to_string(), record);
+            }
+            Ok(Entry::ContainerStatus(id, now)) => {
+                statuses.insert(id.into_owned(), now.into_owned());
+            }
+            Ok(Entry::ContainerGone(id)) => {
+                records.remove(&*id);
+                statuses.remove(&*id);
+            }
+            Err(why) => report.push(format!("pod {id}: line {} unreadable, skipped: {why}", number + 1)),
+        }
+    }
+    let damaged = |what: &str| JournalError::Damaged { path: path.into(), why: format!("no readable {what}") };
+    let record: PodRecord = pod.ok_or_else(|| damaged("record of the pod"))?;
+    if *record.id != *id {
+        return Err(damaged("record of the pod whose name the file has"));
+    }
+    let status = status.ok_or_else(|| damaged("status of the pod"))?;
+    // A container has both or does not exist: they are written together, before anything is made of it.
+    let containers = records.into_iter().filter_map(|(id, record)| {
+        let status = statuses.remove(&id)?;
+        Some((id, (record, status)))
+    });
+    Ok(Loaded { record, status, containers: containers.collect() })
+}
 
 fn chain(error: &JournalError) -> String {
     match std::error::Error::source(error) {

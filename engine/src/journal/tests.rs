@@ -42,44 +42,88 @@ fn only_what_changed_is_written() {
     let journal = Journal::open(&node.config.root).unwrap();
     let one = state("one");
     journal.save(None, &one).unwrap();
-    fs::remove_file(journal.pod_dir("one").join("status.json")).unwrap();
+    let before = fs::read(journal.path("one")).unwrap();
     journal.save(Some(&one), &one).unwrap();
-    assert!(!journal.pod_dir("one").join("status.json").exists());
+    assert_eq!(fs::read(journal.path("one")).unwrap(), before);
+    let mut ready = one.clone();
+    ready.status.phase = PodPhase::Ready;
+    journal.save(Some(&one), &ready).unwrap();
+    let after = fs::read(journal.path("one")).unwrap();
+    assert_eq!(after[..before.len()], before);
+    assert_eq!(after[before.len()..].iter().filter(|byte| **byte == b'\n').count(), 1);
 }
 
 #[test]
-fn damage_of_any_byte_is_noticed_and_named() {
+fn a_journal_does_not_grow_without_end_and_keeps_the_last_state() {
     let node = Node::new();
-    let path = node.config.root.join("x.json");
-    file::make_dir(&node.config.root).unwrap();
-    file::write(&path, "test", &vec!["value", "other"]).unwrap();
-    assert_eq!(file::read::<Vec<String>>(&path, "test").unwrap(), ["value", "other"]);
+    let journal = Journal::open(&node.config.root).unwrap();
+    let mut now = state("one");
+    journal.save(None, &now).unwrap();
+    let whole = fs::metadata(journal.path("one")).unwrap().len();
+    for number in 0..2000 {
+        let mut next = now.clone();
+        next.status.message = number.to_string();
+        journal.save(Some(&now), &next).unwrap();
+        now = next;
+        assert!(fs::metadata(journal.path("one")).unwrap().len() < super::SLACK + 4 * whole);
+    }
+    let (pods, report) = Journal::open(&node.config.root).unwrap().load().unwrap();
+    assert_eq!((pods[0].status.message.as_str(), report), ("1999", Vec::new()));
+}
+
+#[test]
+fn after_a_failed_write_the_next_one_writes_everything() {
+    let node = Node::new();
+    let journal = Journal::open(&node.config.root).unwrap();
+    let one = state("one");
+    journal.save(None, &one).unwrap();
+    let mut ready = one.clone();
+    ready.status.phase = PodPhase::Ready;
+    journal.save(None, &ready).unwrap();
+    let (pods, report) = journal.load().unwrap();
+    assert_eq!((&pods[0].status, report), (&ready.status, Vec::new()));
+}
+
+#[test]
+fn damage_of_any_byte_is_noticed_and_the_entry_before_holds() {
+    let node = Node::new();
+    let journal = Journal::open(&node.config.root).unwrap();
+    let one = state("one");
+    journal.save(None, &one).unwrap();
+    let path = journal.path("one");
+    let first = fs::read(&path).unwrap();
+    let mut ready = one.clone();
+    ready.status.phase = PodPhase::Ready;
+    journal.save(Some(&one), &ready).unwrap();
     let good = fs::read(&path).unwrap();
-    for byte in 0..good.len() {
+    for byte in first.len() + 1..good.len() {
         let mut bad = good.clone();
         bad[byte] ^= 1;
         fs::write(&path, &bad).unwrap();
-        let read = file::read::<Vec<String>>(&path, "test");
-        assert!(read.is_err(), "byte {byte} of {}", String::from_utf8_lossy(&good));
+        let (pods, report) = journal.load().unwrap();
+        assert_eq!(pods[0].status.phase, PodPhase::Making, "byte {byte}");
+        assert!(report.iter().all(|line| line.contains("pod one: line")) && !report.is_empty(), "{report:?}");
     }
-    for length in 0..good.len() {
+    // Torn by a power cut in the middle of the last write; what is appended later can be read all the same.
+    for length in first.len() + 2..good.len() {
         fs::write(&path, &good[..length]).unwrap();
-        assert!(file::read::<Vec<String>>(&path, "test").is_err());
+        let mut later = one.clone();
+        later.status.message = "later".into();
+        journal.save(Some(&one), &later).unwrap();
+        let (pods, report) = journal.load().unwrap();
+        assert_eq!((pods[0].status.message.as_str(), report.len()), ("later", 1));
     }
-    fs::write(&path, &good).unwrap();
-    assert!(file::read::<Vec<String>>(&path, "other").unwrap_err().to_string().contains("x.json"));
 }
 
 #[test]
 fn a_newer_version_is_refused_with_both_numbers() {
     let node = Node::new();
-    let path = node.config.root.join("x.json");
-    file::make_dir(&node.config.root).unwrap();
-    file::write(&path, "test", &1).unwrap();
-    let text = fs::read_to_string(&path).unwrap().replace("\"version\":1", "\"version\":9");
-    fs::write(&path, text).unwrap();
-    let error = file::read::<u8>(&path, "test").unwrap_err().to_string();
-    assert!(error.contains("version 9") && error.contains("up to 1"), "{error}");
+    let journal = Journal::open(&node.config.root).unwrap();
+    journal.save(None, &state("one")).unwrap();
+    let text = fs::read_to_string(journal.path("one")).unwrap().replace("\"version\":1", "\"version\":9");
+    fs::write(journal.path("one"), text).unwrap();
+    let (_, report) = journal.load().unwrap();
+    assert!(report[0].contains("version 9") && report[0].contains("up to 1"), "{report:?}");
 }
 
 #[test]
@@ -88,12 +132,15 @@ fn an_unreadable_pod_is_swept_and_reported_and_the_others_stay() {
     let journal = Journal::open(&node.config.root).unwrap();
     journal.save(None, &state("good")).unwrap();
     journal.save(None, &state("bad")).unwrap();
-    fs::write(journal.pod_dir("bad").join("record.json"), "").unwrap();
-    fs::create_dir(journal.pod_dir(".gone-half")).unwrap();
+    fs::write(journal.path("bad"), "").unwrap();
+    file::make_dir(&journal.container_dir("bad", "c").join("volumes")).unwrap();
+    file::make_dir(&journal.container_dir("good", "gone").join("volumes")).unwrap();
+    fs::write(journal.path("good").with_extension("tmp"), "half").unwrap();
     let (pods, report) = journal.load().unwrap();
     assert_eq!(pods.len(), 1);
     assert!(report.len() == 1 && report[0].contains("bad"), "{report:?}");
-    assert_eq!(file::names(&node.config.root.join("pods")).unwrap(), ["good"]);
+    assert_eq!(file::names(&node.config.root.join("pods")).unwrap(), ["good", "good.journal"]);
+    assert!(file::names(&node.config.root.join("pods/good")).unwrap().is_empty());
 }
 
 #[test]
@@ -103,6 +150,6 @@ fn directories_and_files_are_for_root_alone() {
     let journal = Journal::open(&node.config.root).unwrap();
     journal.save(None, &state("one")).unwrap();
     let mode = |path: &std::path::Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
-    assert_eq!(mode(&journal.pod_dir("one")), 0o700);
-    assert_eq!(mode(&journal.pod_dir("one").join("record.json")), 0o600);
+    assert_eq!(mode(&node.config.root.join("pods")), 0o700);
+    assert_eq!(mode(&journal.path("one")), 0o600);
 }

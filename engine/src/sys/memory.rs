@@ -1,7 +1,7 @@
 //! Sealed memfds: written once, then seen as an unchanging slice by whoever gets the descriptor.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, memfd_create};
 
@@ -76,4 +76,11 @@ impl Drop for Sealed {
         // SAFETY: the mapping is ours and no slice of it outlives `self`.
         unsafe { libc::munmap(self.address, self.length) };
     }
+}
+
+/// Starts writing a file's changed pages to the disk and does not wait for them (sync_file_range(2)).
+pub fn start_writing(file: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: the call takes integers; a length of 0 means to the end of the file.
+    let result = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, libc::SYNC_FILE_RANGE_WRITE) };
+    super::check(result.into()).map(drop)
 }

@@ -299,8 +299,8 @@ fn what_no_record_names_is_swept_at_start() {
     drop(first);
     // The record is torn: power loss in the middle of a write.
     let pods = node.config.root.join("pods");
-    let id = std::fs::read_dir(&pods).unwrap().flatten().next().unwrap().file_name();
-    std::fs::write(pods.join(&id).join("status.json"), "{").unwrap();
+    let journal = std::fs::read_dir(&pods).unwrap().flatten().next().unwrap().path();
+    std::fs::write(journal, "{").unwrap();
 
     let second = Daemon::start(&node);
     assert!(second.engine().pods().is_empty());

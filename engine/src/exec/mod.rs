@@ -94,7 +94,7 @@ pub struct ContainerLaunch<'a> {
     pub rootfs: OwnedFd,
     /// Volumes, image volumes, then /etc/hosts, /etc/hostname, /etc/resolv.conf, in mount order.
     pub mounts: Vec<PreparedMount>,
-    /// Cgroup in cgroupfs spelling, relative to each hierarchy's root; made by the driver at start.
+    /// Cgroup in cgroupfs spelling, relative to each hierarchy's root; made by the driver at start, unless that has been prepared.
     pub cgroup: &'a str,
     /// The opened log file, append mode; `None`: output is discarded.
     pub log: Option<OwnedFd>,
@@ -220,6 +220,12 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn connect<'a>(&'a self, pod: &'a str, dir: &'a Path) -> Call<'a, Option<Connection>>;
     /// Exits recorded on tmpfs by a supervisor that no longer runs.
     fn recorded_exits(&self, dir: &Path) -> BTreeMap<String, Exit>;
+    /// Makes the cgroup of a container that is going to be started, so that the start need not wait for it. What fails here is
+    /// left to the start, which makes what is missing and says what is wrong.
+    fn prepare_cgroup<'a>(&'a self, cgroup: &'a str, spec: Arc<ContainerSpec>) -> Call<'a, ()> {
+        let _ = (cgroup, spec);
+        Box::pin(std::future::ready(Ok(())))
+    }
     /// Kills whatever still runs in a cgroup and removes the cgroup on every hierarchy; absent is fine.
     fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()>;
     /// Changes the limits of a live cgroup. Blocking.
@@ -232,7 +238,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 pub trait Supervisor: Send + Sync + std::fmt::Debug {
     /// Pid of the supervisor.
     fn pid(&self) -> i32;
-    /// Makes the cgroup with its limits, then clones, sets up and executes. Returns once execve has succeeded; a failure in the child
+    /// Makes the cgroup with its limits if it is not prepared, then clones, sets up and executes. Returns once execve has succeeded; a failure in the child
     /// names the step and the object and leaves nothing.
     fn start<'a>(&'a self, launch: ContainerLaunch<'a>) -> Call<'a, Started>;
     /// Starts a process in a container.

@@ -57,8 +57,12 @@ impl Job for CreateContainer {
         cx.subject(&id);
         cx.undo().push("forget the container", forget(engine.clone(), pod.clone(), id.clone()));
 
-        // The user is looked up in the root the container will have; the mount waits for the start.
-        let rootfs = cx.step("mount root", mount_root(&engine, &id, image.id.clone(), spec.clone())).await?;
+        // The user is looked up in the root the container will have; the mount and the cgroup wait for the start.
+        let (rootfs, cgroup) = tokio::join!(
+            cx.step("mount root", mount_root(&engine, &id, image.id.clone(), spec.clone())),
+            cx.step("make cgroup", make_cgroup(&engine, &pod, &id)),
+        );
+        let (rootfs, ()) = (rootfs?, cgroup?);
         let (rootfs, user, home) = cx.step("look up user", look_up(rootfs, spec, image)).await?;
         live.keep_rootfs(rootfs);
         cx.step("publish", publish(&pod, &id, user, home)).await?;
@@ -181,6 +185,17 @@ async fn mount_root(
         images.mount(&id, &rootfs_options(&spec))
     })
     .await
+}
+
+/// What goes wrong here is tried again, and told, by the start.
+async fn make_cgroup(engine: &Arc<Engine>, pod: &Arc<Pod>, id: &Arc<str>) -> Result<(), Error> {
+    let Some(container) = pod.container(id) else { return Ok(()) };
+    let driver = engine.driver(&pod.snapshot().state.record.handler)?;
+    let made = driver.prepare_cgroup(&container.record.cgroup, container.current_spec()).await;
+    if let Err(error) = made {
+        tracing::debug!(container = %id, "its cgroup is left to the start: {}", error.chain());
+    }
+    Ok(())
 }
 
 /// How the root of a container is mounted.

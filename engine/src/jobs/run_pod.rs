@@ -46,28 +46,22 @@ impl Job for RunPod {
         }
 
         // Intent before kernel objects: from here on a restart knows what to give back, and so does the way back.
-        let pod = cx.step("journal intent", intend(&engine, self.spec)).await?;
+        let pod = cx.step("reserve, journal", intend(&engine, self.spec)).await?;
         cx.subject(pod.id());
         cx.undo().push("forget the pod", teardown::forget_or_keep(engine.clone(), pod.clone()));
         cx.undo().push("release the network", teardown::network(engine.clone(), pod.clone()));
         cx.undo().push("end the supervisor", teardown::supervisor(engine.clone(), pod.clone()));
 
-        // Namespace and addresses do not depend on each other. Where two steps run side by side both are waited for, even
-        // if one fails: undo must not overtake the other.
-        let (namespace, addresses) = tokio::join!(
-            cx.step("make namespace", make_namespace(&engine, &pod)),
-            cx.step("reserve addresses", reserve(&engine, &pod)),
-        );
-        let (netns, ()) = (namespace?, addresses?);
+        let netns = cx.step("make namespace", make_namespace(&engine, &pod)).await?;
 
-        // The supervisor needs the namespace, but not yet the network in it.
+        // The supervisor needs the namespace, but not yet the network in it. Where two steps run side by side both are waited
+        // for, even if one fails: undo must not overtake the other.
         let spec = Arc::new(effective_spec(&engine, &pod));
         let (attached, launched) = tokio::join!(
-            cx.step("attach network", attach(&engine, &pod, netns.clone())),
+            cx.step("attach network", attach(&engine, &pod, netns.clone(), spec.clone())),
             cx.step("start supervisor", launch(&engine, &pod, &spec, netns.as_deref())),
         );
         let (network, ()) = (attached?, launched?);
-        cx.step("write files", write_files(&engine, &pod, spec, &network)).await?;
 
         // From here on List shows it.
         cx.step("publish", publish(&pod, network)).await?;
@@ -116,14 +110,25 @@ async fn intend(engine: &Arc<Engine>, spec: PodSpec) -> Result<Arc<Pod>, Error> 
         cgroup,
         spec: Arc::new(spec),
     };
-    let state = State { record: Arc::new(record), status, containers: BTreeMap::new() };
-    let (journal, first, dir) = (engine.journal.clone(), state.clone(), engine.state_dir(&state.record.id));
-    blocking(move || {
-        journal.save(None, &first)?;
-        Ok(file::make_dir(&dir)?)
+    let (network, journal) = (engine.network.clone(), engine.journal.clone());
+    let endpoint = policy::endpoint(&record)?;
+    let first = blocking(move || {
+        if status.holds.namespace {
+            status.holds.attachment = Some(network.reserve(&endpoint).map_err(network_error)?);
+        }
+        let first = State { record: Arc::new(record), status, containers: BTreeMap::new() };
+        match (journal.save(None, &first), &first.status.holds.attachment) {
+            (Ok(()), _) => Ok(first),
+            (Err(error), None) => Err(error.into()),
+            // What cannot be written down cannot be held.
+            (Err(error), Some(reserved)) => {
+                network.abandon(reserved);
+                Err(error.into())
+            }
+        }
     })
     .await?;
-    engine.adopt(state)
+    engine.adopt(first)
 }
 
 /// The request with the node's defaults, as the supervisor gets it.
@@ -132,55 +137,41 @@ fn effective_spec(engine: &Engine, pod: &Pod) -> PodSpec {
     policy::effective(requested, &engine.node_name, engine.config.unprivileged_ports)
 }
 
-/// `None` with the node's network, which needs none of this.
+/// The pod's directory, and its namespace: `None` with the node's network.
 async fn make_namespace(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<Option<Arc<NetNs>>, Error> {
-    if !pod.snapshot().state.status.holds.namespace {
-        return Ok(None);
-    }
-    let (network, id) = (engine.network.clone(), pod.id().clone());
-    blocking(move || Ok(Some(Arc::new(network.create_namespace(&id).map_err(network_error)?)))).await
+    let wanted = pod.snapshot().state.status.holds.namespace;
+    let (network, id, dir) = (engine.network.clone(), pod.id().clone(), engine.state_dir(pod.id()));
+    blocking(move || {
+        file::make_dir(&dir)?;
+        let made = wanted.then(|| network.create_namespace(&id).map_err(network_error)).transpose()?;
+        Ok(made.map(Arc::new))
+    })
+    .await
 }
 
-async fn reserve(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), Error> {
-    let state = pod.snapshot().state.clone();
-    if !state.status.holds.namespace {
-        return Ok(());
-    }
-    let (network, endpoint) = (engine.network.clone(), policy::endpoint(&state.record)?);
-    let reserved = blocking(move || network.reserve(&endpoint).map_err(network_error)).await?;
-    let held = reserved.clone();
-    let noted = pod.change(move |state| {
-        state.status.holds.attachment = Some(held);
-        Ok(())
-    });
-    // What cannot be written down cannot be held.
-    noted.await.inspect_err(|_| engine.network.abandon(&reserved))
-}
-
-/// `None` with the node's network. What is made is written down by `publish`: until then the reservation is enough to take it
-/// down.
+/// Connects the pod and writes the files that tell its containers so. What is made is written down by `publish`: until then the
+/// reservation is enough to take it down.
 async fn attach(
     engine: &Arc<Engine>,
     pod: &Arc<Pod>,
     netns: Option<Arc<NetNs>>,
+    spec: Arc<PodSpec>,
 ) -> Result<Option<(Attachment, PathBuf)>, Error> {
     let state = pod.snapshot().state.clone();
-    let (Some(netns), Some(reserved)) = (netns, state.status.holds.attachment) else { return Ok(None) };
     let (network, endpoint) = (engine.network.clone(), policy::endpoint(&state.record)?);
-    let path = netns.path.clone();
-    let made = blocking(move || network.attach(&netns, &endpoint, reserved).map_err(network_error)).await?;
-    Ok(Some((made, path)))
-}
-
-async fn write_files(
-    engine: &Arc<Engine>,
-    pod: &Arc<Pod>,
-    spec: Arc<PodSpec>,
-    network: &Option<(Attachment, PathBuf)>,
-) -> Result<(), Error> {
     let (dir, config) = (engine.state_dir(pod.id()), engine.config.clone());
-    let ips: Vec<IpAddr> = addresses(network);
-    blocking(move || files::write(&dir, &config, &spec, &ips)).await
+    blocking(move || {
+        let made = match (netns, state.status.holds.attachment) {
+            (Some(ns), Some(reserved)) => {
+                let made = network.attach(&ns, &endpoint, reserved).map_err(network_error)?;
+                Some((made, ns.path.clone()))
+            }
+            _ => None,
+        };
+        files::write(&dir, &config, &spec, &addresses(&made))?;
+        Ok(made)
+    })
+    .await
 }
 
 fn addresses(network: &Option<(Attachment, PathBuf)>) -> Vec<IpAddr> {

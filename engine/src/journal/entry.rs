@@ -53,7 +53,10 @@ impl Entry<'_> {
         let body = serde_json::value::to_raw_value(self)?;
         let sha256 = seal(FORMAT, VERSION, &body);
         text.push(b'\n');
-        serde_json::to_writer(text, &Sealed { format: FORMAT, version: VERSION, sha256: &sha256, body: &body })
+        serde_json::to_writer(
+            text,
+            &Sealed { format: FORMAT, version: VERSION, sha256: &sha256, body: &body },
+        )
     }
 }
 

@@ -246,7 +246,8 @@ fn load_pod(path: &Path, id: &str, report: &mut Vec<String>) -> Result<Loaded, J
             Err(why) => report.push(format!("pod {id}: line {} unreadable, skipped: {why}", number + 1)),
         }
     }
-    let damaged = |what: &str| JournalError::Damaged { path: path.into(), why: format!("no readable {what}") };
+    let damaged =
+        |what: &str| JournalError::Damaged { path: path.into(), why: format!("no readable {what}") };
     let record: PodRecord = pod.ok_or_else(|| damaged("record of the pod"))?;
     if *record.id != *id {
         return Err(damaged("record of the pod whose name the file has"));

@@ -35,7 +35,7 @@ use crate::error::{Error, Kind};
 use crate::exec::podd::record;
 use crate::exec::wire::{self, HAS_NETNS, Message, POD_PID, Tag};
 use crate::exec::{self, Call, Connection, Driver, Exit, Features, PodLaunch, cgroup};
-use crate::spec::{ContainerSecurity, ContainerSpec, NamespaceMode, PodSpec, Resources};
+use crate::spec::{ContainerSecurity, ContainerSpec, DeviceSpec, NamespaceMode, PodSpec, Resources};
 use crate::sys::{memory, mount, process};
 
 /// How long a supervisor may take to set its pod up.
@@ -75,6 +75,8 @@ pub struct Native {
     features: Features,
     /// The supervisor's program.
     program: Arc<OwnedFd>,
+    /// The way into the supervisors' cgroup, until somebody removes that.
+    entrance: Mutex<Option<Arc<cgroup::Entrance>>>,
     node: Arc<Node>,
 }
 
@@ -86,6 +88,26 @@ pub(crate) struct Node {
     modules: Vec<Box<dyn lsm::Module>>,
     /// What keeps pods going when their supervisors are killed, by pod id.
     kept: Mutex<HashMap<String, supervisor::Kept>>,
+    /// Cgroups made for containers that have not been started yet, by path.
+    prepared: Mutex<HashMap<String, Prepared>>,
+}
+
+/// A container's cgroup, with its limits, open to be entered.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    resources: Resources,
+    devices: Vec<DeviceSpec>,
+    pub(crate) nodes: Vec<compile::Node>,
+    pub(crate) entrance: cgroup::Entrance,
+}
+
+impl Prepared {
+    /// Blocking.
+    fn make(cgroup: &str, spec: &ContainerSpec) -> Result<Self, Error> {
+        let (nodes, rules) = devices::resolve(spec)?;
+        let entrance = cgroup::create(cgroup, &spec.resources, &rules)?;
+        Ok(Self { resources: spec.resources.clone(), devices: spec.devices.clone(), nodes, entrance })
+    }
 }
 
 impl Node {
@@ -97,6 +119,20 @@ impl Node {
     /// The labels of a container's processes; refuses by name what this node's security modules cannot give.
     pub(crate) fn labels(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<Vec<lsm::Label>, Error> {
         lsm::labels(&self.modules, &lsm::Request { pod, container })
+    }
+
+    /// What was prepared for this cgroup; it is given once.
+    fn take_prepared(&self, cgroup: &str) -> Option<Prepared> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(cgroup)
+    }
+
+    /// A container's cgroup: the prepared one, if that is what is wanted now. Blocking.
+    pub(crate) fn cgroup(&self, cgroup: &str, spec: &ContainerSpec) -> Result<Prepared, Error> {
+        match self.take_prepared(cgroup) {
+            Some(made) if (&made.resources, &made.devices) == (&spec.resources, &spec.devices) => Ok(made),
+            Some(_) => cgroup::remove(cgroup).and_then(|()| Prepared::make(cgroup, spec)),
+            None => Prepared::make(cgroup, spec),
+        }
     }
 
     /// The seccomp filter of a container; `None`: unconfined, as privileged containers always are.
@@ -125,29 +161,54 @@ impl Native {
         }
         let facts = facts(&config)?;
         let program = seal_program(&config)?;
-        drop(supervisor_entrance(&config)?);
+        let entrance = Mutex::new(Some(Arc::new(supervisor_entrance(&config)?)));
         let filters = seccomp::Cache::new(seccomp::Node { kernel: kernel() });
         Ok(Arc::new(Self {
             config,
             features: features(),
             program: Arc::new(program),
-            node: Arc::new(Node { facts, filters, modules: lsm::probe(), kept: Mutex::default() }),
+            entrance,
+            node: Arc::new(Node {
+                facts,
+                filters,
+                modules: lsm::probe(),
+                kept: Mutex::default(),
+                prepared: Mutex::default(),
+            }),
         }))
     }
 
     async fn launch(&self, launch: PodLaunch<'_>) -> Result<Connection, Error> {
-        let setup = setup_message(&self.config, &launch)?;
+        let entrance = self.entrance()?;
+        let launched = self.launch_into(launch, entrance).await;
+        if launched.is_err() {
+            *self.entrance.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        launched
+    }
+
+    /// The way into the supervisors' cgroup; one that did not work is not tried twice.
+    fn entrance(&self) -> Result<Arc<cgroup::Entrance>, Error> {
+        let mut kept = self.entrance.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entrance) = &*kept {
+            return Ok(entrance.clone());
+        }
+        Ok(kept.insert(Arc::new(supervisor_entrance(&self.config)?)).clone())
+    }
+
+    async fn launch_into(
+        &self,
+        launch: PodLaunch<'_>,
+        entrance: Arc<cgroup::Entrance>,
+    ) -> Result<Connection, Error> {
+        let setup = setup_message(&launch, &entrance)?;
         let (program, config) = (self.program.clone(), self.config.clone());
         let (pod, dir) = (launch.pod.to_owned(), launch.dir.to_owned());
-        let (pidfd, connection) = supervisor::blocking(move || spawn(&program, &config, &pod, &dir)).await?;
+        let spawned = supervisor::blocking(move || spawn(&program, &config, &entrance, &pod, &dir));
+        let (pidfd, connection) = spawned.await?;
         supervisor::reap(&pidfd)?;
-        let result = async {
-            let connection = Supervisor::resume(launch.pod, connection, self.node.clone()).await?;
-            let pod = connection.0.call(setup, SETUP_TIME).await?;
-            connection.0.keep_pod(pod);
-            Ok(supervisor::connection(connection))
-        };
-        let result = result.await;
+        let result = Supervisor::begin(launch.pod, connection, self.node.clone(), setup, SETUP_TIME).await;
+        let result = result.map(supervisor::connection);
         if result.is_err() {
             let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
         }
@@ -178,14 +239,19 @@ impl Native {
 }
 
 /// Starts a supervisor for a pod: it listens, and waits for its `Setup`. Blocking, one to two milliseconds.
-fn spawn(program: &OwnedFd, config: &Config, pod: &str, dir: &Path) -> Result<(OwnedFd, OwnedFd), Error> {
+fn spawn(
+    program: &OwnedFd,
+    config: &Config,
+    entrance: &cgroup::Entrance,
+    pod: &str,
+    dir: &Path,
+) -> Result<(OwnedFd, OwnedFd), Error> {
     let failed =
         |what: &str, e: std::io::Error| Error::with(Kind::Internal, format!("{what} of pod {pod}"), e);
     let directory = File::open(dir).map_err(|e| failed("open the directory", e))?;
     let listener = listen_in(&directory).map_err(|e| failed("make the control socket", e))?;
     let null =
         File::options().read(true).write(true).open("/dev/null").map_err(|e| failed("open /dev/null", e))?;
-    let entrance = supervisor_entrance(config)?;
     let words = [OsString::from("berth")].into_iter().chain(config.arguments.clone()).chain([pod.into()]);
     let words: Vec<CString> = words
         .map(|w| CString::new(w.into_encoded_bytes()))
@@ -207,10 +273,12 @@ impl Native {
         let Some(supervisor::Kept { pod: Some(mut adopt), containers }) = self.node.forget(pod) else {
             return Ok(None);
         };
-        adopt.fds.extend(supervisor_entrance(&self.config)?.tasks);
+        let entrance = Arc::new(supervisor_entrance(&self.config)?);
+        adopt.fds.extend(entrance.copies()?);
         let (program, config) = (self.program.clone(), self.config.clone());
         let (id, path) = (pod.to_owned(), dir.to_owned());
-        let (pidfd, connection) = supervisor::blocking(move || spawn(&program, &config, &id, &path)).await?;
+        let spawned = supervisor::blocking(move || spawn(&program, &config, &entrance, &id, &path));
+        let (pidfd, connection) = spawned.await?;
         supervisor::reap(&pidfd)?;
         let fresh = Supervisor::resume(pod, connection, self.node.clone()).await?.0;
         fresh.call(adopt, SETUP_TIME).await?;
@@ -260,7 +328,17 @@ impl Driver for Native {
         entries.filter_map(read).collect()
     }
 
+    fn prepare_cgroup<'a>(&'a self, cgroup: &'a str, spec: Arc<ContainerSpec>) -> Call<'a, ()> {
+        let (node, cgroup) = (self.node.clone(), cgroup.to_owned());
+        Box::pin(supervisor::blocking(move || {
+            let made = Prepared::make(&cgroup, &spec)?;
+            node.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(cgroup, made);
+            Ok(())
+        }))
+    }
+
     fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()> {
+        drop(self.node.take_prepared(cgroup));
         let cgroup = cgroup.to_owned();
         Box::pin(supervisor::blocking(move || cgroup::remove(&cgroup)))
     }
@@ -344,7 +422,7 @@ fn supervisor_entrance(config: &Config) -> Result<cgroup::Entrance, Error> {
 }
 
 /// The first message to a supervisor.
-fn setup_message(config: &Config, launch: &PodLaunch<'_>) -> Result<Message, Error> {
+fn setup_message(launch: &PodLaunch<'_>, entrance: &cgroup::Entrance) -> Result<Message, Error> {
     let namespaces = &launch.spec.security.namespaces;
     if namespaces.user.as_ref().is_some_and(|user| user.mode == NamespaceMode::Pod) {
         return Err(Error::new(Kind::Unimplemented, "user namespaces are not built yet"));
@@ -360,7 +438,7 @@ fn setup_message(config: &Config, launch: &PodLaunch<'_>) -> Result<Message, Err
     }
     let netns = launch.netns.map(|fd| fd.try_clone_to_owned()).transpose();
     message.fds.extend(netns.map_err(|e| Error::with(Kind::Internal, "duplicate the network namespace", e))?);
-    message.fds.extend(supervisor_entrance(config)?.tasks);
+    message.fds.extend(entrance.copies()?);
     Ok(message)
 }
 

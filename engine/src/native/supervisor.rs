@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(super) use self::kept::Kept;
 use super::child::Failure;
-use super::{Node, compile, devices, failure};
+use super::{Node, Prepared, compile, failure};
 use crate::error::{Error, Kind};
 use crate::exec::wire::{
     self, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind as Word, Message, STDERR, STDIN, STDIN_ONCE, STDOUT,
@@ -88,9 +88,34 @@ impl Supervisor {
         connection: OwnedFd,
         node: Arc<Node>,
     ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Event>, Vec<Survivor>), Error> {
+        let supervisor = Self::over(pod, connection, node)?;
+        let survivors = tokio::time::timeout(CALL_TIME, supervisor.greet())
+            .await
+            .map_err(|_| supervisor.silent("Hello"))??;
+        let events = supervisor.hear();
+        Ok((supervisor, events, survivors))
+    }
+
+    /// Has a supervisor that was just started set its pod up: there is nothing to learn yet, and so one exchange is enough.
+    pub(super) async fn begin(
+        pod: &str,
+        connection: OwnedFd,
+        node: Arc<Node>,
+        setup: Message,
+        time: Duration,
+    ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Event>, Vec<Survivor>), Error> {
+        let supervisor = Self::over(pod, connection, node)?;
+        let events = supervisor.hear();
+        let pod = supervisor.call(setup, time).await?;
+        supervisor.pid.store(pod.int(Tag::Pid), Ordering::Relaxed);
+        supervisor.keep_pod(pod);
+        Ok((supervisor, events, Vec::new()))
+    }
+
+    fn over(pod: &str, connection: OwnedFd, node: Arc<Node>) -> Result<Arc<Self>, Error> {
         let socket =
             sys::watch(connection).map_err(|e| Error::with(Kind::Internal, "watch the supervisor", e))?;
-        let supervisor = Arc::new(Self {
+        Ok(Arc::new(Self {
             pod: pod.to_owned(),
             node,
             socket,
@@ -99,14 +124,15 @@ impl Supervisor {
             // Unique over restarts of the daemon as well.
             last_exec: AtomicU64::new(nanos(SystemTime::now()).cast_unsigned()),
             waiting: Mutex::default(),
-        });
-        let survivors = tokio::time::timeout(CALL_TIME, supervisor.greet())
-            .await
-            .map_err(|_| supervisor.silent("Hello"))??;
+        }))
+    }
+
+    /// Starts to listen to what it says by itself, and to its answers.
+    fn hear(self: &Arc<Self>) -> mpsc::UnboundedReceiver<Event> {
         let (sender, events) = mpsc::unbounded_channel();
-        let reader = supervisor.clone();
+        let reader = self.clone();
         tokio::spawn(async move { reader.listen(&sender).await });
-        Ok((supervisor, events, survivors))
+        events
     }
 
     /// Says hello. Events that come before the answer are in the answer.
@@ -252,12 +278,8 @@ impl Supervisor {
 
     async fn start(&self, launch: ContainerLaunch<'_>) -> Result<Started, Error> {
         let (id, cgroup) = (launch.id.to_owned(), launch.cgroup.to_owned());
-        let (spec, path) = (launch.spec.clone(), cgroup.clone());
-        let prepared = blocking(move || {
-            let (nodes, rules) = devices::resolve(&spec)?;
-            Ok((nodes, cgroup::create(&path, &spec.resources, &rules)?))
-        });
-        let (nodes, entrance) = prepared.await?;
+        let (spec, path, node) = (launch.spec.clone(), cgroup.clone(), self.node.clone());
+        let Prepared { nodes, entrance, .. } = blocking(move || node.cgroup(&path, &spec)).await?;
         let started = match self.start_message(launch, &nodes, entrance) {
             Ok((message, plan)) => {
                 self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer))
@@ -339,8 +361,7 @@ impl Supervisor {
     }
 
     async fn exec(&self, container: &str, process: &Process, launch: ExecLaunch<'_>) -> Result<Exec, Error> {
-        let path = launch.cgroup.to_owned();
-        let entrance = blocking(move || cgroup::enter(&path)).await?;
+        let entrance = cgroup::enter(launch.cgroup)?;
         let streams = [launch.stdin, launch.stdout, launch.stderr].map(|wanted| wanted && !process.tty);
         let seccomp = self.node.filter(&launch.spec.security)?;
         let labels = self.node.labels(launch.pod, launch.spec)?;

@@ -117,6 +117,16 @@ impl State {
         }
     }
 
+    /// Whether there is nothing to write down: records never change, so what can differ is status and who is there.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        let same = |(id, container): (&Arc<str>, &Container)| {
+            other.containers.get(id).is_some_and(|c| c.status == container.status)
+        };
+        self.status == other.status
+            && self.containers.len() == other.containers.len()
+            && self.containers.iter().all(same)
+    }
+
     /// The request with the resources now in force.
     fn current_spec(&self) -> Arc<PodSpec> {
         let status = &self.status;

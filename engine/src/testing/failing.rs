@@ -281,6 +281,10 @@ impl<D: Driver + ?Sized> Driver for Failing<D> {
         self.inner.recorded_exits(dir)
     }
 
+    fn prepare_cgroup<'a>(&'a self, cgroup: &'a str, spec: Arc<crate::spec::ContainerSpec>) -> Call<'a, ()> {
+        self.inner.prepare_cgroup(cgroup, spec)
+    }
+
     fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()> {
         play(&self.script, "remove_cgroup", self.inner.remove_cgroup(cgroup)).boxed()
     }

@@ -41,6 +41,14 @@ pub(crate) struct Entrance {
     pub(crate) oom: Option<OwnedFd>,
 }
 
+impl Entrance {
+    /// The `tasks` files once more, to be sent away.
+    pub(crate) fn copies(&self) -> Result<Vec<OwnedFd>, Error> {
+        let copies = self.tasks.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>();
+        copies.map_err(|e| Error::with(Kind::Internal, "duplicate the entrance of a cgroup", e))
+    }
+}
+
 /// The node's hierarchies; they do not change while the node runs.
 pub(crate) fn node() -> Result<&'static Hierarchies, Error> {
     static NODE: OnceLock<Hierarchies> = OnceLock::new();

@@ -4,14 +4,21 @@
 //! - [`action`]: what is measured, each result checked by what the container itself says
 //! - [`machine`]: memory, processor time and mounts, as the kernel counts them
 //! - [`pull`]: big images, by themselves (`tests/bench pull`)
+//! - [`run`]: the rounds; [`density`] and [`growth`]: nodes full of pods; [`pull`]: big images; [`memory`]: who holds it
+//! - [`profile`]: where the time goes, by the daemon's own account
 //! - [`sample`]: medians and the like
-//! - [`table`]: Markdown and JSON
+//! - [`table`]: Markdown and JSON; [`plot`]: pictures
 //!
 //! Rounds are interleaved over the contenders, so that noise hits all alike; ratios count, not milliseconds.
 
 pub mod action;
 pub mod contender;
+pub mod density;
+pub mod growth;
 pub mod machine;
+pub mod memory;
+pub mod plot;
+pub mod profile;
 pub mod pull;
 pub mod run;
 pub mod sample;

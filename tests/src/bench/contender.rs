@@ -3,8 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
 
 use crate::client::{self, Client};
 use crate::node::{Node, tail};
@@ -24,12 +26,13 @@ pub struct Contender {
     /// Directory of everything it keeps.
     pub dir: PathBuf,
     daemon: Daemon,
+    programs: Vec<PathBuf>,
 }
 
 #[derive(Debug)]
 enum Daemon {
     Berth(Box<Node>),
-    Containerd(Child),
+    Containerd { child: Option<Child>, path: String },
 }
 
 // === impl Contender ===
@@ -40,9 +43,11 @@ impl Contender {
     /// # Errors
     /// It does not become ready.
     pub fn berth(world: &World) -> Result<Self> {
+        volatile(&world.dir.join("bench-berth/state"))?;
         let node = Node::start(world, "bench-berth")?;
         let (socket, dir) = (node.socket.clone(), node.dir.clone());
-        Self::ready("berth", socket, dir, Daemon::Berth(Box::new(node)))
+        let programs = vec![world.berth.clone()];
+        Self::ready("berth", socket, dir, Daemon::Berth(Box::new(node)), programs)
     }
 
     /// Starts containerd with `runtime`, the path of an OCI runtime.
@@ -54,6 +59,7 @@ impl Contender {
         let label = label.split('-').next().unwrap_or(label);
         let dir = world.dir.join(format!("bench-containerd-{label}"));
         fs::create_dir_all(dir.join("logs"))?;
+        volatile(&dir.join("state"))?;
         let socket = dir.join("containerd.sock");
         let programs = std::env::var("RIVALS").context("RIVALS is not set: use tests/bench")?;
         let config = dir.join("config.toml");
@@ -61,26 +67,27 @@ impl Contender {
         let network = dir.join("net.d");
         fs::create_dir_all(&network)?;
         fs::write(network.join("10-pods.conflist"), NETWORK.replace("DIR", &dir.display().to_string()))?;
-        let log = fs::File::create(dir.join("daemon.log"))?;
         let path = format!("{programs}:{}", std::env::var("PATH").unwrap_or_default());
-        let child = Command::new(format!("{programs}/containerd"))
-            .arg("--config")
-            .arg(&config)
-            .env("PATH", path)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone()?)
-            .stderr(log)
-            .spawn()
-            .context("start containerd")?;
-        Self::ready(&format!("containerd+{label}"), socket, dir, Daemon::Containerd(child))
+        let child = Some(containerd(&dir, &path)?);
+        let parts = ["containerd", "containerd-shim-runc-v2", "loopback", "ptp", "host-local", "portmap"];
+        let mut parts: Vec<_> = parts.iter().map(|name| Path::new(&programs).join(name)).collect();
+        parts.push(runtime.into());
+        Self::ready(&format!("containerd+{label}"), socket, dir, Daemon::Containerd { child, path }, parts)
     }
 
     /// Waits until the runtime and its network are ready.
-    fn ready(name: &str, socket: PathBuf, dir: PathBuf, daemon: Daemon) -> Result<Self> {
-        let mut contender = Self { name: name.to_owned(), version: String::new(), socket, dir, daemon };
+    fn ready(
+        name: &str,
+        socket: PathBuf,
+        dir: PathBuf,
+        daemon: Daemon,
+        programs: Vec<PathBuf>,
+    ) -> Result<Self> {
+        let (name, version) = (name.to_owned(), String::new());
+        let mut contender = Self { name, version, socket, dir, daemon, programs };
         let asked = shell::eventually("the runtime is ready", 30, || Ok(wait(contender.probe()).ok()));
-        contender.version =
-            asked.with_context(|| format!("{name}\n{}", tail(&contender.dir.join("daemon.log"))))?;
+        contender.version = asked
+            .with_context(|| format!("{}\n{}", contender.name, tail(&contender.dir.join("daemon.log"))))?;
         Ok(contender)
     }
 
@@ -107,17 +114,77 @@ impl Contender {
     pub fn pid(&self) -> u32 {
         match &self.daemon {
             Daemon::Berth(node) => node.pid(),
-            Daemon::Containerd(child) => child.id(),
+            Daemon::Containerd { child, .. } => child.as_ref().map_or(0, Child::id),
         }
     }
+
+    /// The executables it consists of.
+    #[must_use]
+    pub fn programs(&self) -> &[PathBuf] {
+        &self.programs
+    }
+
+    /// Kills the daemon and starts it again; milliseconds from the start to its first answer that it is ready.
+    ///
+    /// # Errors
+    /// It does not come back within 30 seconds.
+    pub fn restart(&mut self) -> Result<f64> {
+        let start = match &mut self.daemon {
+            Daemon::Berth(node) => {
+                node.end(Signal::SIGKILL)?;
+                let start = Instant::now();
+                node.launch()?;
+                start
+            }
+            Daemon::Containerd { child, path } => {
+                end(child);
+                let start = Instant::now();
+                *child = Some(containerd(&self.dir, path)?);
+                start
+            }
+        };
+        while wait(self.probe()).is_err() {
+            anyhow::ensure!(start.elapsed().as_secs() < 30, "{} does not come back", self.name);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(start.elapsed().as_secs_f64() * 1e3)
+    }
+}
+
+/// Puts a daemon's state where it is on a node, whose /run is in memory.
+fn volatile(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir)?;
+    shell::run(10, "mount", &["-t", "tmpfs", "-o", "mode=700", "tmpfs", &dir.display().to_string()]).map(drop)
+}
+
+fn end(child: &mut Option<Child>) {
+    if let Some(mut child) = child.take() {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+fn containerd(dir: &Path, path: &str) -> Result<Child> {
+    let log = fs::File::options().create(true).append(true).open(dir.join("daemon.log"))?;
+    let program = path.split(':').next().unwrap_or_default();
+    Command::new(format!("{program}/containerd"))
+        .arg("--config")
+        .arg(dir.join("config.toml"))
+        .env("PATH", path)
+        .stdin(Stdio::null())
+        .stdout(log.try_clone()?)
+        .stderr(log)
+        .spawn()
+        .context("start containerd")
 }
 
 impl Drop for Contender {
     fn drop(&mut self) {
-        if let Daemon::Containerd(child) = &mut self.daemon {
-            let _ = child.kill();
-            let _ = child.wait();
+        if let Daemon::Containerd { child, .. } = &mut self.daemon {
+            end(child);
         }
+        // Lazily: shims and supervisors of pods that are left end with the machine.
+        let _ = shell::run(10, "umount", &["--lazy", &self.dir.join("state").display().to_string()]);
     }
 }
 

@@ -89,3 +89,10 @@ pub fn peak(pid: u32) -> Result<f64> {
     let text = fs::read_to_string(format!("/proc/{pid}/status"))?;
     Ok(field(&text, "VmHWM:").context("VmHWM")? / 1024.0)
 }
+
+/// A count as a measured value.
+#[must_use]
+#[expect(clippy::cast_precision_loss, reason = "counts and sizes far below 2^53")]
+pub fn number(count: impl TryInto<u64>) -> f64 {
+    count.try_into().unwrap_or(u64::MAX) as f64
+}

@@ -1,13 +1,19 @@
-//! `bench [quick|all|growth|pull]`: measures Berth and its rivals on this machine; `tests/bench` prepares and starts it.
+//! `bench [MODE]`: measures Berth and its rivals on this machine; `tests/bench` prepares and starts it, and tells the modes.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use tests::bench::contender::Contender;
-use tests::bench::run::{self, Effort};
-use tests::bench::table;
+use tests::bench::growth::{self, Growth};
+use tests::bench::run::{self, Effort, Results};
+use tests::bench::table::{self, Table};
+use tests::bench::{density, memory, plot, profile, pull};
 use tests::report::line;
 use tests::world::World;
+
+/// Pods on the node when growth is measured.
+const STEPS: [usize; 4] = [10, 100, 300, 600];
 
 fn main() -> ExitCode {
     let what = std::env::args().nth(1).unwrap_or_else(|| "all".to_owned());
@@ -22,63 +28,76 @@ fn main() -> ExitCode {
 
 fn bench(what: &str) -> Result<()> {
     let world = World::open()?;
-    if what == "growth" {
-        return growth(&world);
+    match what {
+        "all" => compare(&world, Effort { rounds: 5, pods: 20, burst: 30, pulls: 2 }, true)?,
+        "quick" => compare(&world, Effort { rounds: 2, pods: 10, burst: 30, pulls: 0 }, false)?,
+        "growth" => grow(&world)?,
+        "memory" => memory::run(&everybody(&world)?, number_from("BENCH_PODS", 50)?)?,
+        "profile" => profile::run(&world, number_from("BENCH_PODS", 30)?)?,
+        "pull" => pull(&world)?,
+        other => bail!("{other} is no mode: all, quick, growth, memory, profile or pull"),
     }
-    if what == "pull" {
-        return pull(&world);
-    }
-    let effort = match what {
-        "quick" => Effort { rounds: 2, pods: 5, burst: 30 },
-        _ => Effort { rounds: 5, pods: 20, burst: 30 },
-    };
-    let mut contenders = vec![Contender::berth(&world)?];
+    Ok(std::fs::remove_dir_all(&world.dir)?)
+}
+
+/// Berth, and containerd with each OCI runtime there is.
+fn everybody(world: &World) -> Result<Vec<Contender>> {
+    let mut contenders = vec![Contender::berth(world)?];
     for runtime in std::env::var("OCI_RUNTIMES")?.split(':').filter(|path| !path.is_empty()) {
-        contenders.push(Contender::containerd(&world, runtime)?);
+        contenders.push(Contender::containerd(world, runtime)?);
     }
-    let big = (what != "quick").then_some(tests::images::BIG);
+    Ok(contenders)
+}
+
+fn compare(world: &World, effort: Effort, whole: bool) -> Result<()> {
+    let mut contenders = everybody(world)?;
+    let big = (effort.pulls > 0).then_some(tests::images::BIG);
     if big.is_some() {
         let cache = std::env::var("BENCH_IMAGES").context("BENCH_IMAGES is not set: use tests/bench")?;
         world.registry()?.push(&tests::images::big(cache.as_ref())?)?;
     }
-    let results = run::all(&contenders, effort, big)?;
-    publish(&results, &contenders, "bench")?;
-    drop(contenders);
-    Ok(std::fs::remove_dir_all(&world.dir)?)
+    let mut results = run::all(&mut contenders, effort, big)?;
+    let mut growth = None;
+    if whole {
+        growth = contenders.first().map(|berth| growth::measure(berth, &STEPS)).transpose()?;
+        density::all(&mut contenders, &mut results)?;
+    }
+    publish(&results, growth.as_ref(), &contenders, "bench")
 }
 
 /// Prints the table, and keeps it where it is asked for.
-fn publish(results: &run::Results, contenders: &[Contender], name: &str) -> Result<()> {
-    let (text, met, goals) = table::markdown(results, contenders)?;
-    line(format_args!("\n{text}"));
-    if let Some(dir) = std::env::var_os("BENCH_RESULTS") {
-        let dir = std::path::PathBuf::from(dir);
+fn publish(results: &Results, growth: Option<&Growth>, contenders: &[Contender], name: &str) -> Result<()> {
+    let table = Table::new(results, growth, contenders)?;
+    line(format_args!("\n{}", table.text));
+    if let Some(dir) = std::env::var_os("BENCH_RESULTS").map(PathBuf::from) {
         std::fs::create_dir_all(&dir)?;
-        std::fs::write(dir.join(format!("{name}.md")), &text)?;
-        std::fs::write(dir.join(format!("{name}.json")), table::json(results, contenders)?)?;
+        std::fs::write(dir.join(format!("{name}.md")), &table.text)?;
+        std::fs::write(dir.join(format!("{name}.json")), table::json(results, growth, contenders)?)?;
+        if let Some(growth) = growth {
+            plot::growth(growth, &dir.join("growth.svg"))?;
+            plot::ratios(results, &dir.join("ratios.svg"))?;
+        }
     }
-    line(format_args!("{met} of {goals} rows met"));
+    line(format_args!("{} of {} rows met", table.met, table.goals));
     Ok(())
 }
 
 /// Big images only, with one rival: its runtime plays no part in a pull.
 fn pull(world: &World) -> Result<()> {
-    let rounds = std::env::var("BENCH_ROUNDS").ok().map_or(Ok(2), |text| text.parse())?;
     let mut contenders = vec![Contender::berth(world)?];
     if let Some(runtime) = std::env::var("OCI_RUNTIMES")?.split(':').find(|path| !path.is_empty()) {
         contenders.push(Contender::containerd(world, runtime)?);
     }
-    let results = tests::bench::pull::all(world, &contenders, rounds)?;
-    publish(&results, &contenders, "pull")?;
-    drop(contenders);
-    Ok(std::fs::remove_dir_all(&world.dir)?)
+    let results = pull::all(world, &contenders, number_from("BENCH_ROUNDS", 2)?)?;
+    publish(&results, None, &contenders, "pull")
 }
 
-/// Pod start latency on a node that fills up.
-fn growth(world: &World) -> Result<()> {
-    let berth = Contender::berth(world)?;
-    for (pods, median) in run::growth(&berth, &[10, 100, 300, 600])? {
-        line(format_args!("{pods} pods on the node: pod ready in {median:.2} ms"));
-    }
+/// Latencies on a node that fills up.
+fn grow(world: &World) -> Result<()> {
+    growth::print(&growth::measure(&Contender::berth(world)?, &STEPS)?);
     Ok(())
+}
+
+fn number_from(variable: &str, default: usize) -> Result<usize> {
+    std::env::var(variable).ok().map_or(Ok(default), |text| text.parse().context(variable.to_owned()))
 }

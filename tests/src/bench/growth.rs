@@ -1,0 +1,98 @@
+//! How latencies grow with the number of pods on a node.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use super::action::{self, Pod};
+use super::contender::Contender;
+use super::machine::number;
+use super::run::{remove_together, start_together};
+use super::sample::Sample;
+use crate::images::BUSYBOX;
+use crate::report::line;
+use crate::suites::wait;
+
+/// Values of each latency in each step.
+const VALUES: usize = 40;
+
+/// What is measured, then pods on the node and the median in milliseconds.
+pub type Growth = BTreeMap<String, Vec<(usize, f64)>>;
+
+/// Measures at each number of pods.
+///
+/// # Errors
+/// An action fails.
+pub fn measure(contender: &Contender, steps: &[usize]) -> Result<Growth> {
+    wait(async {
+        let mut client = contender.client().await?;
+        client.pull(BUSYBOX).await?;
+        let logs = contender.dir.join("logs/growth");
+        let mut growth = Growth::new();
+        let mut pods: Vec<Pod> = Vec::new();
+        for &step in steps {
+            let more = start_together(&client, pods.len()..step, 10, &logs).await?;
+            for pod in &more {
+                action::up(pod, &logs).await?;
+            }
+            pods.extend(more);
+            let mut samples: BTreeMap<&str, Sample> = BTreeMap::new();
+            for index in 0..VALUES {
+                let (start, pod) = action::pod(&mut client, &format!("growth{index}"), &logs).await?;
+                action::up(&pod, &logs).await?;
+                samples.entry("pod ready").or_default().push(start.run + start.create + start.start);
+                samples.entry("ExecSync true").or_default().push(action::exec(&mut client, &pod).await?);
+                samples.entry("ContainerStatus").or_default().push(action::status(&mut client, &pod).await?);
+                samples
+                    .entry("pod stopped and removed")
+                    .or_default()
+                    .push(action::remove(&mut client, &pod).await?);
+                std::fs::remove_dir_all(logs.join(&pod.name))?;
+            }
+            for (what, sample) in samples {
+                growth.entry(what.to_owned()).or_default().push((step, sample.median()));
+            }
+        }
+        remove_together(&client, pods, 10).await?;
+        Ok(growth)
+    })
+}
+
+/// Prints each latency with its exponent.
+pub fn print(growth: &Growth) {
+    for (what, points) in growth {
+        let shown: Vec<_> = points.iter().map(|(pods, median)| format!("{pods}: {median:.2} ms")).collect();
+        line(format_args!("{what}: {}; grows with exponent {:.2}", shown.join(", "), exponent(points)));
+    }
+}
+
+/// The last value over the first.
+#[must_use]
+pub fn factor(points: &[(usize, f64)]) -> f64 {
+    points.first().zip(points.last()).map_or(f64::NAN, |((_, first), (_, last))| last / first)
+}
+
+/// The exponent e of the power law latency ~ pods^e that fits best: the slope of a straight line through the logarithms.
+#[must_use]
+pub fn exponent(points: &[(usize, f64)]) -> f64 {
+    let logs: Vec<(f64, f64)> = points.iter().map(|(pods, ms)| (number(*pods).ln(), ms.ln())).collect();
+    let count = number(logs.len());
+    let mean = |of: fn(&(f64, f64)) -> f64| logs.iter().map(of).sum::<f64>() / count;
+    let (x, y) = (mean(|p| p.0), mean(|p| p.1));
+    let slope: f64 = logs.iter().map(|p| (p.0 - x) * (p.1 - y)).sum();
+    slope / logs.iter().map(|p| (p.0 - x).powi(2)).sum::<f64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_exponent_of_a_power_law_is_found() {
+        let points = |e: f64| [10_usize, 100, 300, 600].map(|n| (n, 3.0 * number(n).powf(e)));
+        assert!((exponent(&points(0.0))).abs() < 1e-9);
+        assert!((exponent(&points(1.0)) - 1.0).abs() < 1e-9);
+        assert!((exponent(&points(-0.5)) + 0.5).abs() < 1e-9);
+        assert!((factor(&points(1.0)) - 60.0).abs() < 1e-9);
+    }
+}

@@ -232,6 +232,12 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn update_cgroup(&self, cgroup: &str, resources: &crate::spec::Resources) -> Result<(), Error> {
         cgroup::update(cgroup, resources)
     }
+    /// Changes the limits of the cgroup that a pod's containers are made in, and makes it if no container has been started
+    /// yet. Blocking.
+    fn update_pod_cgroup(&self, cgroup: &str, resources: &crate::spec::Resources) -> Result<(), Error> {
+        cgroup::prepare(cgroup, resources)?;
+        cgroup::update(cgroup, resources)
+    }
 }
 
 /// A pod's supervisor. All calls are safe to repeat; every call has an internal deadline of its own.

@@ -292,6 +292,10 @@ impl<D: Driver + ?Sized> Driver for Failing<D> {
     fn update_cgroup(&self, cgroup: &str, resources: &Resources) -> Result<(), Error> {
         self.block("update_cgroup", ours, || self.inner.update_cgroup(cgroup, resources))
     }
+
+    fn update_pod_cgroup(&self, cgroup: &str, resources: &Resources) -> Result<(), Error> {
+        self.block("update_pod_cgroup", ours, || self.inner.update_pod_cgroup(cgroup, resources))
+    }
 }
 
 /// A supervisor under the script of its driver.

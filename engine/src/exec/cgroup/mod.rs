@@ -104,6 +104,13 @@ pub(crate) fn enter(cgroup: &str) -> Result<Entrance, Error> {
     Ok(entrance)
 }
 
+/// Makes a cgroup that will have no processes of its own, where it does not exist yet; it goes with what is made in it.
+pub(crate) fn prepare(cgroup: &str, resources: &Resources) -> Result<(), Error> {
+    hierarchy::check(cgroup)?;
+    let node = node()?;
+    node.all().try_for_each(|hierarchy| make(node, hierarchy, cgroup, resources))
+}
+
 /// Changes the limits of a live cgroup; unset values stay as they are. On failure everything already written is put back.
 ///
 /// Fails with [`Kind::NotFound`] when the cgroup is gone, with [`Kind::InvalidArgument`] when the kernel refuses a value: the text

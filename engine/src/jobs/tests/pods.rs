@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use super::{ready_pod, running};
 use crate::Kind;
 use crate::api::{Happening, PodState};
-use crate::jobs::{RemovePod, RunPod, StopPod};
-use crate::spec::NamespaceMode;
+use crate::jobs::{RemovePod, RunPod, StopPod, UpdatePodResources};
+use crate::spec::{NamespaceMode, PodSpec, Resources};
 use crate::testing::{Act, Node, pod};
 
 /// Calls RunPodSandbox makes to its drivers, in order of the recipe.
@@ -262,5 +262,30 @@ async fn reads_do_not_wait_for_a_stuck_driver() {
     node.script.release();
     for job in stuck {
         job.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_pods_limits_reach_its_cgroup_whoever_named_it_and_before_any_container_runs() {
+    let node = Node::new();
+    let engine = node.engine().await.unwrap();
+    for (name, parent) in [("own", ""), ("named", "/kubepods/burstable/pod1")] {
+        let spec = PodSpec { cgroup_parent: parent.into(), ..pod(name) };
+        let id = engine.run(RunPod { spec }, None).await.unwrap();
+        let resize = |cpu_shares, memory_limit| UpdatePodResources {
+            pod: id.clone(),
+            overhead: None,
+            resources: Some(Resources { cpu_shares, memory_limit, ..Resources::default() }),
+        };
+        engine.run(resize(512, 0), None).await.unwrap();
+        engine.run(resize(0, 1 << 30), None).await.unwrap();
+        let kept = || engine.pod(&id).unwrap().spec.resources.clone().unwrap();
+        assert_eq!((kept().cpu_shares, kept().memory_limit), (512, 1 << 30), "{name}: the later adds up");
+        node.script.on("update_pod_cgroup", [Act::Fail]);
+        engine.run(resize(2, 0), None).await.unwrap_err();
+        assert_eq!(kept().cpu_shares, 512, "{name}");
+        let calls = node.script.take_calls().iter().filter(|call| *call == "update_pod_cgroup").count();
+        assert_eq!(calls, 3, "{name}");
+        engine.run(RemovePod { pod: id }, None).await.unwrap();
     }
 }

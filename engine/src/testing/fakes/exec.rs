@@ -98,6 +98,11 @@ impl Driver for FakeExec {
         let there = self.world.things().cgroups.contains(cgroup);
         if there { Ok(()) } else { Err(Error::not_found("cgroup", cgroup)) }
     }
+
+    fn update_pod_cgroup(&self, cgroup: &str, resources: &Resources) -> Result<(), Error> {
+        self.world.things().cgroups.insert(cgroup.to_owned());
+        self.update_cgroup(cgroup, resources)
+    }
 }
 
 /// The supervisor of one pod.

@@ -33,6 +33,23 @@ pub struct Config {
     pub event_queue: usize,
 }
 
+impl Config {
+    /// These settings with everything from `new` that may change while pods run.
+    #[must_use]
+    pub fn retuned(&self, new: &Self) -> Self {
+        let new = new.clone();
+        Self {
+            hosts_file: new.hosts_file,
+            resolv_conf: new.resolv_conf,
+            unprivileged_ports: new.unprivileged_ports,
+            kill_wait: new.kill_wait,
+            exec_drain: new.exec_drain,
+            abandoned_pull: new.abandoned_pull,
+            ..self.clone()
+        }
+    }
+}
+
 impl Default for Config {
     fn default() -> Self {
         Self {

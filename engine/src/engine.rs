@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
+use arc_swap::ArcSwap;
 use tokio::sync::broadcast;
 
 use crate::api::{ContainerView, JobView, PodEvent, PodView, Readiness};
@@ -13,7 +14,7 @@ use crate::config::Config;
 use crate::container::Container;
 use crate::drivers::{Drivers, Execution, Image, Network, Volume};
 use crate::exec::Features;
-use crate::job::{Job, Table};
+use crate::job::{Durations, Job, Table};
 use crate::journal::Journal;
 use crate::pod::{Pod, State, Surroundings};
 use crate::stats::Meter;
@@ -22,7 +23,7 @@ use crate::{Error, Kind, volume};
 /// The engine of a node.
 #[derive(Debug)]
 pub struct Engine {
-    pub(crate) config: Config,
+    config: ArcSwap<Config>,
     pub(crate) images: Arc<dyn Image>,
     pub(crate) network: Arc<dyn Network>,
     pub(crate) volumes: Arc<dyn Volume>,
@@ -78,7 +79,7 @@ impl Engine {
             jobs: Arc::new(Table::new(config.recent_jobs)),
             events: broadcast::Sender::new(config.event_queue),
             pods: RwLock::default(),
-            config,
+            config: ArcSwap::from_pointee(config),
         });
         crate::restore::restore(&engine).await?;
         Ok(engine)
@@ -167,12 +168,28 @@ impl Engine {
         self.jobs.views()
     }
 
+    /// How long ended jobs and their steps took.
+    pub fn durations(&self) -> Durations {
+        self.jobs.durations()
+    }
+
+    /// Takes over the settings that may change while pods run: the node's files, unprivileged ports, and every time limit
+    /// ([`Config::retuned`]). Jobs that run keep what they have begun with.
+    pub fn reconfigure(&self, new: &Config) {
+        self.config.rcu(|now| now.retuned(new));
+    }
+
     /// Events from now on. A subscriber that lags is told so by the channel, and goes on from [`Engine::pods`].
     pub fn events(&self) -> broadcast::Receiver<PodEvent> {
         self.events.subscribe()
     }
 
     // === for jobs ===
+
+    /// The settings as they are now.
+    pub(crate) fn config(&self) -> Arc<Config> {
+        self.config.load_full()
+    }
 
     /// The execution driver of a handler.
     pub(crate) fn driver(&self, handler: &str) -> Result<Arc<dyn Execution>, Error> {
@@ -188,7 +205,7 @@ impl Engine {
 
     /// The supervisor's directory of a pod.
     pub(crate) fn state_dir(&self, pod: &str) -> PathBuf {
-        self.config.state.join("pods").join(pod)
+        self.config.load().state.join("pods").join(pod)
     }
 
     /// Takes a pod into the index and starts its task.

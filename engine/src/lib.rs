@@ -5,10 +5,11 @@
 //! - [`drivers`] the four driver traits on one page: image, network, execution, volume.
 //! - [`job`] a unit of work: steps, deadline, undo, joining; [`jobs`] one file per verb, [`jobs::run_pod`] first.
 //! - [`pod`], [`container`] records, state diagrams, policy; [`journal`] how they are kept on disk; [`cdi`] devices by name.
-//! - [`engine`] composition and snapshots; `restore` what happens after a restart; [`streams`], [`stats`].
+//! - [`engine`] composition and snapshots; `restore` what happens after a restart; [`streams`], [`stats`],
+//!   [`histogram`].
 //!
 //! Tasks spawned: one per running job (`job::table`), one per pod (`pod::actor`, the only place where that pod's state
-//! changes), one journal flusher thread. Files owned: `<root>/pods/**` (`journal`), `<state>/pods/<id>/{hosts,hostname,
+//! changes), a sampler of statistics while they are asked for often (`stats`), one journal flusher thread. Files owned: `<root>/pods/**` (`journal`), `<state>/pods/<id>/{hosts,hostname,
 //! resolv.conf}` (`pod::files`); the rest of `<state>/pods/<id>` belongs to the execution driver.
 #![deny(unsafe_code)]
 
@@ -21,6 +22,7 @@ pub mod engine;
 pub mod error;
 mod events;
 pub mod exec;
+pub mod histogram;
 pub mod image;
 pub mod job;
 pub mod jobs;

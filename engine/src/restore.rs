@@ -118,7 +118,8 @@ async fn sweep(engine: &Arc<Engine>) -> Result<(), Error> {
     swept.iter().for_each(|line| tracing::warn!("images: removed {line}, which no container owns"));
 
     let known: HashSet<&str> = pods.iter().map(|pod| &**pod.id()).collect();
-    for id in file::names(&engine.config.state.join("pods"))?.iter().filter(|id| !known.contains(id.as_str()))
+    for id in
+        file::names(&engine.config().state.join("pods"))?.iter().filter(|id| !known.contains(id.as_str()))
     {
         let dir = engine.state_dir(id);
         for driver in &engine.exec {

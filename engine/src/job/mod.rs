@@ -28,7 +28,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-pub use table::Table;
+pub use table::{Durations, Table};
 pub use undo::{Left, Undo};
 
 use crate::{Engine, Error, Kind};

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::{Cx, Job, Undo};
 use crate::api::JobView;
+use crate::histogram::Histogram;
 use crate::{Engine, Error, Kind};
 
 /// Running jobs and the most recent ended ones.
@@ -25,7 +26,11 @@ struct Rows {
     running: BTreeMap<u64, Arc<Entry>>,
     joinable: HashMap<(&'static str, String), Joinable>,
     recent: VecDeque<JobView>,
+    durations: Durations,
 }
+
+/// How long jobs and their steps took, by the job's name and the step's; the whole job has no step.
+pub type Durations = BTreeMap<(&'static str, &'static str), Histogram>;
 
 /// A running job others may join, and where its result will appear (`watch::Receiver<Option<Result<Output, Error>>>`).
 #[derive(Debug)]
@@ -103,6 +108,11 @@ impl Table {
         running.chain(rows.recent.iter().rev().cloned()).collect()
     }
 
+    /// How long the ended jobs and their steps took.
+    pub fn durations(&self) -> Durations {
+        lock(&self.rows).durations.clone()
+    }
+
     fn submit<J: Job>(
         self: &Arc<Self>,
         engine: &Arc<Engine>,
@@ -135,6 +145,11 @@ impl Table {
         rows.running.remove(&entry.id);
         if let Some(key) = key {
             rows.joinable.remove(key);
+        }
+        rows.durations.entry((entry.name, "")).or_default().observe(entry.started.elapsed());
+        for step in lock(&entry.steps).iter() {
+            let took = step.took.unwrap_or_else(|| entry.started.elapsed().saturating_sub(step.from));
+            rows.durations.entry((entry.name, step.name)).or_default().observe(took);
         }
         rows.recent.push_back(entry.view(outcome));
         if rows.recent.len() > self.keep {

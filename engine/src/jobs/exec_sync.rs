@@ -38,7 +38,7 @@ impl Job for ExecSync {
         let supervisor = pod.supervisor()?;
         let wanted = Wanted { stdin: false, stdout: true, stderr: true, tty: false };
         let exec = cx.step("start", streams::start_exec(&pod, &container, &self.command, wanted)).await?;
-        let (number, drain) = (exec.id, engine.config.exec_drain);
+        let (number, drain) = (exec.id, engine.config().exec_drain);
         let error = tokio::select! {
             output = cx.step("run", collect(exec, drain)) => return output,
             error = timeout(self.timeout) => error,

@@ -48,7 +48,7 @@ impl Job for PullImage {
         }
         let progress = watch::Sender::new(PullProgress::default());
         cx.progress(progress.subscribe());
-        let abandoned = engine.config.abandoned_pull;
+        let abandoned = engine.config().abandoned_pull;
         tokio::select! {
             image = cx.step("pull", engine.images.clone().pull(self.image, self.credentials, progress)) => image,
             error = cx.ended(Some(abandoned)) => Err(error),

@@ -96,7 +96,7 @@ async fn already_there(engine: &Arc<Engine>, spec: &PodSpec) -> Result<Option<St
 async fn intend(engine: &Arc<Engine>, spec: PodSpec) -> Result<Arc<Pod>, Error> {
     let id = new_id()?;
     let cgroup = match spec.cgroup_parent.trim_end_matches('/') {
-        "" => format!("{}/{id}", engine.config.cgroup_parent),
+        "" => format!("{}/{id}", engine.config().cgroup_parent),
         parent => parent.to_owned(),
     };
     let mut status = PodStatus::default();
@@ -134,7 +134,7 @@ async fn intend(engine: &Arc<Engine>, spec: PodSpec) -> Result<Arc<Pod>, Error> 
 /// The request with the node's defaults, as the supervisor gets it.
 fn effective_spec(engine: &Engine, pod: &Pod) -> PodSpec {
     let requested = &pod.snapshot().state.record.spec;
-    policy::effective(requested, &engine.node_name, engine.config.unprivileged_ports)
+    policy::effective(requested, &engine.node_name, engine.config().unprivileged_ports)
 }
 
 /// The pod's directory, and its namespace: `None` with the node's network.
@@ -159,7 +159,7 @@ async fn attach(
 ) -> Result<Option<(Attachment, PathBuf)>, Error> {
     let state = pod.snapshot().state.clone();
     let (network, endpoint) = (engine.network.clone(), policy::endpoint(&state.record)?);
-    let (dir, config) = (engine.state_dir(pod.id()), engine.config.clone());
+    let (dir, config) = (engine.state_dir(pod.id()), engine.config());
     blocking(move || {
         let made = match (netns, state.status.holds.attachment) {
             (Some(ns), Some(reserved)) => {

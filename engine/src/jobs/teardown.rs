@@ -141,7 +141,7 @@ pub(crate) async fn kill(engine: &Arc<Engine>, pod: &Arc<Pod>, id: &str) -> Resu
             engine.driver(&state.record.handler)?.remove_cgroup(&container.record.cgroup).await?;
         }
     }
-    let wait = engine.config.kill_wait;
+    let wait = engine.config().kill_wait;
     match tokio::time::timeout(wait, pod.wait(|snapshot| has_ended(snapshot, id))).await {
         Ok(_) => Ok(()),
         Err(_) => Err(Error::new(

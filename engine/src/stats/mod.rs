@@ -1,0 +1,164 @@
+//! Statistics: one pass per cgroup, through readers that stay open; [`meter`] says when a reading may be shared.
+
+mod meter;
+
+use std::collections::HashSet;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+pub(crate) use meter::Meter;
+use meter::{FRESH, SAMPLE};
+
+use crate::api::{CgroupStats, ContainerState, ContainerStats, ContainerView, PodState, PodStats};
+use crate::engine::{blocking, network_error};
+use crate::pod::Snapshot;
+use crate::{Engine, Error};
+
+impl Engine {
+    /// Statistics of one container, read now.
+    pub async fn container_stats(self: &Arc<Self>, id: &str) -> Result<ContainerStats, Error> {
+        let container = self.container(id)?;
+        let engine = self.clone();
+        blocking(move || engine.measure(container, Duration::ZERO)).await
+    }
+
+    /// Statistics of all containers, none older than a second; one that vanishes meanwhile is left out.
+    pub async fn all_container_stats(self: &Arc<Self>) -> Vec<ContainerStats> {
+        self.note_demand();
+        let containers = self.containers();
+        if let Some(stats) = containers.iter().map(|c| self.young(c)).collect() {
+            return stats;
+        }
+        let engine = self.clone();
+        let all = blocking(move || {
+            Ok(containers.into_iter().filter_map(|container| engine.measure(container, FRESH).ok()).collect())
+        });
+        all.await.unwrap_or_default()
+    }
+
+    /// Statistics of one pod, read now.
+    pub async fn pod_stats(self: &Arc<Self>, id: &str) -> Result<PodStats, Error> {
+        let snapshot = self.find_pod(id)?.snapshot();
+        let engine = self.clone();
+        blocking(move || engine.measure_pod(&snapshot, Duration::ZERO)).await
+    }
+
+    /// Statistics of all ready pods, none older than a second; one that vanishes meanwhile is left out.
+    pub async fn all_pod_stats(self: &Arc<Self>) -> Vec<PodStats> {
+        self.note_demand();
+        let snapshots = self.ready_pods();
+        if let Some(stats) = snapshots.iter().map(|snapshot| self.young_pod(snapshot)).collect() {
+            return stats;
+        }
+        let engine = self.clone();
+        let all = blocking(move || {
+            Ok(snapshots.iter().filter_map(|snapshot| engine.measure_pod(snapshot, FRESH).ok()).collect())
+        });
+        all.await.unwrap_or_default()
+    }
+
+    fn ready_pods(&self) -> Vec<Arc<Snapshot>> {
+        let snapshots = self.all_pods().into_iter().map(|pod| pod.snapshot());
+        snapshots.filter(|snapshot| snapshot.pod.state == PodState::Ready).collect()
+    }
+
+    /// Starts the sampler when callers come often.
+    fn note_demand(self: &Arc<Self>) {
+        if self.meter.asked() {
+            tokio::spawn(sample(Arc::downgrade(self)));
+        }
+    }
+
+    fn measure(&self, container: Arc<ContainerView>, age: Duration) -> Result<ContainerStats, Error> {
+        let writable = self.meter.layer(&container.id, || self.images.container_usage(&container.id));
+        let cgroup = match self.cgroup_of(&container) {
+            Some(cgroup) => self.meter.read(&cgroup, age)?,
+            None => None,
+        };
+        Ok(ContainerStats { cgroup: cgroup.unwrap_or_else(nothing), container, writable })
+    }
+
+    /// The same from readings that exist; `None` when one is missing or old.
+    fn young(&self, container: &Arc<ContainerView>) -> Option<ContainerStats> {
+        let writable = self.meter.known_layer(&container.id)?;
+        let cgroup = match self.cgroup_of(container) {
+            Some(cgroup) => self.meter.young(&cgroup)?,
+            None => nothing(),
+        };
+        Some(ContainerStats { cgroup, container: container.clone(), writable })
+    }
+
+    /// The cgroup of a container that runs.
+    fn cgroup_of(&self, container: &ContainerView) -> Option<String> {
+        if container.state != ContainerState::Running {
+            return None;
+        }
+        let (pod, id) = self.find_container(&container.id).ok()?;
+        let snapshot = pod.snapshot();
+        Some(snapshot.state.containers.get(&id)?.record.cgroup.clone())
+    }
+
+    fn measure_pod(&self, snapshot: &Snapshot, age: Duration) -> Result<PodStats, Error> {
+        let state = &snapshot.state;
+        let containers = running(snapshot).filter_map(|c| self.measure(c.clone(), age).ok()).collect();
+        let read = || match self.network.open_namespace(&state.record.id).map_err(network_error)? {
+            Some(namespace) => self.network.stats(&namespace).map_err(network_error),
+            None => Ok(Vec::new()),
+        };
+        let network = match state.status.holds.namespace {
+            true => self.meter.network(&state.record.id, age, read)?,
+            false => Vec::new(),
+        };
+        let cgroup = self.meter.read(&state.record.cgroup, age)?.unwrap_or_else(nothing);
+        Ok(PodStats { pod: snapshot.pod.clone(), cgroup, network, containers })
+    }
+
+    /// The same from readings that exist; `None` when one is missing or old.
+    fn young_pod(&self, snapshot: &Snapshot) -> Option<PodStats> {
+        let state = &snapshot.state;
+        let network = match state.status.holds.namespace {
+            true => self.meter.young_network(&state.record.id)?,
+            false => Vec::new(),
+        };
+        let containers = running(snapshot).map(|c| self.young(c)).collect::<Option<_>>()?;
+        let cgroup = self.meter.young(&state.record.cgroup)?;
+        Some(PodStats { pod: snapshot.pod.clone(), cgroup, network, containers })
+    }
+
+    /// Takes every reading there is, anew.
+    fn refresh(&self) {
+        let age = SAMPLE / 2;
+        let containers = self.containers();
+        for container in &containers {
+            let _ = self.measure(container.clone(), age);
+        }
+        let pods = self.ready_pods();
+        for pod in &pods {
+            let _ = self.measure_pod(pod, age);
+        }
+        let containers: HashSet<&str> = containers.iter().map(|c| c.id.as_str()).collect();
+        let pods: HashSet<&str> = pods.iter().map(|p| p.pod.id.as_str()).collect();
+        self.meter.keep(|id| containers.contains(id), |id| pods.contains(id));
+    }
+}
+
+fn running(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<ContainerView>> {
+    snapshot.containers.values().filter(|c| c.state == ContainerState::Running)
+}
+
+/// The sampler: ends when nobody asks any more, or with the engine.
+async fn sample(engine: Weak<Engine>) {
+    while let Some(engine) = engine.upgrade().filter(|engine| engine.meter.wanted()) {
+        let _ = blocking(move || {
+            engine.refresh();
+            Ok(())
+        })
+        .await;
+        tokio::time::sleep(SAMPLE).await;
+    }
+}
+
+/// A reading of nothing: it has a time and no values.
+fn nothing() -> CgroupStats {
+    CgroupStats { at: crate::exec::nanos(std::time::SystemTime::now()), ..CgroupStats::default() }
+}

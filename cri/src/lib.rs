@@ -4,10 +4,11 @@
 //! - [`proto`]: the wire types, generated from `proto/`.
 //! - [`convert`]: between the wire and the engine, pure; [`fields`]: what becomes of every field.
 //! - [`server`]: one file per RPC; [`metrics`]: the numbers a kubelet may ask for; [`streaming`]: exec, attach, port-forward.
+//! - [`telemetry`]: the daemon's own numbers, for Prometheus.
 //! - [`config`]: files and flags; [`serve`]: the daemon put together.
 //! - [`cli`]: the roles of the binary; [`trial`]: `berth try`.
 //!
-//! Tasks spawned: see [`serve`], [`streaming`] and [`trial`]; the server itself spawns none. Files owned: the daemon's
+//! Tasks spawned: see [`serve`], [`streaming`], [`telemetry`] and [`trial`]; the server itself spawns none. Files owned: the daemon's
 //! sockets and `daemon.pid` ([`serve`]); configuration is only read.
 #![forbid(unsafe_code)]
 
@@ -20,4 +21,5 @@ pub mod proto;
 pub mod serve;
 pub mod server;
 pub mod streaming;
+pub mod telemetry;
 pub mod trial;

@@ -3,11 +3,14 @@
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, reload};
 
 use super::args::{Arg, Args, Error};
 use super::{USAGE, chain, complain, fail, say};
 use crate::config::{Config, Flags};
+use crate::serve::reload::SetLog;
 
 const HELP: &str = "\
 usage: berth serve [OPTIONS]
@@ -25,7 +28,8 @@ Runs the daemon. No option and no configuration file is needed.
   --check            read the configuration, say whether it is good, and end
   -h, --help         this text
 
-SIGTERM ends the daemon and leaves containers running; the next start finds them again.
+SIGTERM ends the daemon and leaves containers running; the next start finds them again. SIGHUP reads the configuration
+again: deploy/config.toml marks what takes effect without a restart.
 ";
 
 pub(super) fn main(args: Args) -> ExitCode {
@@ -48,15 +52,24 @@ pub(super) fn main(args: Args) -> ExitCode {
     if check {
         return say("the configuration is good\n");
     }
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .init();
-    match crate::serve::main(config) {
+    let set_log = start_log(filter);
+    match crate::serve::main(config, set_log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(chain(&error)),
     }
+}
+
+/// Starts logging; what it returns changes the filter later.
+fn start_log(filter: EnvFilter) -> SetLog {
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    tracing_subscriber::registry().with(filter).with(lines).init();
+    Box::new(move |text| {
+        let filter = EnvFilter::try_new(own_words(text)).map_err(|error| format!("\"{text}\": {error}"))?;
+        handle.reload(filter).map_err(|error| error.to_string())
+    })
 }
 
 /// A bare level is meant for what this program says; the transport below it speaks of every frame.

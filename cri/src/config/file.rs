@@ -42,7 +42,7 @@ pub enum Error {
 }
 
 impl Error {
-    pub(super) fn value(name: &str, why: String) -> Self {
+    pub(crate) fn value(name: &str, why: String) -> Self {
         Self::Value { name: name.into(), why }
     }
 }
@@ -60,20 +60,34 @@ macro_rules! section {
             fn merge(&mut self, later: Self) {
                 $(self.$field.merge(later.$field);)*
             }
+
+            fn changed(&self, other: &Self, at: &str, names: &mut Vec<String>) {
+                let dot = if at.is_empty() { "" } else { "." };
+                $(self.$field.changed(&other.$field, &format!("{at}{dot}{}", stringify!($field)), names);)*
+            }
         }
     };
 }
 
-/// Laying one file over another.
+/// Laying one file over another, and comparing them.
 trait Merge {
     /// Takes over what `later` says.
     fn merge(&mut self, later: Self);
+
+    /// Adds the names of the keys that differ; `at` is the section's.
+    fn changed(&self, other: &Self, at: &str, names: &mut Vec<String>);
 }
 
-impl<T> Merge for Option<T> {
+impl<T: PartialEq> Merge for Option<T> {
     fn merge(&mut self, later: Self) {
         if later.is_some() {
             *self = later;
+        }
+    }
+
+    fn changed(&self, other: &Self, at: &str, names: &mut Vec<String>) {
+        if self != other {
+            names.push(at.to_owned());
         }
     }
 }
@@ -103,6 +117,8 @@ section! {
         network: Network,
         /// exec, attach, port-forward.
         streaming: Streaming,
+        /// The daemon's own numbers.
+        metrics: Metrics,
     }
 }
 
@@ -211,6 +227,14 @@ section! {
 }
 
 section! {
+    /// `[metrics]`
+    Metrics {
+        /// Where to serve them.
+        address: Option<String>,
+    }
+}
+
+section! {
     /// `[streaming.tls]`
     StreamingTls {
         /// A certificate made at start.
@@ -225,6 +249,14 @@ section! {
 }
 
 impl File {
+    /// Names of the keys in which two configurations differ, as `section.key`.
+    #[must_use]
+    pub fn differences(&self, other: &Self) -> Vec<String> {
+        let mut names = Vec::new();
+        self.changed(other, "", &mut names);
+        names
+    }
+
     /// A file that must exist, and the `conf.d/*.toml` beside it.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let mut file = Self::read_one(path)?;

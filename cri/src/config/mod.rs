@@ -49,6 +49,19 @@ pub struct Config {
     pub network: netplugins::Config,
     /// The streaming server's part.
     pub streaming: streaming::Config,
+    /// Where the daemon's own numbers are served; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// What all of this was made from, to be compared with what the files say later.
+    pub sources: Sources,
+}
+
+/// Files and flags before they are completed.
+#[derive(Clone, Debug, Default)]
+pub struct Sources {
+    /// The files, laid over each other.
+    pub file: File,
+    /// The command line.
+    pub flags: Flags,
 }
 
 /// PEM files for an endpoint that both sides authenticate.
@@ -89,6 +102,7 @@ impl Config {
 
     /// The settings of files and flags, completed by the defaults.
     pub fn from_parts(file: File, flags: &Flags) -> Result<Self, Error> {
+        let sources = Sources { file: file.clone(), flags: flags.clone() };
         let root = flags.root.clone().or(file.root).unwrap_or_else(|| "/var/lib/berth".into());
         let state = flags.state.clone().or(file.state).unwrap_or_else(|| "/run/berth".into());
         for (name, path) in [("root", &root), ("state", &state)] {
@@ -107,6 +121,8 @@ impl Config {
             storage: file.image.into_config(&root, file.registry)?,
             network: file.network.into_config(&root)?,
             streaming: file.streaming.into_config()?,
+            metrics: file.metrics.address.map(|text| address("metrics.address", &text)).transpose()?,
+            sources,
             root,
             state,
             tls,

@@ -3,26 +3,32 @@
 //! In order: [`preflight`] what must be so, [`listen`] the sockets, then store, network, execution driver and engine are
 //! opened (pods of a previous daemon are found again), then calls are served and readiness is told ([`notify`]). Sockets
 //! are bound first, so that a second daemon fails before it touches anything and early clients wait instead of failing.
-//! SIGTERM and SIGINT end the daemon and leave containers running.
+//! SIGTERM and SIGINT end the daemon and leave containers running; SIGHUP reads the configuration again ([`reload`]).
 //!
-//! Tasks spawned: one per listener ([`listen`]), one per connection (hyper), one of the streaming server. Files owned:
+//! Tasks spawned: one per listener ([`listen`]), one per connection ([`transport`]), those of the streaming server and of
+//! the metrics' one. Files owned:
 //! the sockets, `<state>/daemon.pid`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::Engine;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::server::sessions::Sessions;
 use crate::server::{self, Service};
 use crate::streaming;
+use crate::telemetry::{self, Telemetry};
+use reload::{Reload, SetLog};
 
 pub mod authority;
 pub mod listen;
 pub mod notify;
 pub mod preflight;
+pub mod reload;
+pub mod transport;
 
 /// How long running calls may take to end after SIGTERM; event streams never end by themselves.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -54,59 +60,91 @@ pub enum Error {
     /// The streaming server does not start.
     #[error(transparent)]
     Streaming(#[from] streaming::StartError),
-    /// The transport failed while serving.
-    #[error("serving calls failed")]
-    Serve(#[source] tonic::transport::Error),
+    /// The daemon's own numbers cannot be served.
+    #[error(transparent)]
+    Metrics(#[from] telemetry::server::StartError),
 }
 
 /// Runs the daemon until a signal ends it.
-pub fn main(config: Config) -> Result<(), Error> {
+pub fn main(config: Config, set_log: SetLog) -> Result<(), Error> {
     let started = Instant::now();
-    let _guard = preflight::check(&config.root, &config.state)?;
+    let release = rustix::system::uname().release().to_string_lossy().into_owned();
+    let _guard = preflight::check(&release, &config.root, &config.state)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
-    let outcome = runtime.block_on(Box::pin(run(config, started)));
+    let outcome = runtime.block_on(Box::pin(run(config, set_log, started)));
     // Blocking work that hangs in a system call must not keep the process from ending.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
-async fn run(config: Config, started: Instant) -> Result<(), Error> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(Error::Runtime)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(Error::Runtime)?;
+async fn run(config: Config, set_log: SetLog, started: Instant) -> Result<(), Error> {
+    let mut signals = Signals::new()?;
     let listeners = listen::bind(&config.listen, config.tls.as_ref())?;
     let engine = open(&config).await?;
     let sessions = Arc::new(Sessions(engine.clone()));
     let streaming = streaming::Server::start(config.streaming, sessions).await?;
-    let service = Service { engine, streaming: streaming.clone(), state: config.state, root: config.root };
+    let telemetry = Arc::new(Telemetry::default());
+    let mut reload = Reload {
+        sources: config.sources,
+        set_log,
+        engine: engine.clone(),
+        streaming: streaming.clone(),
+        telemetry: telemetry.clone(),
+    };
+    let (state, root) = (config.state, config.root);
+    let service = Service { engine, streaming: streaming.clone(), state, root, telemetry };
 
-    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let serving = tonic::transport::Server::builder()
-        .add_routes(server::routes(&service))
-        .serve_with_incoming_shutdown(listeners.incoming(), async {
-            let _ = stopped.await;
-        });
-    let mut serving = tokio::spawn(serving);
+    let stop = CancellationToken::new();
+    if let Some(address) = config.metrics {
+        telemetry::server::start(address, service.clone(), stop.clone()).await?;
+    }
+    let mut serving = tokio::spawn(transport::serve(listeners, server::routes(&service), stop.clone()));
     tracing::info!(after = ?started.elapsed(), "ready");
     notify::ready();
-    let early = tokio::select! {
-        _ = terminate.recv() => None,
-        _ = interrupt.recv() => None,
-        ended = &mut serving => Some(ended),
-    };
+    while signals.next().await == Wish::Reload {
+        reload.reload();
+    }
     notify::stopping();
     tracing::info!("ending; containers go on");
-    let ended = match early {
-        Some(ended) => Ok(ended),
-        None => {
-            let _ = stop.send(());
-            tokio::time::timeout(FAREWELL, &mut serving).await
-        }
-    };
+    stop.cancel();
+    // Calls that do not end in time are cut off.
+    let _ = tokio::time::timeout(FAREWELL, &mut serving).await;
     streaming.stop().await;
-    match ended {
-        Ok(Ok(Err(error))) => Err(Error::Serve(error)),
-        // Served to the end, or calls were cut off after their time.
-        _ => Ok(()),
+    Ok(())
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    /// SIGTERM, SIGINT.
+    End,
+    /// SIGHUP.
+    Reload,
+}
+
+/// The signals the daemon answers, caught from here on.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+    hangup: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Error> {
+        let catch = |kind| signal(kind).map_err(Error::Runtime);
+        Ok(Self {
+            terminate: catch(SignalKind::terminate())?,
+            interrupt: catch(SignalKind::interrupt())?,
+            hangup: catch(SignalKind::hangup())?,
+        })
+    }
+
+    async fn next(&mut self) -> Wish {
+        tokio::select! {
+            _ = self.terminate.recv() => Wish::End,
+            _ = self.interrupt.recv() => Wish::End,
+            _ = self.hangup.recv() => Wish::Reload,
+        }
     }
 }
 

@@ -58,15 +58,14 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Guard(#[expect(dead_code, reason = "closing the files gives up the locks")] [File; 2]);
 
-/// Checks identity, kernel and surroundings, makes the two directories (0700) and takes them.
-pub fn check(root: &Path, state: &Path) -> Result<Guard, Error> {
+/// Checks identity, kernel (`release` as uname(2) says it) and surroundings, makes the two directories (0700) and takes
+/// them.
+pub fn check(release: &str, root: &Path, state: &Path) -> Result<Guard, Error> {
     if !rustix::process::geteuid().is_root() {
         return Err(Error::NotRoot);
     }
-    let uname = rustix::system::uname();
-    let release = uname.release().to_string_lossy();
-    if !new_enough(&release) {
-        return Err(Error::Kernel { found: release.into_owned() });
+    if !new_enough(release) {
+        return Err(Error::Kernel { found: release.to_owned() });
     }
     for (path, what) in [("/proc/self/ns/net", "procfs"), ("/sys/fs/cgroup", "the cgroup file system")] {
         if !Path::new(path).exists() {
@@ -118,6 +117,17 @@ mod tests {
         {
             assert_eq!(new_enough(release), expected, "{release}");
         }
+    }
+
+    #[test]
+    fn on_an_old_kernel_nothing_is_touched_and_the_refusal_says_what_is_needed() {
+        let dir = std::env::temp_dir().join(format!("berth-old-kernel-{}", std::process::id()));
+        let error = check("5.14.0-427.el9.x86_64", &dir.join("root"), &dir.join("state")).unwrap_err();
+        let text = error.to_string();
+        for word in ["5.14.0-427.el9.x86_64", "5.15", "boot a newer kernel"] {
+            assert!(text.contains(word), "{word} is not in {text}");
+        }
+        assert!(!dir.exists());
     }
 
     #[test]

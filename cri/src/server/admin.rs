@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::Service;
-use super::edge::{Call, code};
+use super::edge::code;
 use crate::proto::admin::admin_server::Admin;
 use crate::proto::admin::*;
 
@@ -25,7 +25,7 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl Admin for Service {
     async fn list_jobs(&self, r: Request<ListJobsRequest>) -> Answer<ListJobsResponse> {
-        let call = Call::of("ListJobs", &r);
+        let call = self.call("ListJobs", &r);
         let id = r.into_inner().id;
         let mut jobs = self.engine.jobs();
         jobs.retain(|job| id == 0 || job.id == id);
@@ -34,7 +34,7 @@ impl Admin for Service {
     }
 
     async fn push_image(&self, r: Request<PushImageRequest>) -> Answer<PushImageResponse> {
-        let call = Call::of("PushImage", &r);
+        let call = self.call("PushImage", &r);
         let PushImageRequest { image, target, login, origin } = r.into_inner();
         let (credentials, origin) = (login.map(credentials), origin.map(credentials));
         let pushed = self.engine.run(PushImage { image, target, credentials, origin }, call.deadline).await;
@@ -44,7 +44,7 @@ impl Admin for Service {
     type SaveImagesStream = std::pin::Pin<Box<dyn Stream<Item = Result<Piece, Status>> + Send>>;
 
     async fn save_images(&self, r: Request<SaveImagesRequest>) -> Answer<Self::SaveImagesStream> {
-        let call = Call::of("SaveImages", &r);
+        let call = self.call("SaveImages", &r);
         let SaveImagesRequest { images, format, login } = r.into_inner();
         let format = match format.as_str() {
             "" | "oci" => Format::Oci,
@@ -75,7 +75,7 @@ impl Admin for Service {
     }
 
     async fn load_images(&self, r: Request<Streaming<LoadImagesRequest>>) -> Answer<LoadImagesResponse> {
-        let call = Call::of("LoadImages", &r);
+        let call = self.call("LoadImages", &r);
         let mut messages = r.into_inner();
         let Some(first) = messages.message().await? else {
             return call.answer(Err(Error::invalid("base", "the first message is missing")));
@@ -105,7 +105,7 @@ impl Admin for Service {
     }
 
     async fn tag_image(&self, r: Request<TagImageRequest>) -> Answer<TagImageResponse> {
-        let call = Call::of("TagImage", &r);
+        let call = self.call("TagImage", &r);
         let TagImageRequest { image, tag } = r.into_inner();
         call.answer(
             self.engine.run(TagImage { image, tag }, call.deadline).await.map(|()| TagImageResponse {}),
@@ -113,7 +113,7 @@ impl Admin for Service {
     }
 
     async fn inspect_image(&self, r: Request<InspectImageRequest>) -> Answer<InspectImageResponse> {
-        let call = Call::of("InspectImage", &r);
+        let call = self.call("InspectImage", &r);
         let name = r.into_inner().image;
         let inspected = async {
             let store = self.engine.local_store()?;
@@ -126,7 +126,7 @@ impl Admin for Service {
     }
 
     async fn search_images(&self, r: Request<SearchImagesRequest>) -> Answer<SearchImagesResponse> {
-        let call = Call::of("SearchImages", &r);
+        let call = self.call("SearchImages", &r);
         let SearchImagesRequest { term, tags, login } = r.into_inner();
         let found = async {
             let store = self.engine.local_store()?;
@@ -144,14 +144,14 @@ impl Admin for Service {
     }
 
     async fn check_images(&self, r: Request<CheckImagesRequest>) -> Answer<CheckImagesResponse> {
-        let call = Call::of("CheckImages", &r);
+        let call = self.call("CheckImages", &r);
         let checked = self.engine.run(CheckImages, call.deadline).await;
         let bad = |b: engine::jobs::BadLayer| BadLayer { layer: b.layer, images: b.images, found: b.found };
         call.answer(checked.map(|all| CheckImagesResponse { bad: all.into_iter().map(bad).collect() }))
     }
 
     async fn collect_images(&self, r: Request<CollectImagesRequest>) -> Answer<CollectImagesResponse> {
-        let call = Call::of("CollectImages", &r);
+        let call = self.call("CollectImages", &r);
         let collected = self.engine.run(CollectImages { all: r.into_inner().all }, call.deadline).await;
         call.answer(collected.map(|c| CollectImagesResponse {
             images: c.images,

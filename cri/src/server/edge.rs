@@ -3,40 +3,48 @@
 use std::time::{Duration, Instant};
 
 use engine::{Error, Kind};
-use tonic::metadata::MetadataMap;
+use hyper::HeaderMap;
 use tonic::{Code, Request, Response, Status};
+
+use super::Service;
+use crate::telemetry::Telemetry;
 
 /// When the caller stops waiting; `None`: never.
 pub type Deadline = Option<Instant>;
 
 /// A call being answered.
 #[derive(Clone, Copy, Debug)]
-pub struct Call {
+pub struct Call<'a> {
     /// Name of the RPC.
     pub name: &'static str,
     /// The caller's deadline.
     pub deadline: Deadline,
     started: Instant,
+    telemetry: &'a Telemetry,
 }
 
-impl Call {
+impl Service {
     /// Notes the deadline of a request that has just arrived.
-    pub fn of<T>(name: &'static str, request: &Request<T>) -> Self {
+    pub fn call<T>(&self, name: &'static str, request: &Request<T>) -> Call<'_> {
         let started = Instant::now();
-        let deadline = timeout(request.metadata()).and_then(|t| started.checked_add(t));
-        Self { name, deadline, started }
+        let deadline = timeout(request.metadata().as_ref()).and_then(|t| started.checked_add(t));
+        Call { name, deadline, started, telemetry: &self.telemetry }
     }
+}
 
+impl Call<'_> {
     /// The answer as gRPC has it. Errors are logged here and nowhere else.
     pub fn answer<T>(self, result: Result<T, Error>) -> Result<Response<T>, Status> {
         let took = self.started.elapsed();
         match result {
             Ok(answer) => {
+                self.telemetry.call(self.name, took, Code::Ok);
                 tracing::debug!(rpc = self.name, ?took, "answered");
                 Ok(Response::new(answer))
             }
             Err(error) => {
                 let message = error.chain();
+                self.telemetry.call(self.name, took, code(error.kind()));
                 match error.kind() {
                     Kind::Internal => tracing::error!(rpc = self.name, ?took, "{message}"),
                     Kind::NotFound | Kind::Cancelled => tracing::debug!(rpc = self.name, ?took, "{message}"),
@@ -67,8 +75,8 @@ pub fn code(kind: Kind) -> Code {
 
 /// The `grpc-timeout` header: at most eight digits and a unit (gRPC over HTTP/2, "Timeout"). Anything else is no
 /// deadline.
-fn timeout(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+pub fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -90,9 +98,9 @@ mod tests {
     use super::*;
 
     fn parsed(header: &str) -> Option<Duration> {
-        let mut metadata = MetadataMap::new();
-        metadata.insert("grpc-timeout", header.parse().unwrap());
-        timeout(&metadata)
+        let mut headers = HeaderMap::new();
+        headers.insert("grpc-timeout", header.parse().unwrap());
+        timeout(&headers)
     }
 
     #[test]

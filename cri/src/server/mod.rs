@@ -16,6 +16,7 @@ use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::image_service_server::ImageServiceServer;
 use crate::proto::runtime_service_server::RuntimeServiceServer;
 use crate::streaming;
+use crate::telemetry::Telemetry;
 
 pub mod admin;
 pub mod batch;
@@ -62,7 +63,7 @@ pub(crate) mod update_runtime_config;
 pub(crate) mod version;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 /// Largest message in either direction, as kubelet and crictl have it.
 pub const LARGEST_MESSAGE: usize = 16 << 20;
@@ -78,6 +79,8 @@ pub struct Service {
     pub state: PathBuf,
     /// `/var/lib/berth`, shown in Status.
     pub root: PathBuf,
+    /// Counts the calls.
+    pub telemetry: Arc<Telemetry>,
 }
 
 /// All services, ready to be served.

@@ -4,7 +4,6 @@ use tonic::{Request, Response, Status};
 
 use super::Service;
 use super::batch::Batches;
-use super::edge::Call;
 use super::{
     attach, checkpoint, container_stats, container_status, create_container, exec, exec_sync,
     get_container_events, list_container_stats, list_containers, list_metric_descriptors, list_pod_sandbox,
@@ -21,12 +20,12 @@ type Answer<T> = Result<Response<T>, Status>;
 #[tonic::async_trait]
 impl RuntimeService for Service {
     async fn version(&self, r: Request<VersionRequest>) -> Answer<VersionResponse> {
-        let call = Call::of("Version", &r);
+        let call = self.call("Version", &r);
         call.answer(Ok(version::handle(&r.into_inner())))
     }
 
     async fn status(&self, r: Request<StatusRequest>) -> Answer<StatusResponse> {
-        let call = Call::of("Status", &r);
+        let call = self.call("Status", &r);
         call.answer(Ok(status::handle(self, &r.into_inner())))
     }
 
@@ -34,22 +33,22 @@ impl RuntimeService for Service {
         &self,
         r: Request<UpdateRuntimeConfigRequest>,
     ) -> Answer<UpdateRuntimeConfigResponse> {
-        let call = Call::of("UpdateRuntimeConfig", &r);
+        let call = self.call("UpdateRuntimeConfig", &r);
         call.answer(update_runtime_config::handle(self, r.into_inner(), call.deadline).await)
     }
 
     async fn runtime_config(&self, r: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
-        let call = Call::of("RuntimeConfig", &r);
+        let call = self.call("RuntimeConfig", &r);
         call.answer(Ok(runtime_config::handle(&r.into_inner())))
     }
 
     async fn run_pod_sandbox(&self, r: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {
-        let call = Call::of("RunPodSandbox", &r);
+        let call = self.call("RunPodSandbox", &r);
         call.answer(run_pod_sandbox::handle(self, r.into_inner(), call.deadline).await)
     }
 
     async fn stop_pod_sandbox(&self, r: Request<StopPodSandboxRequest>) -> Answer<StopPodSandboxResponse> {
-        let call = Call::of("StopPodSandbox", &r);
+        let call = self.call("StopPodSandbox", &r);
         call.answer(stop_pod_sandbox::handle(self, r.into_inner(), call.deadline).await)
     }
 
@@ -57,7 +56,7 @@ impl RuntimeService for Service {
         &self,
         r: Request<RemovePodSandboxRequest>,
     ) -> Answer<RemovePodSandboxResponse> {
-        let call = Call::of("RemovePodSandbox", &r);
+        let call = self.call("RemovePodSandbox", &r);
         call.answer(remove_pod_sandbox::handle(self, r.into_inner(), call.deadline).await)
     }
 
@@ -65,12 +64,12 @@ impl RuntimeService for Service {
         &self,
         r: Request<PodSandboxStatusRequest>,
     ) -> Answer<PodSandboxStatusResponse> {
-        let call = Call::of("PodSandboxStatus", &r);
+        let call = self.call("PodSandboxStatus", &r);
         call.answer(pod_sandbox_status::handle(self, &r.into_inner()))
     }
 
     async fn list_pod_sandbox(&self, r: Request<ListPodSandboxRequest>) -> Answer<ListPodSandboxResponse> {
-        let call = Call::of("ListPodSandbox", &r);
+        let call = self.call("ListPodSandbox", &r);
         call.answer(list_pod_sandbox::handle(self, r.into_inner()))
     }
 
@@ -80,7 +79,7 @@ impl RuntimeService for Service {
         &self,
         r: Request<StreamPodSandboxesRequest>,
     ) -> Answer<Self::StreamPodSandboxesStream> {
-        let call = Call::of("StreamPodSandboxes", &r);
+        let call = self.call("StreamPodSandboxes", &r);
         call.answer(list_pod_sandbox::stream(self, r.into_inner()))
     }
 
@@ -88,32 +87,32 @@ impl RuntimeService for Service {
         &self,
         r: Request<UpdatePodSandboxResourcesRequest>,
     ) -> Answer<UpdatePodSandboxResourcesResponse> {
-        let call = Call::of("UpdatePodSandboxResources", &r);
+        let call = self.call("UpdatePodSandboxResources", &r);
         call.answer(update_pod_sandbox_resources::handle(self, r.into_inner(), call.deadline).await)
     }
 
     async fn create_container(&self, r: Request<CreateContainerRequest>) -> Answer<CreateContainerResponse> {
-        let call = Call::of("CreateContainer", &r);
+        let call = self.call("CreateContainer", &r);
         call.answer(create_container::handle(self, r.into_inner(), call.deadline).await)
     }
 
     async fn start_container(&self, r: Request<StartContainerRequest>) -> Answer<StartContainerResponse> {
-        let call = Call::of("StartContainer", &r);
+        let call = self.call("StartContainer", &r);
         call.answer(start_container::handle(self, r.into_inner(), call.deadline).await)
     }
 
     async fn stop_container(&self, r: Request<StopContainerRequest>) -> Answer<StopContainerResponse> {
-        let call = Call::of("StopContainer", &r);
+        let call = self.call("StopContainer", &r);
         call.answer(stop_container::handle(self, r.into_inner(), call.deadline).await)
     }
 
     async fn remove_container(&self, r: Request<RemoveContainerRequest>) -> Answer<RemoveContainerResponse> {
-        let call = Call::of("RemoveContainer", &r);
+        let call = self.call("RemoveContainer", &r);
         call.answer(remove_container::handle(self, r.into_inner(), call.deadline).await)
     }
 
     async fn list_containers(&self, r: Request<ListContainersRequest>) -> Answer<ListContainersResponse> {
-        let call = Call::of("ListContainers", &r);
+        let call = self.call("ListContainers", &r);
         call.answer(list_containers::handle(self, r.into_inner()))
     }
 
@@ -123,12 +122,12 @@ impl RuntimeService for Service {
         &self,
         r: Request<StreamContainersRequest>,
     ) -> Answer<Self::StreamContainersStream> {
-        let call = Call::of("StreamContainers", &r);
+        let call = self.call("StreamContainers", &r);
         call.answer(list_containers::stream(self, r.into_inner()))
     }
 
     async fn container_status(&self, r: Request<ContainerStatusRequest>) -> Answer<ContainerStatusResponse> {
-        let call = Call::of("ContainerStatus", &r);
+        let call = self.call("ContainerStatus", &r);
         call.answer(container_status::handle(self, &r.into_inner()))
     }
 
@@ -136,7 +135,7 @@ impl RuntimeService for Service {
         &self,
         r: Request<UpdateContainerResourcesRequest>,
     ) -> Answer<UpdateContainerResourcesResponse> {
-        let call = Call::of("UpdateContainerResources", &r);
+        let call = self.call("UpdateContainerResources", &r);
         call.answer(update_container_resources::handle(self, r.into_inner(), call.deadline).await)
     }
 
@@ -144,32 +143,32 @@ impl RuntimeService for Service {
         &self,
         r: Request<ReopenContainerLogRequest>,
     ) -> Answer<ReopenContainerLogResponse> {
-        let call = Call::of("ReopenContainerLog", &r);
+        let call = self.call("ReopenContainerLog", &r);
         call.answer(reopen_container_log::handle(self, r.into_inner(), call.deadline).await)
     }
 
     async fn exec_sync(&self, r: Request<ExecSyncRequest>) -> Answer<ExecSyncResponse> {
-        let call = Call::of("ExecSync", &r);
+        let call = self.call("ExecSync", &r);
         call.answer(exec_sync::handle(self, r.into_inner(), call.deadline).await)
     }
 
     async fn exec(&self, r: Request<ExecRequest>) -> Answer<ExecResponse> {
-        let call = Call::of("Exec", &r);
+        let call = self.call("Exec", &r);
         call.answer(exec::handle(self, r.into_inner()))
     }
 
     async fn attach(&self, r: Request<AttachRequest>) -> Answer<AttachResponse> {
-        let call = Call::of("Attach", &r);
+        let call = self.call("Attach", &r);
         call.answer(attach::handle(self, r.into_inner()))
     }
 
     async fn port_forward(&self, r: Request<PortForwardRequest>) -> Answer<PortForwardResponse> {
-        let call = Call::of("PortForward", &r);
+        let call = self.call("PortForward", &r);
         call.answer(port_forward::handle(self, r.into_inner()))
     }
 
     async fn container_stats(&self, r: Request<ContainerStatsRequest>) -> Answer<ContainerStatsResponse> {
-        let call = Call::of("ContainerStats", &r);
+        let call = self.call("ContainerStats", &r);
         call.answer(container_stats::handle(self, r.into_inner()).await)
     }
 
@@ -177,7 +176,7 @@ impl RuntimeService for Service {
         &self,
         r: Request<ListContainerStatsRequest>,
     ) -> Answer<ListContainerStatsResponse> {
-        let call = Call::of("ListContainerStats", &r);
+        let call = self.call("ListContainerStats", &r);
         call.answer(list_container_stats::handle(self, r.into_inner()).await)
     }
 
@@ -187,12 +186,12 @@ impl RuntimeService for Service {
         &self,
         r: Request<StreamContainerStatsRequest>,
     ) -> Answer<Self::StreamContainerStatsStream> {
-        let call = Call::of("StreamContainerStats", &r);
+        let call = self.call("StreamContainerStats", &r);
         call.answer(list_container_stats::stream(self, r.into_inner()).await)
     }
 
     async fn pod_sandbox_stats(&self, r: Request<PodSandboxStatsRequest>) -> Answer<PodSandboxStatsResponse> {
-        let call = Call::of("PodSandboxStats", &r);
+        let call = self.call("PodSandboxStats", &r);
         call.answer(pod_sandbox_stats::handle(self, r.into_inner()).await)
     }
 
@@ -200,7 +199,7 @@ impl RuntimeService for Service {
         &self,
         r: Request<ListPodSandboxStatsRequest>,
     ) -> Answer<ListPodSandboxStatsResponse> {
-        let call = Call::of("ListPodSandboxStats", &r);
+        let call = self.call("ListPodSandboxStats", &r);
         call.answer(list_pod_sandbox_stats::handle(self, r.into_inner()).await)
     }
 
@@ -210,7 +209,7 @@ impl RuntimeService for Service {
         &self,
         r: Request<StreamPodSandboxStatsRequest>,
     ) -> Answer<Self::StreamPodSandboxStatsStream> {
-        let call = Call::of("StreamPodSandboxStats", &r);
+        let call = self.call("StreamPodSandboxStats", &r);
         call.answer(list_pod_sandbox_stats::stream(self, r.into_inner()).await)
     }
 
@@ -218,7 +217,7 @@ impl RuntimeService for Service {
         &self,
         r: Request<ListMetricDescriptorsRequest>,
     ) -> Answer<ListMetricDescriptorsResponse> {
-        let call = Call::of("ListMetricDescriptors", &r);
+        let call = self.call("ListMetricDescriptors", &r);
         call.answer(Ok(list_metric_descriptors::handle(&r.into_inner())))
     }
 
@@ -226,7 +225,7 @@ impl RuntimeService for Service {
         &self,
         r: Request<ListPodSandboxMetricsRequest>,
     ) -> Answer<ListPodSandboxMetricsResponse> {
-        let call = Call::of("ListPodSandboxMetrics", &r);
+        let call = self.call("ListPodSandboxMetrics", &r);
         call.answer(list_pod_sandbox_metrics::handle(self, r.into_inner()).await)
     }
 
@@ -236,7 +235,7 @@ impl RuntimeService for Service {
         &self,
         r: Request<StreamPodSandboxMetricsRequest>,
     ) -> Answer<Self::StreamPodSandboxMetricsStream> {
-        let call = Call::of("StreamPodSandboxMetrics", &r);
+        let call = self.call("StreamPodSandboxMetrics", &r);
         call.answer(list_pod_sandbox_metrics::stream(self, r.into_inner()).await)
     }
 
@@ -246,7 +245,7 @@ impl RuntimeService for Service {
         &self,
         r: Request<GetEventsRequest>,
     ) -> Answer<Self::GetContainerEventsStream> {
-        let call = Call::of("GetContainerEvents", &r);
+        let call = self.call("GetContainerEvents", &r);
         call.answer(Ok(get_container_events::handle(self, &r.into_inner())))
     }
 
@@ -254,17 +253,17 @@ impl RuntimeService for Service {
         &self,
         r: Request<CheckpointContainerRequest>,
     ) -> Answer<CheckpointContainerResponse> {
-        let call = Call::of("CheckpointContainer", &r);
+        let call = self.call("CheckpointContainer", &r);
         call.answer(checkpoint::refuse(call.name))
     }
 
     async fn checkpoint_pod(&self, r: Request<CheckpointPodRequest>) -> Answer<CheckpointPodResponse> {
-        let call = Call::of("CheckpointPod", &r);
+        let call = self.call("CheckpointPod", &r);
         call.answer(checkpoint::refuse(call.name))
     }
 
     async fn restore_pod(&self, r: Request<RestorePodRequest>) -> Answer<RestorePodResponse> {
-        let call = Call::of("RestorePod", &r);
+        let call = self.call("RestorePod", &r);
         call.answer(checkpoint::refuse(call.name))
     }
 }

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use engine::Error;
@@ -72,6 +72,7 @@ pub(super) struct Shared {
     pub(super) sessions: Arc<dyn Sessions>,
     /// Ends every task of the server.
     pub(super) stop: CancellationToken,
+    limits: RwLock<Limits>,
     waiting: Waiting,
     tasks: TaskTracker,
     handshakes: Arc<Semaphore>,
@@ -81,7 +82,25 @@ pub(super) struct Shared {
     tls: Option<tokio_rustls::TlsAcceptor>,
 }
 
+/// Time limits of a session.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// Without a byte in either direction.
+    pub(super) idle: Duration,
+    /// For the client to open its streams.
+    pub(super) creation: Duration,
+}
+
 type Answer = Response<Full<Bytes>>;
+
+// === impl Shared ===
+
+impl Shared {
+    /// The time limits for a session that begins now.
+    pub(super) fn limits(&self) -> Limits {
+        *self.limits.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 // === impl Server ===
 
@@ -100,6 +119,7 @@ impl Server {
         };
         let base = base(&config, address);
         let shared = Arc::new(Shared {
+            limits: RwLock::new(Limits { idle: config.idle_timeout, creation: config.creation_timeout }),
             waiting: Waiting::new(),
             stop: CancellationToken::new(),
             cut: CancellationToken::new(),
@@ -117,6 +137,16 @@ impl Server {
     /// The bound address.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Changes the time limits; sessions that run keep theirs. See [`Config`].
+    pub fn set_timeouts(&self, idle: Duration, creation: Duration) {
+        *self.shared.limits.write().unwrap_or_else(PoisonError::into_inner) = Limits { idle, creation };
+    }
+
+    /// Sessions that are open.
+    pub fn sessions(&self) -> usize {
+        self.shared.config.max_sessions.saturating_sub(self.shared.places.available_permits())
     }
 
     /// URL for a command.

@@ -35,6 +35,9 @@ pub(super) enum SessionError {
     /// The client did not open the streams it announced.
     #[error("the client did not open its streams within {0:?}")]
     StreamsMissing(Duration),
+    /// An attached client does not read, and the container does not wait for it.
+    #[error("the client did not read: {0} bytes of output waited for it")]
+    Behind(usize),
     /// A request and a carrier that the handshake never pairs.
     #[error("{0} cannot carry this request")]
     Mismatch(Carrier),
@@ -89,7 +92,7 @@ pub(super) async fn over_spdy(
     let (read, write) = tokio::io::split(io);
     let connection = Connection::new(write);
     let mut reading = std::pin::pin!(spdy::read(&connection, read, open));
-    let limit = shared.config.idle_timeout;
+    let limit = shared.limits().idle;
     let ended = tokio::select! {
         done = work => done,
         left = &mut reading => return left.map_err(SessionError::Spdy),

@@ -18,7 +18,7 @@ use tokio::process::Command;
 use super::spdy::dictionary;
 use super::{AttachRequest, Config, ExecRequest, PortForwardRequest, Server, Sessions};
 
-/// Containers that are this machine: exec runs the command here, attach runs `cat`, ports are loopback ports.
+/// Containers that are this machine: exec runs the command here, attach runs `cat` (or `yes` in "loud"), ports are loopback ports.
 ///
 /// With a terminal, nothing runs; every terminal size is printed as `COLUMNSxROWS;` until stdin ends.
 #[derive(Debug, Default)]
@@ -50,8 +50,10 @@ impl Sessions for Here {
             .boxed()
     }
 
-    fn attach(&self, _: AttachRequest) -> BoxFuture<'_, Result<Session, Error>> {
-        std::future::ready(process(&["sh".into(), "-c".into(), "cat; exit 3".into()], self.count())).boxed()
+    fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Session, Error>> {
+        // A container that talks without end, or one that repeats what it hears.
+        let script = if request.container == "loud" { "exec yes" } else { "cat; exit 3" };
+        std::future::ready(process(&["sh".into(), "-c".into(), script.into()], self.count())).boxed()
     }
 
     fn port_forward(&self, _: String, port: u16) -> BoxFuture<'_, Result<Box<dyn Stream>, Error>> {

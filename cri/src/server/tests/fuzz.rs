@@ -2,15 +2,17 @@
 
 use std::time::Duration;
 
+use engine::api::PodView;
 use engine::testing::Act;
 use prost::Message;
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value,
+    DescriptorPool, DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, MethodDescriptor, Value,
 };
 use tonic::{Code, Request};
 use tonic_prost::ProstCodec;
 
 use super::harness::*;
+use super::refusals::Raw;
 use crate::proto::*;
 
 /// Calls of one run; the seed of a failing run is in its message.
@@ -95,38 +97,99 @@ fn message(dice: &mut Dice, descriptor: &MessageDescriptor, ids: &[String], dept
     built
 }
 
-#[tokio::test]
-async fn random_requests_are_answered_and_leave_nothing() {
-    let seed = std::env::var("BERTH_FUZZ_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(0x5eed);
-    let mut dice = Dice(seed);
-    let mut daemon = Daemon::start().await;
-    let pool = DescriptorPool::decode(SCHEMA).unwrap();
-    let services = pool.services().filter(|s| s.package_name() == "runtime.v1");
-    let methods: Vec<_> = services.flat_map(|s| s.methods().collect::<Vec<_>>()).collect();
-    for n in 0..CALLS {
-        if dice.roll(4) == 0 {
-            let act = *dice.pick(&[Act::Fail, Act::FailAfter]);
-            let call: &str = dice.pick::<&str>(&FRAGILE);
-            daemon.node.script.on(call, [act]);
+/// A daemon, the dice, and what has been promised so far.
+struct Run {
+    daemon: Daemon,
+    dice: Dice,
+    methods: Vec<MethodDescriptor>,
+    seed: u64,
+}
+
+impl Run {
+    async fn begin(seed: u64) -> Self {
+        let pool = DescriptorPool::decode(SCHEMA).unwrap();
+        let services = pool.services().filter(|s| s.package_name() == "runtime.v1");
+        let methods = services.flat_map(|s| s.methods().collect::<Vec<_>>()).collect();
+        Self { daemon: Daemon::start().await, dice: Dice(seed | 1), methods, seed }
+    }
+
+    /// One random call, after which the invariants must hold.
+    async fn call(&mut self, number: usize) {
+        if self.dice.roll(4) == 0 {
+            let act = *self.dice.pick(&[Act::Fail, Act::FailAfter]);
+            let call: &str = self.dice.pick::<&str>(&FRAGILE);
+            self.daemon.node.script.on(call, [act]);
         }
         let ids: Vec<String> = {
-            let engine = &daemon.service.engine;
+            let engine = &self.daemon.service.engine;
             let pods = engine.pods().into_iter().map(|p| p.id.clone());
             pods.chain(engine.containers().into_iter().map(|c| c.id.clone())).collect()
         };
-        let method = dice.pick(&methods).clone();
-        let request = message(&mut dice, &method.input(), &ids, 0);
-        let code = call(&daemon, &method, &request).await;
+        let method = self.dice.pick(&self.methods).clone();
+        let request = message(&mut self.dice, &method.input(), &ids, 0);
+        let code = call(&self.daemon, &method, &request).await;
         let allowed = !matches!(code, Code::Unknown | Code::DataLoss | Code::Aborted);
-        assert!(allowed, "seed {seed}, call {n}: {} answered {code:?} to {request:?}", method.name());
+        let at =
+            format!("seed {}, call {number}: {} answered {code:?} to {request:?}", self.seed, method.name());
+        assert!(allowed, "{at}");
+        self.invariants(&at);
     }
-    // Nothing fails any more: what failed calls left behind can be taken away.
-    daemon.node.script.release();
-    assert_eq!(daemon.clean().await, Vec::<String>::new(), "seed {seed}");
+
+    /// What holds between any two calls.
+    fn invariants(&self, at: &str) {
+        let engine = &self.daemon.service.engine;
+        let pods = engine.pods();
+        for (n, pod) in pods.iter().enumerate() {
+            let identity = |p: &PodView| {
+                (p.spec.namespace.clone(), p.spec.name.clone(), p.spec.uid.clone(), p.spec.attempt)
+            };
+            let twins = pods[..n].iter().filter(|other| identity(other) == identity(pod));
+            assert_eq!(twins.count(), 0, "two pods are one: {at}");
+            assert!(pod.created_at > 0, "{at}");
+        }
+        for container in engine.containers() {
+            assert!(engine.pod(&container.pod).is_ok(), "a container without a pod: {at}");
+            assert!(engine.store().find(&container.image_id).is_some(), "its image is gone: {at}");
+        }
+    }
+
+    /// Nothing fails any more: what failed calls left behind can be taken away.
+    async fn end(mut self) {
+        self.daemon.node.script.release();
+        self.daemon.settled().await;
+        assert_eq!(self.daemon.clean().await, Vec::<String>::new(), "seed {}", self.seed);
+    }
+}
+
+/// `BERTH_FUZZ_SEED` and `BERTH_FUZZ_CALLS` make it repeat a run, or a long one.
+#[tokio::test]
+async fn random_requests_are_answered_and_leave_nothing() {
+    let number = |name: &str| std::env::var(name).ok().and_then(|s| s.parse().ok());
+    let mut run = Run::begin(number("BERTH_FUZZ_SEED").unwrap_or(0x5eed)).await;
+    for n in 0..number("BERTH_FUZZ_CALLS").map_or(CALLS, |n| usize::try_from(n).unwrap()) {
+        run.call(n).await;
+    }
+    run.end().await;
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config { cases: 8, ..Default::default() })]
+
+    #[test]
+    fn short_random_runs_from_any_seed_keep_the_invariants(seed in 0_u64.., calls in 1_usize..120) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let mut run = Run::begin(seed).await;
+            for n in 0..calls {
+                run.call(n).await;
+            }
+            run.end().await;
+        });
+    }
 }
 
 /// Sends it as raw bytes; streams are dropped after their first message.
-async fn call(daemon: &Daemon, method: &prost_reflect::MethodDescriptor, request: &DynamicMessage) -> Code {
+async fn call(daemon: &Daemon, method: &MethodDescriptor, request: &DynamicMessage) -> Code {
     let mut client = tonic::client::Grpc::new(daemon.channel.clone());
     client.ready().await.unwrap();
     let path = format!("/{}/{}", method.parent_service().full_name(), method.name()).parse().unwrap();
@@ -140,29 +203,4 @@ async fn call(daemon: &Daemon, method: &prost_reflect::MethodDescriptor, request
         client.unary(request, path, codec).await.map(drop)
     };
     answer.err().map_or(Code::Ok, |status| status.code())
-}
-
-/// Bytes that are already encoded.
-#[derive(Clone, Debug, Default, PartialEq)]
-struct Raw(Vec<u8>);
-
-impl Message for Raw {
-    fn encode_raw(&self, buf: &mut impl prost::bytes::BufMut) {
-        buf.put_slice(&self.0);
-    }
-    fn merge_field(
-        &mut self,
-        _: u32,
-        _: prost::encoding::WireType,
-        _: &mut impl prost::bytes::Buf,
-        _: prost::encoding::DecodeContext,
-    ) -> Result<(), prost::DecodeError> {
-        Ok(())
-    }
-    fn encoded_len(&self) -> usize {
-        self.0.len()
-    }
-    fn clear(&mut self) {
-        self.0.clear();
-    }
 }

@@ -2,6 +2,8 @@
 
 mod fuzz;
 mod harness;
+pub(crate) mod reads;
+mod refusals;
 
 use std::time::{Duration, Instant};
 
@@ -359,4 +361,39 @@ async fn exec_and_attach_hand_out_urls_for_running_containers_only() {
     let attach = AttachRequest { container_id: container, stdout: true, ..Default::default() };
     assert_eq!(daemon.runtime.attach(attach).await.unwrap_err().code(), Code::FailedPrecondition);
     assert_eq!(daemon.clean().await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn the_daemons_own_numbers_are_served_for_prometheus() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let mut daemon = Daemon::start().await;
+    let pod = daemon.pod("p").await;
+    daemon.runtime.version(VersionRequest::default()).await.unwrap();
+    let stop = tokio_util::sync::CancellationToken::new();
+    let address = "127.0.0.1:0".parse().unwrap();
+    let address =
+        crate::telemetry::server::start(address, daemon.service.clone(), stop.clone()).await.unwrap();
+    let get = async |path: &str| {
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let page = get("/metrics").await;
+    for line in [
+        "content-type: text/plain; version=0.0.4",
+        "berth_rpc_answers_total{rpc=\"Version\",code=\"Ok\"} 1",
+        "berth_job_duration_seconds_count{job=\"RunPodSandbox\"} 1",
+        "berth_job_step_duration_seconds_count{job=\"RunPodSandbox\",step=\"attach network\"} 1",
+        "berth_pods{state=\"ready\"} 1",
+        "berth_ready{condition=\"network\"} 1",
+    ] {
+        assert!(page.lines().any(|found| found.starts_with(line)), "{line} is not in {page}");
+    }
+    assert!(get("/").await.starts_with("HTTP/1.1 404 "));
+    stop.cancel();
+    daemon.runtime.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: pod }).await.unwrap();
+    assert_eq!(daemon.node.left(), Vec::<String>::new());
 }

@@ -39,7 +39,7 @@ pub(in crate::streaming) async fn serve(
         }
         Ok(())
     };
-    ws::conduct(&sink, source, inlets, shared.config.idle_timeout, work).await
+    ws::conduct(&sink, source, inlets, shared.limits().idle, work).await
 }
 
 async fn connection(

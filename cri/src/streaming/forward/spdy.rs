@@ -164,12 +164,12 @@ impl Pairs {
     }
 
     fn first_expiry(&self, shared: &Shared) -> Option<Instant> {
-        self.waiting.values().map(|(at, _)| *at + shared.config.creation_timeout).min()
+        self.waiting.values().map(|(at, _)| *at + shared.limits().creation).min()
     }
 
     /// Drops, and so resets, halves that were left alone.
     fn expire(&mut self, shared: &Shared) {
-        let limit = shared.config.creation_timeout;
+        let limit = shared.limits().creation;
         self.waiting.retain(|_, (at, _)| at.elapsed() < limit);
     }
 }

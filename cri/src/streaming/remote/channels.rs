@@ -48,5 +48,5 @@ pub(in crate::streaming) async fn serve(
         first.say(&[]).await.map_err(SessionError::Write)?;
         super::run(shared, request, wires).await
     };
-    ws::conduct(&sink, source, inlets, shared.config.idle_timeout, work).await
+    ws::conduct(&sink, source, inlets, shared.limits().idle, work).await
 }

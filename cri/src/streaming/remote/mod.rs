@@ -14,8 +14,10 @@ use std::io;
 use std::time::Duration;
 
 use engine::api::{Reader, Session, Writer};
+use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
+use tokio::task::unconstrained;
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -31,6 +33,9 @@ const SMALL: usize = 4 << 10;
 const LARGE: usize = 64 << 10;
 /// How long outputs may be silent after the command has ended: something it left behind may hold them open for ever.
 const SILENCE: Duration = Duration::from_secs(2);
+/// Output of a container that may wait for an attached client. The container does not: when there is more, the client is
+/// let go of.
+const ATTACH_BACKLOG: usize = 1 << 20;
 /// Least time between two terminal sizes handed on; only the latest one counts.
 const RESIZE_PAUSE: Duration = Duration::from_millis(10);
 
@@ -57,9 +62,11 @@ pub(super) async fn run(shared: &Shared, request: Request, mut wires: Wires) -> 
         shared.stop.cancelled().await;
         Outcome::Failed("the container runtime is shutting down".to_owned())
     };
+    let behind = CancellationToken::new();
     let outcome = tokio::select! {
-        outcome = conduct(shared, request, &mut wires) => outcome,
+        outcome = conduct(shared, request, &mut wires, &behind) => outcome,
         outcome = stop => outcome,
+        () = behind.cancelled() => return Err(SessionError::Behind(ATTACH_BACKLOG)),
     };
     for outlet in [&mut wires.stdout, &mut wires.stderr].into_iter().flatten() {
         outlet.finish().await.map_err(SessionError::Write)?;
@@ -71,15 +78,22 @@ pub(super) async fn run(shared: &Shared, request: Request, mut wires: Wires) -> 
     wires.error.finish().await.map_err(SessionError::Write)
 }
 
-async fn conduct(shared: &Shared, request: Request, wires: &mut Wires) -> Outcome {
+/// `behind` is cancelled when an attached client does not keep up.
+async fn conduct(
+    shared: &Shared,
+    request: Request,
+    wires: &mut Wires,
+    behind: &CancellationToken,
+) -> Outcome {
     let attach = matches!(request, Request::Attach(_));
+    let behind = attach.then_some(behind);
     let began = match request {
         Request::Exec(exec) => shared.sessions.exec(exec).await,
         Request::Attach(attach) => shared.sessions.attach(attach).await,
         Request::PortForward { .. } => Err(engine::Error::invalid("request", "a port is not a command")),
     };
     let ended = match began {
-        Ok(session) => join(session, wires).await,
+        Ok(session) => join(session, wires, behind).await,
         Err(error) => Err(error),
     };
     match ended {
@@ -92,7 +106,11 @@ async fn conduct(shared: &Shared, request: Request, wires: &mut Wires) -> Outcom
 }
 
 /// Moves bytes both ways until the command has ended and its output is out. Returns its exit code.
-async fn join(session: Session, wires: &mut Wires) -> Result<i32, engine::Error> {
+async fn join(
+    session: Session,
+    wires: &mut Wires,
+    behind: Option<&CancellationToken>,
+) -> Result<i32, engine::Error> {
     let Session { stdin, stdout, stderr, resize, exit } = session;
     let exited = CancellationToken::new();
     let quiet = Quiet { after: exited.clone(), limit: SILENCE };
@@ -104,8 +122,8 @@ async fn join(session: Session, wires: &mut Wires) -> Result<i32, engine::Error>
     let outward = async {
         tokio::join!(
             exit,
-            output(stdout, &mut wires.stdout, &quiet),
-            output(stderr, &mut wires.stderr, &quiet)
+            output(stdout, &mut wires.stdout, &quiet, behind),
+            output(stderr, &mut wires.stderr, &quiet, behind)
         )
         .0
     };
@@ -119,13 +137,41 @@ async fn join(session: Session, wires: &mut Wires) -> Result<i32, engine::Error>
     }
 }
 
-async fn output(from: Option<Reader>, to: &mut Option<Outlet>, quiet: &Quiet) {
+async fn output(
+    from: Option<Reader>,
+    to: &mut Option<Outlet>,
+    quiet: &Quiet,
+    behind: Option<&CancellationToken>,
+) {
     let Some(to) = to else { return };
-    if let Some(mut from) = from {
-        // The process's end of a broken stream is closed by dropping ours; how the command ends tells the rest.
-        let _ = pump(&mut from, to, quiet).await;
+    // The process's end of a broken stream is closed by dropping ours; how the command ends tells the rest.
+    match (from, behind) {
+        (Some(mut from), None) => drop(pump(&mut from, to, quiet).await),
+        (Some(from), Some(behind)) => {
+            let (queue, waiting) = tokio::io::duplex(ATTACH_BACKLOG);
+            let mut waiting: Reader = Box::new(waiting);
+            tokio::join!(gather(from, queue, behind), pump(&mut waiting, to, quiet)).1.ok();
+        }
+        (None, _) => {}
     }
     let _ = to.finish().await;
+}
+
+/// Reads what a container writes as it comes, and queues it. Ends with the output, or when the queue is full.
+async fn gather(mut from: Reader, mut queue: DuplexStream, behind: &CancellationToken) {
+    let mut buffer = vec![0; SMALL];
+    while let Ok(read @ 1..) = from.read(&mut buffer).await {
+        // Outside the scheduler's budget, so that "not now" means a full queue and nothing else.
+        match unconstrained(queue.write_all(&buffer[..read])).now_or_never() {
+            Some(Ok(())) => {}
+            // The client's side has ended by itself.
+            Some(Err(_)) => return,
+            None => return behind.cancel(),
+        }
+        if read == buffer.len() && read < LARGE {
+            buffer.resize(2 * read, 0);
+        }
+    }
 }
 
 /// Copies until the end of `from`. A read error is the end as well: a terminal reports one when its last user leaves.

@@ -44,7 +44,7 @@ pub(in crate::streaming) async fn serve(
 ) -> Result<(), SessionError> {
     let (ready, gathered) = oneshot::channel();
     let mut gathering = Gathering::new(&request, version, ready);
-    let limit = shared.config.creation_timeout;
+    let limit = shared.limits().creation;
     let work = async {
         match timeout(limit, gathered).await {
             Ok(Ok((wires, _held))) => super::run(shared, request, wires).await,

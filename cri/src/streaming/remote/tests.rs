@@ -96,6 +96,20 @@ async fn attach_succeeds_whatever_the_container_ends_with() {
 }
 
 #[tokio::test]
+async fn an_attached_client_that_does_not_read_is_let_go_of() {
+    let (server, here) = server(Config::default()).await;
+    let request =
+        AttachRequest { container: "loud".into(), tty: false, stdin: false, stdout: true, stderr: false };
+    let mut client = Client::connect(&server.attach_url(request).unwrap(), V4).await;
+    client.streams(["error", "stdout"]).await;
+    assert!(matches!(client.frame().await, Frame::Reply(_)));
+    crate::streaming::testing::until("the session ends", || {
+        here.alive.load(std::sync::atomic::Ordering::SeqCst) == 0
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn streams_that_do_not_come_end_the_session() {
     let config = Config { creation_timeout: Duration::from_millis(50), ..Config::default() };
     let (server, here) = server(config).await;

@@ -1,0 +1,92 @@
+//! Fields of requests that only a running service can answer: each is sent alone, and the answer must show it.
+
+use super::harness::*;
+use crate::proto::*;
+
+/// Message and field, as the table of fields has them.
+pub(crate) const ROWS: [(&str, &str); 10] = [
+    ("StatusRequest", "verbose"),
+    ("PodSandboxStatusRequest", "pod_sandbox_id"),
+    ("PodSandboxStatusRequest", "verbose"),
+    ("ContainerStatusRequest", "container_id"),
+    ("ContainerStatusRequest", "verbose"),
+    ("ContainerStatsRequest", "container_id"),
+    ("PodSandboxStatsRequest", "pod_sandbox_id"),
+    ("ImageStatusRequest", "image"),
+    ("ImageStatusRequest", "verbose"),
+    ("VersionRequest", "version"),
+];
+
+/// The answer to a request whose field is set, or not, in words.
+async fn answer(daemon: &mut Daemon, row: (&str, &str), set: bool, ids: &[String; 2]) -> String {
+    let [pod, container] = ids.clone();
+    let id = |id: String| if set { id } else { "absent".to_owned() };
+    let image = || Some(ImageSpec { image: IMAGE.into(), ..Default::default() });
+    let (r, i) = (&mut daemon.runtime, &mut daemon.images);
+    match row {
+        ("StatusRequest", "verbose") => {
+            let answer = r.status(StatusRequest { verbose: set }).await.unwrap().into_inner();
+            format!("{:?}", answer.info.keys())
+        }
+        ("PodSandboxStatusRequest", field) => {
+            let named = field == "pod_sandbox_id";
+            let request = PodSandboxStatusRequest {
+                pod_sandbox_id: if named { id(pod) } else { pod },
+                verbose: !named && set,
+            };
+            let answer = r.pod_sandbox_status(request).await.map(tonic::Response::into_inner);
+            format!("{:?}", answer.map(|a| a.info.len()).map_err(|e| e.code()))
+        }
+        ("ContainerStatusRequest", field) => {
+            let named = field == "container_id";
+            let request = ContainerStatusRequest {
+                container_id: if named { id(container) } else { container },
+                verbose: !named && set,
+            };
+            let answer = r.container_status(request).await.map(tonic::Response::into_inner);
+            format!("{:?}", answer.map(|a| a.info.len()).map_err(|e| e.code()))
+        }
+        ("ContainerStatsRequest", _) => {
+            let answer = r.container_stats(ContainerStatsRequest { container_id: id(container) }).await;
+            format!("{:?}", answer.map(drop).map_err(|e| e.code()))
+        }
+        ("PodSandboxStatsRequest", _) => {
+            let answer = r.pod_sandbox_stats(PodSandboxStatsRequest { pod_sandbox_id: id(pod) }).await;
+            format!("{:?}", answer.map(drop).map_err(|e| e.code()))
+        }
+        ("ImageStatusRequest", field) => {
+            let (image, verbose) = if field == "image" {
+                (
+                    if set {
+                        image()
+                    } else {
+                        Some(ImageSpec { image: "absent:1".into(), ..Default::default() })
+                    },
+                    false,
+                )
+            } else {
+                (image(), set)
+            };
+            let answer = i.image_status(ImageStatusRequest { image, verbose }).await.unwrap().into_inner();
+            format!("{} {}", answer.image.is_some(), answer.info.len())
+        }
+        ("VersionRequest", _) => {
+            let version = if set { "0.1.0".to_owned() } else { String::new() };
+            format!("{:?}", r.version(VersionRequest { version }).await.unwrap().into_inner())
+        }
+        row => panic!("nobody sends {row:?}"),
+    }
+}
+
+#[tokio::test]
+async fn each_field_of_a_read_alone_changes_the_answer_unless_it_is_informational() {
+    let mut daemon = Daemon::start().await;
+    let pod = daemon.pod("p").await;
+    let ids = [pod.clone(), daemon.container(&pod, "c").await];
+    for row in ROWS {
+        let without = answer(&mut daemon, row, false, &ids).await;
+        let with = answer(&mut daemon, row, true, &ids).await;
+        assert_eq!(with != without, row.0 != "VersionRequest", "{row:?}: {without} and {with}");
+    }
+    assert_eq!(daemon.clean().await, Vec::<String>::new());
+}

@@ -2,8 +2,8 @@
 //!
 //! - [`contender`]: each runtime on private directories, well configured, with the same loopback registry
 //! - [`action`]: what is measured, each result checked by what the container itself says
+//! - [`reads`]: the same for what a kubelet reads, while pods are being made, and for exec
 //! - [`machine`]: memory, processor time and mounts, as the kernel counts them
-//! - [`pull`]: big images, by themselves (`tests/bench pull`)
 //! - [`run`]: the rounds; [`density`] and [`growth`]: nodes full of pods; [`pull`]: big images; [`memory`]: who holds it
 //! - [`profile`]: where the time goes, by the daemon's own account
 //! - [`sample`]: medians and the like
@@ -20,6 +20,7 @@ pub mod memory;
 pub mod plot;
 pub mod profile;
 pub mod pull;
+pub mod reads;
 pub mod run;
 pub mod sample;
 pub mod table;

@@ -9,6 +9,7 @@
 //! - [`census`]: what exists on this machine, and what a suite has left behind
 //! - [`images`], [`registry`]: the images of the suites, made from Debian packages, and where they are pulled from
 //! - [`client`]: a CRI client that shares no code with the server
+//! - [`terminal`]: a program on a terminal of its own
 //! - [`suites`]: one file per suite
 //! - [`bench`]: Berth and its rivals side by side
 //!
@@ -25,4 +26,5 @@ pub mod registry;
 pub mod report;
 pub mod shell;
 pub mod suites;
+pub mod terminal;
 pub mod world;

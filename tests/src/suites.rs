@@ -1,10 +1,13 @@
 //! One file per suite; each is one function that reports its cases.
 
 pub mod badinput;
+pub mod cluster;
 pub mod compat;
 pub mod crictl;
 pub mod critest;
 pub mod deploy;
+pub mod differential;
+pub mod fields;
 pub mod kubelet;
 pub mod net;
 pub mod restart;
@@ -22,23 +25,26 @@ use crate::world::World;
 pub type Suite = fn(&World, &mut Report) -> Result<()>;
 
 /// Every suite, in the order in which a full run takes them.
-pub const ALL: [(&str, Suite); 12] = [
+pub const ALL: [(&str, Suite); 15] = [
     ("tidy", tidy::run),
     ("compat", compat::run),
     ("deploy", deploy::run),
     ("crictl", crictl::run),
     ("badinput", badinput::run),
+    ("fields", fields::run),
     ("restart", restart::run),
     ("try", trial::run),
     ("net", net::run),
     ("critest", critest::focused),
     ("kubelet", kubelet::run),
+    ("cluster", cluster::run),
     ("critest-full", critest::full),
     ("critest-rival", critest::rival),
+    ("differential", differential::run),
 ];
 
 /// The suites that run only when they are asked for.
-pub const EXTRA: [&str; 2] = ["critest-full", "critest-rival"];
+pub const EXTRA: [&str; 3] = ["critest-full", "critest-rival", "differential"];
 
 /// A node for a suite, and what exists once it is up.
 ///

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use tests::bench::contender::Contender;
 use tests::bench::growth::{self, Growth};
+use tests::bench::reads::{self, Load};
 use tests::bench::run::{self, Effort, Results};
 use tests::bench::table::{self, Table};
 use tests::bench::{density, memory, plot, profile, pull};
@@ -35,7 +36,8 @@ fn bench(what: &str) -> Result<()> {
         "memory" => memory::run(&everybody(&world)?, number_from("BENCH_PODS", 50)?)?,
         "profile" => profile::run(&world, number_from("BENCH_PODS", 30)?)?,
         "pull" => pull(&world)?,
-        other => bail!("{other} is no mode: all, quick, growth, memory, profile or pull"),
+        "cri" => under_load(&world)?,
+        other => bail!("{other} is no mode: all, quick, growth, memory, profile, pull or cri"),
     }
     Ok(std::fs::remove_dir_all(&world.dir)?)
 }
@@ -90,6 +92,25 @@ fn pull(world: &World) -> Result<()> {
     }
     let results = pull::all(world, &contenders, number_from("BENCH_ROUNDS", 2)?)?;
     publish(&results, None, &contenders, "pull")
+}
+
+/// What a kubelet reads, on a full node where pods are being made; and the throughput of exec.
+fn under_load(world: &World) -> Result<()> {
+    let load = Load {
+        pods: number_from("BENCH_PODS", 300)?,
+        creates: number_from("BENCH_CREATES", 50)?,
+        calls: number_from("BENCH_CALLS", 300)?,
+        bytes: 1 << 30,
+    };
+    let mut contenders = vec![Contender::berth(world)?];
+    if let Some(runtime) = std::env::var("OCI_RUNTIMES")?.split(':').find(|path| !path.is_empty()) {
+        contenders.push(Contender::containerd(world, runtime)?);
+    }
+    let results = reads::all(&contenders, load)?;
+    publish(&results, None, &contenders, "cri")?;
+    let late = reads::late(&results);
+    anyhow::ensure!(late.is_empty(), "above {} ms at the 99th percentile: {late:?}", reads::LIMIT);
+    Ok(())
 }
 
 /// Latencies on a node that fills up.

@@ -1,5 +1,7 @@
 //! The main job by hand: real `crictl`, one verb after the other, each result asserted, nothing left.
 
+mod streaming;
+
 use std::fs;
 use std::path::Path;
 
@@ -39,10 +41,23 @@ impl Crictl {
     /// # Errors
     /// It failed; the message holds its output.
     pub fn run(&self, args: &[&str]) -> Result<String> {
-        let mut all = vec!["--config", &self.config, "--runtime-endpoint", &self.endpoint];
-        all.extend(["--image-endpoint", &self.endpoint]);
-        all.extend(args);
+        let words = self.words();
+        let all: Vec<_> = words[1..].iter().chain(args).copied().collect();
         Ok(shell::run(60, &self.program, &all)?.trim_end().to_owned())
+    }
+
+    /// The program and the arguments before the verb.
+    fn words(&self) -> Vec<&str> {
+        let endpoint = self.endpoint.as_str();
+        vec![
+            &self.program,
+            "--config",
+            &self.config,
+            "--runtime-endpoint",
+            endpoint,
+            "--image-endpoint",
+            endpoint,
+        ]
     }
 
     /// Runs a verb whose output is JSON.
@@ -85,6 +100,9 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
         Session { crictl, pod_file, container_file, pod: String::new(), container: String::new() };
     for (name, case) in CASES {
         report.case(name, || case(&mut session));
+        if name == CASES[1].0 {
+            streaming::run(&session, report);
+        }
     }
     let failed = !report.case("leaves nothing behind", || node.settle(&before));
     if failed {

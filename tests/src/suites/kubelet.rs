@@ -17,7 +17,8 @@ use crate::shell;
 use crate::world::World;
 
 /// A running kubelet; dropping it ends it.
-struct Kubelet(Child);
+#[derive(Debug)]
+pub(super) struct Kubelet(Child);
 
 impl Drop for Kubelet {
     fn drop(&mut self) {
@@ -45,7 +46,8 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
     fs::create_dir_all(&manifests)?;
     let manifest = manifests.join("web.yaml");
     fs::write(&manifest, static_pod().to_string())?;
-    let kubelet = start(&program, &node.dir, &node.socket)?;
+    let config = json!({ "address": "127.0.0.1", "staticPodPath": manifests });
+    let kubelet = start(&program, &node.dir, &node.socket, &[], &config)?;
     let up =
         report.case("the static pod becomes ready by an http readiness and an exec liveness probe", || {
             shell::eventually("the pod is ready", 180, || Ok(container(0)?.is_some().then_some(())))
@@ -100,17 +102,26 @@ fn static_pod() -> Value {
     })
 }
 
-fn start(program: &str, dir: &Path, socket: &Path) -> Result<Kubelet> {
-    let config = json!({
+/// Starts a kubelet for the runtime at `socket`; `more` is laid over its configuration.
+pub(super) fn start(
+    program: &str,
+    dir: &Path,
+    socket: &Path,
+    args: &[String],
+    more: &Value,
+) -> Result<Kubelet> {
+    let mut config = json!({
         "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
         "containerRuntimeEndpoint": format!("unix://{}", socket.display()),
-        "staticPodPath": dir.join("manifests"), "podLogsDir": "/var/log/pods",
-        "address": "127.0.0.1", "readOnlyPort": 10255,
+        "podLogsDir": "/var/log/pods", "readOnlyPort": 10255,
         "authentication": { "anonymous": { "enabled": true }, "webhook": { "enabled": false } },
         "authorization": { "mode": "AlwaysAllow" },
         "failSwapOn": false, "failCgroupV1": false, "cgroupDriver": "cgroupfs", "enforceNodeAllocatable": ["pods"],
         "makeIPTablesUtilChains": false, "fileCheckFrequency": "1s", "imageGCHighThresholdPercent": 100, "imageGCLowThresholdPercent": 99, "evictionHard": { "memory.available": "1Mi", "nodefs.available": "0%", "imagefs.available": "0%" },
     });
+    for (key, value) in more.as_object().into_iter().flatten() {
+        config[key] = value.clone();
+    }
     let path = dir.join("kubelet.json");
     fs::write(&path, config.to_string())?;
     let log = fs::File::create(dir.join("kubelet.log"))?;
@@ -121,6 +132,7 @@ fn start(program: &str, dir: &Path, socket: &Path) -> Result<Kubelet> {
             "--root-dir=/var/lib/kubelet",
             "--v=2",
         ])
+        .args(args)
         .arg(format!("--config={}", path.display()))
         .arg(format!("--cert-dir={}", dir.join("pki").display()))
         .stdin(Stdio::null())

@@ -1,9 +1,20 @@
 //! Running other people's programs: always with a deadline, never with a surprise.
 
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+
+/// A program in the background; dropping it ends it.
+#[derive(Debug)]
+pub struct Background(pub Child);
+
+impl Drop for Background {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 /// Runs a program to its end and returns what it wrote; `seconds` is when it is killed.
 ///

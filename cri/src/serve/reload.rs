@@ -68,7 +68,7 @@ impl Reload {
                 }
             }
             Err(error) => {
-                let why = crate::cli::chain(&error);
+                let why = engine::error::chain(&error);
                 tracing::error!("configuration not taken over, the last good one stays: {why}");
             }
         }

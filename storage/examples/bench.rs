@@ -90,6 +90,8 @@ fn pull(image: &str) {
         pull_memory: 256 << 20,
         kernel: storage::Kernel::default(),
         keep_blobs: false,
+        policy: Vec::new(),
+        verifiers: None,
     };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let store = storage::Store::open(config).unwrap();

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use crate::digest::Digest;
 use crate::layer::LayerError;
 use crate::manifest::ManifestError;
+use crate::policy::PolicyError;
 use crate::reference::ReferenceError;
 use crate::registry::RegistryError;
 
@@ -128,6 +129,15 @@ pub enum PullError {
         #[source]
         source: RegistryError,
     },
+    /// The node's policy does not let the image in.
+    #[error("{image} may not be pulled")]
+    Policy {
+        /// The image.
+        image: String,
+        /// Why not.
+        #[source]
+        source: PolicyError,
+    },
     /// The manifest, index or config is not acceptable.
     #[error("cannot use the manifest of {image}")]
     Manifest {
@@ -197,6 +207,7 @@ impl PullError {
                 kinds.clone().find(|kind| *kind != ErrorKind::NotFound).unwrap_or(ErrorKind::NotFound)
             }
             Self::Registry { source, .. } => source.kind(),
+            Self::Policy { source, .. } => source.kind(),
             Self::Manifest { source, .. } => source.kind(),
             Self::Layer { source, .. } => source.kind(),
             Self::Fetch { source, .. } => source.kind(),

@@ -5,11 +5,12 @@
 //! Modules, in reading order:
 //! [`reference`] and [`digest`] (names) · [`manifest`] (what a registry says an image is) · [`registry`] (client: hosts, TLS,
 //! tokens, retries) · [`layer`] (tar, compression, the one-pass pipeline) · `tree` (layers merged by the OCI rules) · `erofs`
-//! (metadata writer) · [`snapshot`] (the drivers) · `graph` (records on disk) · `pull` (one pull, start to end) · [`store`].
+//! (metadata writer) · [`snapshot`] (the drivers) · `graph` (records on disk) · [`policy`] (what may be pulled) · `pull` (one pull, start to
+//! end), `artifact` (a pull of what is no image) · [`archive`] (save and load), `push` · `collect` · [`store`].
 //!
 //! Image verbs, all on [`Store`]: `pull` (async, with progress) · `images`, `find` (never wait) · `remove` · `tag` · `pin` · `usage` ·
-//! `scrub`. Containers: `prepare`, `mount`, `release`, `retain`, `container_usage`. Image volumes: `mount_image`.
-//! Not built yet, and therefore not here: push, search, load, save, `registries.conf`, signature policy.
+//! `scrub` · `save`, `unpack` and `load` · `push`, `search`, `remote_tags` · `inspect` · `collect`. Containers: `prepare`, `mount`, `release`, `retain`, `container_usage`. Image volumes: `mount_image`.
+//! Not built yet, and therefore not here: saving and pushing artifacts, signatures by GPG, Fulcio or Rekor.
 //!
 //! Tasks spawned: one tokio task per layer being fetched and, beside it, blocking threads that hash and inflate; all of them end
 //! when the last pull that waits for the layer is dropped.
@@ -38,6 +39,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 pub mod archive;
+mod artifact;
 mod collect;
 mod containers;
 pub mod digest;
@@ -49,6 +51,7 @@ mod graph;
 mod kernel;
 pub mod layer;
 pub mod manifest;
+pub mod policy;
 mod pull;
 mod push;
 pub mod reference;
@@ -79,6 +82,10 @@ pub struct Config {
     /// Where registries are described: directories of `<host>/hosts.toml`, and `registries.conf` files (names that end in `.conf`); the
     /// first that knows a registry wins; read at each pull.
     pub registry_config: Vec<PathBuf>,
+    /// Where a `policy.json` may lie; the first that exists counts, read at each pull; none: everything is accepted.
+    pub policy: Vec<PathBuf>,
+    /// A directory of image verifiers, all of which must agree.
+    pub verifiers: Option<PathBuf>,
     /// Memory for all running pulls, in bytes.
     pub pull_memory: u64,
     /// System calls lent by the user of this crate.

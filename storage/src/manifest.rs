@@ -92,6 +92,14 @@ pub enum ManifestError {
         /// Config media type.
         media_type: String,
     },
+    /// A title that is no path in a volume.
+    #[error("blob {digest} has the title \"{title}\", which cannot be a file of a volume")]
+    Title {
+        /// The blob.
+        digest: Digest,
+        /// As given.
+        title: String,
+    },
     /// Encrypted or otherwise unknown layers.
     #[error("layer {digest} has media type \"{media_type}\", which is not built")]
     LayerType {

@@ -7,6 +7,7 @@
 //! the first step: the registry was asked, with these credentials, and nothing moved.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,7 +19,8 @@ use crate::error::{FileError, PullError, SnapshotError};
 use crate::flight::{Failure, Flight};
 use crate::graph::{self, Index, LayerRecord, Record};
 use crate::layer::{Expect, LayerError};
-use crate::manifest::{self, CONFIG_MAX, Config, Descriptor, Manifest, Parsed, Platform};
+use crate::manifest::{self, CONFIG_MAX, Config, Descriptor, Manifest, ManifestError, Parsed, Platform};
+use crate::policy::{self, Policy, PolicyError};
 use crate::reference::ImageRef;
 use crate::registry::{Fetched, RegistryError, Repository, hosts};
 use crate::snapshot::ImageLayers;
@@ -37,6 +39,45 @@ pub(crate) struct Resolved {
     pub(crate) top: Digest,
     pub(crate) manifest: Manifest,
     pub(crate) manifest_bytes: Vec<u8>,
+}
+
+/// The policy and the verifiers, as far as they may refuse an image.
+struct Gate {
+    policy: Option<Policy>,
+    verifiers: Option<PathBuf>,
+}
+
+impl Gate {
+    /// Nothing may refuse it.
+    fn is_open(&self) -> bool {
+        self.policy.is_none() && self.verifiers.is_none()
+    }
+
+    async fn check(
+        &self,
+        reference: &ImageRef,
+        resolved: &Resolved,
+        repository: &Repository,
+    ) -> Result<(), PolicyError> {
+        let manifest = &resolved.manifest;
+        if let Some(policy) = &self.policy {
+            let mut digests = vec![manifest.digest.clone()];
+            digests.extend((resolved.top != manifest.digest).then(|| resolved.top.clone()));
+            policy.check(reference, &digests, repository).await?;
+        }
+        if let Some(directory) = &self.verifiers {
+            let descriptor = Descriptor {
+                media_type: crate::archive::save::media_type(&resolved.manifest_bytes),
+                digest: manifest.digest.clone(),
+                size: resolved.manifest_bytes.len() as u64,
+                urls: Vec::new(),
+                platform: None,
+                annotations: Default::default(),
+            };
+            policy::run_verifiers(directory, &reference.to_string(), &descriptor).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Store {
@@ -79,18 +120,28 @@ impl Store {
         let name = reference.to_string();
         let registry = |source| PullError::Registry { image: name.clone(), source };
         let wrong = |source| PullError::Manifest { image: name.clone(), source };
+        let refused = |source| PullError::Policy { image: name.clone(), source };
         phase(progress, "resolving");
         let places = &self.config.registry_config;
         let repository = Repository::open(&reference, credentials, places, &self.clients, self.timing);
         let repository = repository.map_err(registry)?;
-        if let Some((id, top)) = self.unchanged(&repository, &reference).await.map_err(registry)? {
+        let gate = self.gate(&reference, &name)?;
+        if gate.is_open()
+            && let Some((id, top)) = self.unchanged(&repository, &reference).await.map_err(registry)?
+        {
             let _image_pin = self.pin_digests(vec![id.clone()]);
             if self.index.load().images.contains_key(id.as_str()) {
                 return self.name_image(&id, &reference, &top, &name);
             }
         }
         let resolved = resolve(&repository, &reference, &name).await?;
-        resolved.manifest.check_image().map_err(wrong)?;
+        gate.check(&reference, &resolved, &repository).await.map_err(refused)?;
+        match resolved.manifest.check_image() {
+            Err(ManifestError::Artifact { .. }) => {
+                return self.pull_artifact(&repository, resolved, &reference, &name).await;
+            }
+            checked => checked.map_err(wrong)?,
+        }
         let id = resolved.manifest.config.digest.clone();
         // From here on nobody removes it under us.
         let _image_pin = self.pin_digests(vec![id.clone()]);
@@ -113,6 +164,15 @@ impl Store {
         })
         .await
         .map_err(interrupted)?
+    }
+
+    /// What stands between this image and the node.
+    fn gate(&self, reference: &ImageRef, name: &str) -> Result<Gate, PullError> {
+        let policy = Policy::read(&self.config.policy);
+        let refused = |source| PullError::Policy { image: name.to_owned(), source };
+        let policy = policy.map_err(refused)?.filter(|policy| !policy.accepts_all_of(reference));
+        policy.as_ref().map_or(Ok(()), |policy| policy.check_outright(reference)).map_err(refused)?;
+        Ok(Gate { policy, verifiers: self.config.verifiers.clone() })
     }
 
     /// Asks whether a tag is still what it was when it was pulled: `HEAD` costs nothing of a quota. The registry's word is taken only for a

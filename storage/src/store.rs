@@ -386,3 +386,6 @@ pub(crate) fn sweep_partial(root: &Path, age: Duration) -> Result<Usage, FileErr
     }
     Ok(gone)
 }
+
+#[cfg(test)]
+mod tests;

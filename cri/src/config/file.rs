@@ -177,6 +177,10 @@ section! {
         driver: Option<String>,
         /// Memory for all pulls.
         pull_memory: Option<String>,
+        /// Signature policy.
+        policy: Option<PathBuf>,
+        /// Directory of image verifiers.
+        verifiers: Option<PathBuf>,
         /// Keep the compressed layers too.
         keep_blobs: Option<bool>,
     }

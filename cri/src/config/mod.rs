@@ -146,6 +146,9 @@ fn endpoints(listen: &[String], state: &Path, mutual_tls: bool) -> Result<Vec<En
     listen.iter().map(endpoint).collect()
 }
 
+/// Where a signature policy is looked for: Berth's own, then what another runtime has left on the node.
+const POLICIES: [&str; 2] = ["/etc/berth/policy.json", "/etc/containers/policy.json"];
+
 /// Where registries' hosts and certificates are looked for: Berth's own, then what another runtime has left on the node.
 const REGISTRY_PLACES: [&str; 4] = [
     "/etc/berth/certs.d",
@@ -201,6 +204,10 @@ impl file::Image {
             pull_memory: pull_memory.unwrap_or(256 << 20),
             kernel: engine::image::kernel(),
             keep_blobs: self.keep_blobs.unwrap_or(false),
+            policy: self
+                .policy
+                .map_or_else(|| POLICIES.iter().map(PathBuf::from).collect(), |path| vec![path]),
+            verifiers: self.verifiers,
         })
     }
 }

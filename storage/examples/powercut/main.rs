@@ -60,7 +60,8 @@ fn open(root: &Path) -> Result<Arc<Store>, storage::OpenError> {
     let kernel = Kernel { seal: |_| Ok(()), ..Kernel::default() };
     let (driver, registry_config) = (Some("vfs".into()), Vec::new());
     let (root, pull_memory, keep_blobs) = (root.to_owned(), 64 << 20, false);
-    Store::open(Config { root, driver, registry_config, pull_memory, keep_blobs, kernel })
+    let (policy, verifiers) = (Vec::new(), None);
+    Store::open(Config { root, driver, registry_config, policy, verifiers, pull_memory, keep_blobs, kernel })
 }
 
 /// Contents of one file of an image: any other byte in its place shows.

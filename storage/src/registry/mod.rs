@@ -114,6 +114,11 @@ impl Repository {
         self.manifest_at(needs, reference, image.digest.as_ref()).await
     }
 
+    /// What lies under another tag of the repository.
+    pub(crate) async fn tagged(&self, tag: &str) -> Result<Fetched, RegistryError> {
+        self.manifest_at(Capability::Pull, tag, None).await
+    }
+
     /// The manifest an index names.
     pub(crate) async fn manifest_by(&self, digest: &Digest) -> Result<Fetched, RegistryError> {
         self.manifest_at(Capability::Pull, digest.as_str(), Some(digest)).await

@@ -27,6 +27,8 @@ impl Bench {
             registry_config: Vec::new(),
             pull_memory: 64 << 20,
             keep_blobs: false,
+            policy: Vec::new(),
+            verifiers: None,
             kernel,
         };
         let driver = Arc::new(Failing::new(snapshot::overlay_for_tests()));

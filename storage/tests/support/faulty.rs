@@ -109,6 +109,16 @@ impl Faulty {
         self.state.lock().unwrap().content.insert(path.into(), (kind.into(), Arc::new(bytes.to_vec())));
     }
 
+    /// What is served under a path.
+    pub fn requests_content(&self, path: &str) -> Vec<u8> {
+        self.state.lock().unwrap().content.get(path).map(|(_, bytes)| bytes.to_vec()).unwrap()
+    }
+
+    /// All paths that begin so.
+    pub fn paths_of(&self, prefix: &str) -> Vec<String> {
+        self.state.lock().unwrap().content.keys().filter(|path| path.starts_with(prefix)).cloned().collect()
+    }
+
     pub fn script(&self, path: &str, faults: &[Fault]) {
         self.state.lock().unwrap().scripts.insert(path.into(), faults.iter().cloned().collect());
     }

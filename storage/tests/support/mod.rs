@@ -206,6 +206,8 @@ pub fn config(root: &Path, driver: Option<&str>) -> Config {
         pull_memory: 256 << 20,
         kernel: kernel::KERNEL,
         keep_blobs: false,
+        policy: Vec::new(),
+        verifiers: None,
     }
 }
 

@@ -388,3 +388,50 @@ async fn a_container_outlives_its_killed_supervisor() {
     assert_eq!(pod.log(&id), "stdout F up\nstdout F bye\n");
     pod.end().await;
 }
+
+/// Kills the supervisor and lets another one take over.
+async fn replace_supervisor(pod: &mut Pod) {
+    let pid = rustix::process::Pid::from_raw(pod.connection.supervisor.pid()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    let state = pod.dir.join("state");
+    while !matches!(pod.connection.events.recv().await, Some(engine::exec::Event::Gone) | None) {}
+    pod.connection = pod.driver.connect(&pod.id, &state).await.unwrap().expect("nothing was adopted");
+}
+
+/// The numbers that a stream of the log holds, in order; every record must be a whole line.
+fn numbers(log: &str, stream: &str) -> Vec<u32> {
+    let prefix = format!("{stream} F ");
+    log.lines().filter_map(|l| l.strip_prefix(&*prefix)).map(|n| n.parse().unwrap()).collect()
+}
+
+#[tokio::test]
+async fn no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load() {
+    const LINES: u32 = 600_000;
+    let mut pod = Pod::new().await;
+    let script = format!("seq 1 {LINES} >&2 & seq 1 {LINES}; wait; exit 7");
+    let container = pod.container(&script);
+    let id = container.id.clone();
+    pod.start(container).await;
+    // Each time after some more of the log, at no particular point of a line, a batch or a system call.
+    for kills in 0..12 {
+        let until = (kills + 1) * 2_345_678;
+        while fs::metadata(pod.log_path(&id)).unwrap().len() < until {
+            tokio::task::yield_now().await;
+        }
+        replace_supervisor(&mut pod).await;
+        assert_eq!(pod.connection.survivors.len(), 1);
+    }
+    let ended = pod.connection.survivors[0].exit.clone();
+    let exit = match ended {
+        Some(exit) => exit,
+        None => pod.exit(&id).await,
+    };
+    assert_eq!(exit.code, 7);
+    let log = pod.log(&id);
+    let expected: Vec<u32> = (1..=LINES).collect();
+    for stream in ["stdout", "stderr"] {
+        assert!(numbers(&log, stream) == expected, "{stream} is not what was written");
+    }
+    assert_eq!(log.lines().count(), 2 * LINES as usize, "there is nothing else");
+    pod.end().await;
+}

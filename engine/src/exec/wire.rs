@@ -47,8 +47,8 @@ pub(crate) enum Kind {
     Failed = 34,
     /// Something else failed.
     Error = 35,
-    /// A container, in answer to `Hello`. Descriptors: its pidfd, then as far as `Has` says log, counter of OOM kills, terminal, and our
-    /// ends of stdin, stdout, stderr.
+    /// A container, in answer to `Hello`. Descriptors: its pidfd, then as far as `Has` says log, counter of OOM kills, terminal, our
+    /// ends of stdin, stdout, stderr, the log's ledger, and the stages of stdout and stderr.
     Container = 36,
     /// Event: a container has ended.
     Exited = 64,
@@ -135,6 +135,12 @@ pub(crate) const STDIN_ONCE: u64 = 1 << 8;
 pub(crate) const JOIN_PID: u64 = 1 << 9;
 /// The pod has a PID namespace of its own.
 pub(crate) const POD_PID: u64 = 1 << 10;
+/// The ledger of a container's log is attached.
+pub(crate) const LEDGER: u64 = 1 << 12;
+/// The stage of stdout is attached.
+pub(crate) const STAGE_OUT: u64 = 1 << 13;
+/// The stage of stderr is attached.
+pub(crate) const STAGE_ERR: u64 = 1 << 14;
 /// All processes of the exec's descent are killed.
 pub(crate) const TREE: u64 = 1 << 11;
 

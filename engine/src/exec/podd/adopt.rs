@@ -1,8 +1,8 @@
 //! Life after `kill -9`: what a supervisor hands to the daemon to keep, and how a new one takes it over.
 //!
 //! Everything that keeps a pod going is a descriptor: namespaces, the pods's /dev/shm, pidfds, pipes, logs. The daemon holds a copy of
-//! each, so that the death of a supervisor closes no pipe and loses no exit; it starts another one and gives it the copies. What the
-//! dead one had read and not yet written to a log is lost: at most one read per stream.
+//! each, so that the death of a supervisor closes no pipe and loses no exit; it starts another one and gives it the copies. No line is
+//! lost or doubled ([`super::ledger`]), except that what had been read from a terminal and not written yet is gone: at most one read.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -11,13 +11,15 @@ use rustix::event::epoll;
 use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 
+use super::ledger::{self, Ledger};
 use super::log::Log;
 use super::setup::enter_template;
 use super::streams::nonblocking;
 use super::{Podd, Process, Source, launch, requests};
 use crate::exec::Exit;
 use crate::exec::wire::{
-    self, HAS_LOG, HAS_OOM, Kind, Message, POD_PID, STDERR, STDIN, STDIN_ONCE, STDOUT, TTY, Tag,
+    self, HAS_LOG, HAS_OOM, Kind, LEDGER, Message, POD_PID, STAGE_ERR, STAGE_OUT, STDERR, STDIN, STDIN_ONCE,
+    STDOUT, TTY, Tag,
 };
 use crate::native::child::template;
 use crate::sys::{process, thread};
@@ -37,6 +39,9 @@ impl Process {
             (STDIN, self.stdin.as_ref().filter(|_| !self.stdin_once)),
             (STDOUT, stdout.as_ref().map(|o| &o.fd)),
             (STDERR, stderr.as_ref().map(|o| &o.fd)),
+            (LEDGER, self.log.ledger().map(Ledger::file)),
+            (STAGE_OUT, stdout.as_ref().and_then(|o| o.stage.as_ref())),
+            (STAGE_ERR, stderr.as_ref().and_then(|o| o.stage.as_ref())),
         ];
         let (mut has, mut fds) = (if self.stdin_once { STDIN_ONCE } else { 0 }, Vec::new());
         fds.extend(self.pidfd.try_clone());
@@ -57,6 +62,31 @@ impl Process {
         }
         message.fds = fds;
         message
+    }
+}
+
+impl Process {
+    /// Begins a ledger, and a stage for each pipe; without memory for them it goes without.
+    pub(super) fn keep_ledger(&mut self) {
+        if self.log.file().is_none() || self.outputs.iter().all(Option::is_none) {
+            return;
+        }
+        let Ok(ledger) = ledger::file("berth-ledger") else { return };
+        self.log.keep_ledger(ledger);
+        for output in self.outputs.iter_mut().flatten() {
+            output.stage = ledger::file("berth-stage").ok();
+        }
+    }
+
+    /// Logs what a dead supervisor had taken from the pipes and not logged.
+    fn resume(&mut self, stages: [Option<OwnedFd>; 2]) {
+        for (which, (output, stage)) in self.outputs.iter_mut().zip(stages).enumerate() {
+            if let (Some(output), Some(stage), Some(ledger)) = (output, stage, self.log.ledger()) {
+                let rest = ledger::rest(&stage, ledger.done(which));
+                self.log.write(&mut output.stream, &rest, Some((which, &stage)));
+                output.stage = Some(stage);
+            }
+        }
     }
 }
 
@@ -102,6 +132,7 @@ impl Podd {
         let mut next = |bit: u64| if has & bit != 0 { fds.next() } else { None };
         let (log, oom, terminal, stdin) = (next(HAS_LOG), next(HAS_OOM), next(TTY), next(STDIN));
         let outputs = [next(STDOUT), next(STDERR)];
+        let (ledger, stages) = (next(LEDGER), [next(STAGE_OUT), next(STAGE_ERR)]);
         let key = self.last_token + 1;
         let ended = message.all(Tag::Ended).next().is_some();
         if !ended {
@@ -129,6 +160,10 @@ impl Podd {
                 nonblocking(&fd);
                 self.output_of(fd, key, which, name)
             });
+        }
+        if let Some(ledger) = ledger {
+            process.log.recover(ledger);
+            process.resume(stages);
         }
         self.processes.push(process);
         Ok(())

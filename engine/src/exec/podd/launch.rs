@@ -96,6 +96,7 @@ impl Podd {
         for (which, (fd, name)) in ends.outputs.into_iter().zip(["stdout", "stderr"]).enumerate() {
             process.outputs[which] = fd.and_then(|fd| self.output_of(fd, key, which, name));
         }
+        process.keep_ledger();
         self.processes.push(process);
         Ok(())
     }
@@ -109,7 +110,7 @@ impl Podd {
         name: &'static str,
     ) -> Option<Output> {
         let token = self.watch(&fd, Source::Output(key, which)).ok()?;
-        Some(Output { fd, token, stream: Stream::new(name), clients: Vec::new() })
+        Some(Output { fd, token, stream: Stream::new(name), stage: None, clients: Vec::new() })
     }
 
     /// The pidfd of a running container.

@@ -2,6 +2,7 @@
 
 use std::os::fd::OwnedFd;
 
+use super::ledger::Ledger;
 use crate::exec::nanos;
 
 /// Longest text of one record; a longer line becomes several, all but the last marked P.
@@ -14,7 +15,11 @@ pub(crate) struct Log {
     /// Bytes that could not be written (no space, I/O error): the container must never wait for its log.
     pub(crate) dropped: u64,
     batch: Vec<u8>,
+    ledger: Option<Ledger>,
 }
+
+/// The stage of the stream that is being logged, and the stream's number.
+pub(super) type Staged<'a> = Option<(usize, &'a OwnedFd)>;
 
 /// One stream of a container: what has been read of a line that has not ended yet.
 #[derive(Debug)]
@@ -69,7 +74,28 @@ impl Stream {
 impl Log {
     /// A log that goes to a file opened for appending, or nowhere.
     pub(crate) fn new(file: Option<OwnedFd>) -> Self {
-        Self { file, dropped: 0, batch: Vec::new() }
+        Self { file, ..Self::default() }
+    }
+
+    /// Keeps a ledger from now on.
+    pub(super) fn keep_ledger(&mut self, ledger: OwnedFd) {
+        self.ledger = Some(Ledger::new(ledger));
+    }
+
+    /// The ledger.
+    pub(super) fn ledger(&self) -> Option<&Ledger> {
+        self.ledger.as_ref()
+    }
+
+    /// Goes on with the ledger of a dead supervisor, after finishing what it was writing.
+    pub(super) fn recover(&mut self, ledger: OwnedFd) {
+        let Some(log) = &self.file else { return };
+        let (ledger, missing) = Ledger::recover(ledger, log);
+        self.batch = missing;
+        self.append();
+        self.batch.clear();
+        ledger.clear();
+        self.ledger = Some(ledger);
     }
 
     /// The file.
@@ -79,30 +105,49 @@ impl Log {
 
     /// Goes on in another file. Records are written whole, so this is between two of them.
     pub(crate) fn switch(&mut self, file: OwnedFd) {
+        if let Some(ledger) = &self.ledger {
+            ledger.clear();
+        }
         self.file = Some(file);
     }
 
     /// Logs what was read from a stream.
-    pub(crate) fn write(&mut self, stream: &mut Stream, data: &[u8]) {
+    pub(super) fn write(&mut self, stream: &mut Stream, data: &[u8], staged: Staged<'_>) {
         if self.file.is_none() {
             return;
         }
         let stamp = rfc3339(nanos(std::time::SystemTime::now()));
         stream.feed(data, &stamp, &mut self.batch);
-        self.flush();
+        self.flush(stream.partial.len(), staged);
     }
 
     /// The stream has ended: what is left is a line without an end.
-    pub(crate) fn end(&mut self, stream: &mut Stream) {
+    pub(super) fn end(&mut self, stream: &mut Stream, staged: Staged<'_>) {
         if self.file.is_some() && !stream.partial.is_empty() {
             let stamp = rfc3339(nanos(std::time::SystemTime::now()));
             stream.record(&[], b'P', &stamp, &mut self.batch);
-            self.flush();
+            self.flush(0, staged);
         }
     }
 
-    /// Appends the batch. A file system that is full or broken costs the batch, never the container's progress.
-    fn flush(&mut self) {
+    /// Appends the batch, with a note in the ledger before and after; `held` bytes of the stage belong to a later one.
+    fn flush(&mut self, held: usize, staged: Staged<'_>) {
+        let Some(file) = self.file.as_ref().filter(|_| !self.batch.is_empty()) else { return };
+        let noted = self.ledger.as_mut().zip(staged).map(|(ledger, (which, stage))| {
+            (which, stage, ledger.intend(which, stage, held, file, &self.batch))
+        });
+        let before = self.dropped;
+        self.append();
+        if let (Some(ledger), Some((which, stage, after))) = (&mut self.ledger, noted) {
+            ledger.settle(which, after, stage, self.batch.len(), self.dropped != before);
+        }
+        self.batch.clear();
+        // One large batch must not stay in memory for the life of the pod.
+        self.batch.shrink_to(4096);
+    }
+
+    /// A file system that is full or broken costs the batch, never the container's progress.
+    fn append(&mut self) {
         let mut rest = &self.batch[..];
         while let (Some(file), false) = (&self.file, rest.is_empty()) {
             match rustix::io::write(file, rest) {
@@ -114,9 +159,6 @@ impl Log {
                 }
             }
         }
-        self.batch.clear();
-        // One large batch must not stay in memory for the life of the pod.
-        self.batch.shrink_to(4096);
     }
 }
 
@@ -205,7 +247,7 @@ mod tests {
     fn a_full_disk_costs_the_log_and_not_the_container() {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
         let (mut log, mut stream) = (Log::new(Some(full.into())), Stream::new("stderr"));
-        log.write(&mut stream, b"lost\n");
+        log.write(&mut stream, b"lost\n", None);
         assert_eq!(log.dropped, 30 + " stderr F lost\n".len() as u64);
     }
 }

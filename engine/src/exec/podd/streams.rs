@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use super::log::Stream;
-use super::{Podd, Process};
+use super::{Podd, Process, ledger};
 use crate::exec::wire::{STDERR, STDIN, STDOUT};
 
 /// Most bytes read from one stream before others get their turn.
@@ -23,8 +23,27 @@ pub(super) struct Output {
     pub(super) fd: OwnedFd,
     pub(super) token: u64,
     pub(super) stream: Stream,
+    /// Where what is taken from the pipe lies until it is in the log; none for a terminal, and without a log.
+    pub(super) stage: Option<OwnedFd>,
     /// Pipes of attached clients.
     pub(super) clients: Vec<OwnedFd>,
+}
+
+impl Output {
+    /// What there is to read, up to the buffer's length. A stage that has no memory left costs the promise, not the output.
+    fn take(&mut self, buffer: &mut [u8]) -> Result<usize, Errno> {
+        loop {
+            let taken = match &self.stage {
+                Some(stage) => ledger::take(&self.fd, stage, buffer),
+                None => rustix::io::read(&self.fd, &mut *buffer),
+            };
+            match taken {
+                Err(Errno::INTR) => {}
+                Err(e) if e != Errno::AGAIN && self.stage.take().is_some() => {}
+                other => return other,
+            }
+        }
+    }
 }
 
 /// Makes reads and writes return instead of waiting. Concerns our end alone.
@@ -58,15 +77,11 @@ impl Podd {
         let process = self.processes.iter_mut().find(|p| p.key == key)?;
         let Process { outputs, log, .. } = process;
         let output = outputs[which].as_mut()?;
-        let read = loop {
-            match rustix::io::read(&output.fd, &mut buffer[..]) {
-                Err(Errno::INTR) => {}
-                other => break other,
-            }
-        };
+        let read = output.take(&mut buffer);
+        let staged = output.stage.as_ref().map(|stage| (which, stage));
         let result = match read {
             Ok(length @ 1..) => {
-                log.write(&mut output.stream, &buffer[..length]);
+                log.write(&mut output.stream, &buffer[..length], staged);
                 // A client that is full or has gone is let go of: the container never waits for it.
                 output.clients.retain(|client| rustix::io::write(client, &buffer[..length]) == Ok(length));
                 Some(length)
@@ -74,7 +89,7 @@ impl Podd {
             Err(Errno::AGAIN) => None,
             // End of file, or (EIO) a terminal that nobody has open any more.
             Ok(_) | Err(_) => {
-                log.end(&mut output.stream);
+                log.end(&mut output.stream, staged);
                 if let Some(output) = outputs[which].take() {
                     self.unwatch(&output.fd, output.token);
                 }

@@ -1,4 +1,5 @@
 //! The native driver against the kernel: real supervisors, real containers, real cgroups. Needs root and busybox-static.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod support;
 

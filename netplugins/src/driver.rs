@@ -155,6 +155,9 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<(), Error>;
     /// A fresh namespace bind-mounted as `<netns_dir>/<id>`, with `lo` up.
     fn create_namespace(&self, id: &str) -> Result<NetNs, Error>;
+    /// As [`create_namespace`](Self::create_namespace), of a fresh namespace somebody else has made: one that must belong to a pod's user
+    /// namespace.
+    fn adopt_namespace(&self, id: &str, made: OwnedFd) -> Result<NetNs, Error>;
     /// Opens a namespace made earlier.
     fn open_namespace(&self, id: &str) -> Result<Option<NetNs>, Error>;
     /// Unmounts and unlinks it; absent is fine.

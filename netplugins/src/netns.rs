@@ -51,9 +51,18 @@ impl Namespaces {
 
     /// A fresh namespace with `lo` up, mounted under its id, and a netlink socket inside it.
     pub(crate) fn create(&self, id: &str) -> Result<(NetNs, Socket), Error> {
+        self.pin(id, unshare)
+    }
+
+    /// As [`create`](Self::create), of a fresh namespace that somebody else has made.
+    pub(crate) fn adopt(&self, id: &str, fd: OwnedFd) -> Result<(NetNs, Socket), Error> {
+        self.pin(id, || Ok(Fresh { socket: socket_in(fd.as_fd())?, fd }))
+    }
+
+    fn pin(&self, id: &str, fresh: impl FnOnce() -> Result<Fresh, Error>) -> Result<(NetNs, Socket), Error> {
         name::check_id(id, "a network namespace")?;
         self.mark(id)?;
-        let made = self.make(id);
+        let made = fresh().and_then(|fresh| self.make(id, fresh));
         if made.is_err() {
             // What is left is still marked: if this fails as well, the next start removes it.
             let _ = self.remove(id);
@@ -61,8 +70,8 @@ impl Namespaces {
         made
     }
 
-    fn make(&self, id: &str) -> Result<(NetNs, Socket), Error> {
-        let Fresh { fd, mut socket } = unshare()?;
+    fn make(&self, id: &str, fresh: Fresh) -> Result<(NetNs, Socket), Error> {
+        let Fresh { fd, mut socket } = fresh;
         route::run(&mut socket, &[route::Op::Up("lo".into())], None)?;
         let path = self.mount(fd.as_fd(), id)?;
         Ok((NetNs { fd, path }, socket))

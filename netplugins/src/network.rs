@@ -4,6 +4,7 @@
 //! the directory says by then. Namespaces are the same for both.
 
 use std::collections::HashSet;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -59,6 +60,10 @@ impl Driver for Network {
 
     fn create_namespace(&self, id: &str) -> Result<NetNs, Error> {
         self.routed.create_namespace(id)
+    }
+
+    fn adopt_namespace(&self, id: &str, made: OwnedFd) -> Result<NetNs, Error> {
+        self.routed.adopt_namespace(id, made)
     }
 
     fn open_namespace(&self, id: &str) -> Result<Option<NetNs>, Error> {

@@ -37,10 +37,6 @@ pub fn options(at: &str, options: Option<proto::NamespaceOption>, owner: Owner) 
         _ => {}
     }
     let user = user(&format!("{at}.userns_options"), o.userns_options)?;
-    if user.as_ref().is_some_and(|u| u.mode == NamespaceMode::Pod) && network == NamespaceMode::Node {
-        let why = "a user namespace does not go with the node's network";
-        return Err(Error::invalid(&format!("{at}.userns_options"), why));
-    }
     Ok(Namespaces { network, pid, ipc, target_id: o.target_id, user })
 }
 

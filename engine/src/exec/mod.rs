@@ -34,6 +34,21 @@ pub struct PodLaunch<'a> {
     pub spec: &'a PodSpec,
     /// The pod's network namespace; `None`: the node's.
     pub netns: Option<BorrowedFd<'a>>,
+    /// What [`Driver::namespaces`] made.
+    pub owned: Option<PodNamespaces>,
+}
+
+/// A user namespace, and the namespaces it owns.
+#[derive(Debug)]
+pub struct PodNamespaces {
+    /// The user namespace.
+    pub user: OwnedFd,
+    /// Host name; the node's for a pod with the node's network.
+    pub uts: OwnedFd,
+    /// IPC.
+    pub ipc: OwnedFd,
+    /// Network, without any link up; `None`: the node's.
+    pub net: Option<OwnedFd>,
 }
 
 /// A process to be started, with image defaults already merged in.
@@ -90,7 +105,7 @@ pub struct ContainerLaunch<'a> {
     pub spec: &'a ContainerSpec,
     /// The first process.
     pub process: &'a Process,
-    /// Detached mount of the root file system.
+    /// Detached mount of the root file system, with the ids of the pod's user namespace.
     pub rootfs: OwnedFd,
     /// Volumes, image volumes, then /etc/hosts, /etc/hostname, /etc/resolv.conf, in mount order.
     pub mounts: Vec<PreparedMount>,
@@ -214,6 +229,10 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn check(&self, _pod: &PodSpec, _container: &ContainerSpec) -> Result<(), Error> {
         Ok(())
     }
+    /// The namespaces of a pod that has a user namespace of its own, for which they have to be made first; else `None`. Blocking.
+    fn namespaces(&self, _pod: &PodSpec) -> Result<Option<PodNamespaces>, Error> {
+        Ok(None)
+    }
     /// Starts the supervisor of a pod, with its namespaces made and sysctls applied.
     fn launch<'a>(&'a self, launch: PodLaunch<'a>) -> Call<'a, Connection>;
     /// Connects to the supervisor of a pod started earlier; `None`: it is dead. Its recorded exits are then in `dir`.
@@ -244,6 +263,10 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 pub trait Supervisor: Send + Sync + std::fmt::Debug {
     /// Pid of the supervisor.
     fn pid(&self) -> i32;
+    /// The pod's user namespace; `None`: the node's.
+    fn user_namespace(&self) -> Option<OwnedFd> {
+        None
+    }
     /// Makes the cgroup with its limits if it is not prepared, then clones, sets up and executes. Returns once execve has succeeded; a failure in the child
     /// names the step and the object and leaves nothing.
     fn start<'a>(&'a self, launch: ContainerLaunch<'a>) -> Call<'a, Started>;

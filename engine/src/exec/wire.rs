@@ -18,7 +18,8 @@ pub(crate) const MAX: usize = 32 << 10;
 pub(crate) enum Kind {
     /// Who are you and what runs? Answered by one `Container` per container, then `Ok`.
     Hello = 1,
-    /// Make the pod's namespaces. Descriptors: network namespace if `HAS_NETNS`, then `tasks` files.
+    /// Make the pod's namespaces. Descriptors: network namespace if `HAS_NETNS`; user, UTS and IPC namespace if `HAS_USER`; `tasks`
+    /// files.
     Setup = 2,
     /// Start a container. Descriptors: plan, then those of `Has`, then those the plan refers to.
     Start = 3,
@@ -38,8 +39,8 @@ pub(crate) enum Kind {
     Adopt = 10,
     /// Take over a container. Fields and descriptors: those of a `Container`.
     Keep = 11,
-    /// Done. In answer to `Hello`, `Setup` and `Adopt` with the namespaces net, UTS, IPC, a detached copy of the pod's /dev/shm and, if
-    /// `POD_PID`, the pidfd of its first process.
+    /// Done. In answer to `Hello`, `Setup` and `Adopt` with the namespaces net, UTS, IPC, a detached copy of the pod's /dev/shm, if
+    /// `HAS_USER` the user namespace and, if `POD_PID`, the pidfd of its first process.
     Ok = 32,
     /// A process runs. Descriptors: for an exec its terminal's master, if it has one; for a container as for `Container`.
     Started = 33,
@@ -113,6 +114,8 @@ pub(crate) enum Tag {
     Cgroup = 20,
 }
 
+/// Descriptors of a pod that are always there: namespaces net, UTS, IPC, and /dev/shm.
+pub(crate) const POD_NAMESPACES: usize = 4;
 /// A network namespace is attached.
 pub(crate) const HAS_NETNS: u64 = 1;
 /// A log file is attached.
@@ -141,6 +144,8 @@ pub(crate) const LEDGER: u64 = 1 << 12;
 pub(crate) const STAGE_OUT: u64 = 1 << 13;
 /// The stage of stderr is attached.
 pub(crate) const STAGE_ERR: u64 = 1 << 14;
+/// The pod has a user namespace of its own: it, and the UTS and IPC namespaces it owns, are attached.
+pub(crate) const HAS_USER: u64 = 1 << 15;
 /// All processes of the exec's descent are killed.
 pub(crate) const TREE: u64 = 1 << 11;
 

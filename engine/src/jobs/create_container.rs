@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use storage::{Image, RootfsOptions};
+use storage::{IdMap, Image, RootfsOptions};
 
 use crate::cdi::Edits;
 use crate::container::{Container, ContainerPhase, ContainerRecord, ContainerStatus, policy, process};
@@ -12,6 +12,7 @@ use crate::engine::{blocking, new_id};
 use crate::exec::{ResolvedUser, nanos, user};
 use crate::job::{Cx, Job};
 use crate::jobs::teardown;
+use crate::native::userns;
 use crate::pod::{Pod, Snapshot};
 use crate::spec::{ContainerSpec, NamespaceMode};
 use crate::{Engine, Error, Kind, cdi};
@@ -59,7 +60,7 @@ impl Job for CreateContainer {
 
         // The user is looked up in the root the container will have; the mount and the cgroup wait for the start.
         let (rootfs, cgroup) = tokio::join!(
-            cx.step("mount root", mount_root(&engine, &id, image.id.clone(), spec.clone())),
+            cx.step("mount root", mount_root(&engine, &pod, &id, image.id.clone())),
             cx.step("make cgroup", make_cgroup(&engine, &pod, &id)),
         );
         let (rootfs, ()) = (rootfs?, cgroup?);
@@ -175,14 +176,16 @@ async fn intend(engine: &Arc<Engine>, pod: &Arc<Pod>, container: Container) -> R
 
 async fn mount_root(
     engine: &Arc<Engine>,
+    pod: &Arc<Pod>,
     id: &Arc<str>,
     image: String,
-    spec: Arc<ContainerSpec>,
 ) -> Result<OwnedFd, Error> {
     let (images, id) = (engine.images.clone(), id.clone());
+    let user = pod.supervisor()?.user_namespace();
+    let container = pod.container(&id).ok_or_else(|| Error::not_found("container", &id))?;
     blocking(move || {
         images.prepare(&image, &id)?;
-        images.mount(&id, &rootfs_options(&spec))
+        images.mount(&id, &rootfs_options(&container.record.spec, user.as_ref()))
     })
     .await
 }
@@ -198,9 +201,10 @@ async fn make_cgroup(engine: &Arc<Engine>, pod: &Arc<Pod>, id: &Arc<str>) -> Res
     Ok(())
 }
 
-/// How the root of a container is mounted.
-pub(crate) fn rootfs_options(spec: &ContainerSpec) -> RootfsOptions<'static> {
-    RootfsOptions { readonly: spec.security.readonly_rootfs, ..RootfsOptions::default() }
+/// How the root of a container is mounted; `user`: its pod's user namespace.
+pub(crate) fn rootfs_options<'a>(spec: &ContainerSpec, user: Option<&'a OwnedFd>) -> RootfsOptions<'a> {
+    let idmap = user.map(|user| IdMap { userns: user.as_fd(), apply: userns::map });
+    RootfsOptions { readonly: spec.security.readonly_rootfs, idmap, ..RootfsOptions::default() }
 }
 
 async fn look_up(

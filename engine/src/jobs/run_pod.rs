@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use netplugins::{Attachment, NetNs};
 
 use crate::engine::{blocking, network_error, new_id};
-use crate::exec::{PodLaunch, nanos};
+use crate::exec::{PodLaunch, PodNamespaces, nanos};
 use crate::job::{Cx, Job};
 use crate::jobs::teardown;
 use crate::journal::file;
@@ -52,14 +52,14 @@ impl Job for RunPod {
         cx.undo().push("release the network", teardown::network(engine.clone(), pod.clone()));
         cx.undo().push("end the supervisor", teardown::supervisor(engine.clone(), pod.clone()));
 
-        let netns = cx.step("make namespace", make_namespace(&engine, &pod)).await?;
+        let (netns, owned) = cx.step("make namespace", make_namespace(&engine, &pod)).await?;
 
         // The supervisor needs the namespace, but not yet the network in it. Where two steps run side by side both are waited
         // for, even if one fails: undo must not overtake the other.
         let spec = Arc::new(effective_spec(&engine, &pod));
         let (attached, launched) = tokio::join!(
             cx.step("attach network", attach(&engine, &pod, netns.clone(), spec.clone())),
-            cx.step("start supervisor", launch(&engine, &pod, &spec, netns.as_deref())),
+            cx.step("start supervisor", launch(&engine, &pod, &spec, netns.as_deref(), owned)),
         );
         let (network, ()) = (attached?, launched?);
 
@@ -137,14 +137,27 @@ fn effective_spec(engine: &Engine, pod: &Pod) -> PodSpec {
     policy::effective(requested, &engine.node_name, engine.config().unprivileged_ports)
 }
 
-/// The pod's directory, and its namespace: `None` with the node's network.
-async fn make_namespace(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<Option<Arc<NetNs>>, Error> {
-    let wanted = pod.snapshot().state.status.holds.namespace;
+/// The pod's directory, and its network namespace, `None` with the node's; before that the user namespace that must own it, if the
+/// pod has one.
+async fn make_namespace(
+    engine: &Arc<Engine>,
+    pod: &Arc<Pod>,
+) -> Result<(Option<Arc<NetNs>>, Option<PodNamespaces>), Error> {
+    let state = pod.snapshot().state.clone();
+    let (wanted, driver) = (state.status.holds.namespace, engine.driver(&state.record.handler)?);
     let (network, id, dir) = (engine.network.clone(), pod.id().clone(), engine.state_dir(pod.id()));
     blocking(move || {
         file::make_dir(&dir)?;
-        let made = wanted.then(|| network.create_namespace(&id).map_err(network_error)).transpose()?;
-        Ok(made.map(Arc::new))
+        let mut owned = match &state.record.spec.security.namespaces.user {
+            Some(user) if user.mode == NamespaceMode::Pod => driver.namespaces(&state.record.spec)?,
+            _ => None,
+        };
+        let made = match owned.as_mut().and_then(|owned| owned.net.take()) {
+            _ if !wanted => return Ok((None, owned)),
+            Some(made) => network.adopt_namespace(&id, made),
+            None => network.create_namespace(&id),
+        };
+        Ok((Some(Arc::new(made.map_err(network_error)?)), owned))
     })
     .await
 }
@@ -183,10 +196,11 @@ async fn launch(
     pod: &Arc<Pod>,
     spec: &PodSpec,
     netns: Option<&NetNs>,
+    owned: Option<PodNamespaces>,
 ) -> Result<(), Error> {
     let driver = engine.driver(&pod.snapshot().state.record.handler)?;
     let dir = engine.state_dir(pod.id());
-    let launch = PodLaunch { pod: pod.id(), dir: &dir, spec, netns: netns.map(AsFd::as_fd) };
+    let launch = PodLaunch { pod: pod.id(), dir: &dir, spec, netns: netns.map(AsFd::as_fd), owned };
     pod.supervise(driver.launch(launch).await?);
     Ok(())
 }

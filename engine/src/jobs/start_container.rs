@@ -79,7 +79,7 @@ async fn launch(
 ) -> Result<Started, Error> {
     let supervisor = pod.supervisor()?;
     let (rootfs, mounts, log) = tokio::join!(
-        cx.step("mount root", rootfs(engine, container)),
+        cx.step("mount root", rootfs(engine, pod, container)),
         cx.step("prepare volumes", mounts(engine, pod, container)),
         cx.step("open log", open_log(pod, container)),
     );
@@ -99,12 +99,13 @@ async fn launch(
 }
 
 /// The mount left by CreateContainer, or a new one after a restart.
-async fn rootfs(engine: &Arc<Engine>, container: &Container) -> Result<OwnedFd, Error> {
+async fn rootfs(engine: &Arc<Engine>, pod: &Arc<Pod>, container: &Container) -> Result<OwnedFd, Error> {
     if let Some(rootfs) = container.live.take_rootfs() {
         return Ok(rootfs);
     }
     let (images, record) = (engine.images.clone(), container.record.clone());
-    blocking(move || images.mount(&record.id, &rootfs_options(&record.spec))).await
+    let user = pod.supervisor()?.user_namespace();
+    blocking(move || images.mount(&record.id, &rootfs_options(&record.spec, user.as_ref()))).await
 }
 
 async fn mounts(
@@ -116,6 +117,8 @@ async fn mounts(
     let (record, spec) = (container.record.clone(), container.current_spec());
     let own = engine.journal.container_dir(pod.id(), &record.id);
     let files = engine.state_dir(pod.id());
+    let user = pod.supervisor()?.user_namespace();
+    let pod_spec = pod.snapshot().state.record.spec.clone();
     blocking(move || {
         let image = images.find(&record.image_id);
         let request = Request {
@@ -124,6 +127,7 @@ async fn mounts(
             image_volumes: &record.volumes,
             directory: &own,
             pod_files: &files,
+            user: user.as_ref().zip(pod_spec.security.namespaces.user.as_ref()),
         };
         volumes.prepare(&request)
     })

@@ -1,15 +1,18 @@
 //! The plan compiler: from what is asked for to the steps of a child. Pure: what it needs to know of the node is in [`Facts`].
 
 use std::ffi::CString;
+use std::path::PathBuf;
 
 use super::capabilities;
+use super::child::template;
 use super::lsm::Label;
 use super::plan::{Step, Writer};
 use super::seccomp::Filter;
+use super::userns;
 use crate::error::Error;
 use crate::exec::wire::int;
 use crate::exec::{PreparedMount, Process};
-use crate::spec::{ContainerSpec, NamespaceMode, Namespaces, Propagation};
+use crate::spec::{ContainerSpec, NamespaceMode, Namespaces, Propagation, UserNamespace};
 
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
@@ -41,6 +44,8 @@ pub(crate) struct Node {
     pub(crate) device: (u32, u32),
     /// Owner on the node.
     pub(crate) owner: (u32, u32),
+    /// Path on the node; `None`: there need not be one.
+    pub(crate) host: Option<PathBuf>,
 }
 
 /// Everything a container's plan depends on.
@@ -62,8 +67,36 @@ pub(crate) struct Container<'a> {
     pub(crate) labels: &'a [Label],
     /// Number of v1 `tasks` files.
     pub(crate) tasks: usize,
-    /// The node's /dev/shm is attached as the last descriptor.
+    /// The node's /dev/shm is attached behind the mounts.
     pub(crate) node_shm: bool,
+    /// The pod's user namespace, attached behind that; then, with the node's network, a copy of the node's /sys.
+    pub(crate) user: Option<User<'a>>,
+}
+
+/// A pod's user namespace, as plans depend on it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct User<'a> {
+    /// Its mapping.
+    pub(crate) map: &'a UserNamespace,
+    /// The pod has a network of its own, so that a sysfs can be mounted in it.
+    pub(crate) own_network: bool,
+}
+
+impl Container<'_> {
+    /// Index of the user namespace.
+    fn user_fd(&self) -> u64 {
+        (self.tasks + 1 + self.mounts.len() + usize::from(self.node_shm)) as u64
+    }
+
+    /// Index behind all descriptors of the daemon.
+    fn last_fd(&self) -> u64 {
+        self.user_fd() + self.user.map_or(0, |user| 1 + u64::from(!user.own_network))
+    }
+
+    /// Whether it sees cgroups of its own. In a user namespace it may mount no other.
+    fn private_cgroups(&self) -> bool {
+        self.user.is_some() || private_cgroups(self.spec)
+    }
 }
 
 /// Everything an exec's plan depends on.
@@ -81,6 +114,8 @@ pub(crate) struct Exec<'a> {
     pub(crate) tasks: usize,
     /// Which standard streams follow them, in the order stdin, stdout, stderr.
     pub(crate) streams: [bool; 3],
+    /// Mapping of the pod's user namespace.
+    pub(crate) user: Option<&'a UserNamespace>,
 }
 
 /// A C string out of the client's text.
@@ -112,15 +147,21 @@ pub(crate) fn container(facts: &Facts, c: &Container<'_>) -> Result<Vec<u8>, Err
     let security = &c.spec.security;
     let root = c.tasks as u64;
     plan.push(Step::JoinCgroups { first: 0, count: c.tasks as u64 });
-    if private_cgroups(c.spec) {
+    plan.push(Step::OomScore { value: oom_score(c.spec) });
+    labels(&mut plan, c.labels);
+    if c.user.is_some() {
+        // What only the node's root may do is done; the rest is done as the pod's.
+        container_streams(&mut plan, c)?;
+        let flags = pid_namespace(&security.namespaces).0 | int(libc::CLONE_NEWNS);
+        plan.push(Step::User { fd: c.user_fd(), flags });
+    }
+    if c.private_cgroups() {
         // After joining: the namespace's root is where we are.
         plan.push(Step::Unshare { flags: int(libc::CLONE_NEWCGROUP) });
     }
-    plan.push(Step::OomScore { value: oom_score(c.spec) });
-    labels(&mut plan, c.labels);
     plan.push(Step::Root { fd: root });
     kernel_mounts(&mut plan, facts, c);
-    usual_devices(&mut plan);
+    usual_devices(&mut plan, c.user.is_some());
     for node in c.devices {
         device(&mut plan, node)?;
     }
@@ -130,7 +171,11 @@ pub(crate) fn container(facts: &Facts, c: &Container<'_>) -> Result<Vec<u8>, Err
     let cwd = text("working_dir", &c.process.cwd)?;
     plan.push(Step::Directory { at: &cwd, mode: 0o755 });
     plan.push(Step::Session {});
-    container_streams(&mut plan, c);
+    if c.process.tty {
+        plan.push(Step::Terminal { uid: c.process.user.uid.into(), mount: 1 });
+    } else if c.user.is_none() {
+        container_streams(&mut plan, c)?;
+    }
     if !security.privileged {
         for path in &security.masked_paths {
             plan.push(Step::Mask { at: &text("masked_paths", path)? });
@@ -156,7 +201,7 @@ pub(crate) fn exec(facts: &Facts, e: &Exec<'_>) -> Result<Vec<u8>, Error> {
     plan.push(Step::OomScore { value: oom_score(e.spec) });
     labels(&mut plan, e.labels);
     plan.push(Step::Session {});
-    let uid = e.process.user.uid.into();
+    let uid = node_id(e.user, e.process.user.uid)?;
     let mut stream = |there: bool| {
         let fd = if there { next } else { u64::MAX };
         next += u64::from(there);
@@ -167,10 +212,12 @@ pub(crate) fn exec(facts: &Facts, e: &Exec<'_>) -> Result<Vec<u8>, Error> {
         // While the template's null device is in reach.
         plan.push(Step::Stdio { stdin, stdout, stderr, uid });
     }
-    let cgroup = if private_cgroups(e.spec) { libc::CLONE_NEWCGROUP } else { 0 };
-    plan.push(Step::JoinProcess { pidfd: next, flags: int(libc::CLONE_NEWNS | cgroup) });
+    let user = if e.user.is_some() { libc::CLONE_NEWUSER } else { 0 };
+    let private = e.user.is_some() || private_cgroups(e.spec);
+    let cgroup = if private { libc::CLONE_NEWCGROUP } else { 0 };
+    plan.push(Step::JoinProcess { pidfd: next, flags: int(libc::CLONE_NEWNS | cgroup | user) });
     if e.process.tty {
-        plan.push(Step::Terminal { uid, mount: 0 });
+        plan.push(Step::Terminal { uid: e.process.user.uid.into(), mount: 0 });
     }
     program(&mut plan, facts, e.spec, e.process, e.seccomp)?;
     Ok(plan.finish())
@@ -178,15 +225,23 @@ pub(crate) fn exec(facts: &Facts, e: &Exec<'_>) -> Result<Vec<u8>, Error> {
 
 /// Where the standard streams of a container come from: the descriptors behind those of the plan, which the supervisor adds in the
 /// order stdout, stderr, stdin.
-fn container_streams(plan: &mut Writer, c: &Container<'_>) {
-    let uid = c.process.user.uid.into();
+fn container_streams(plan: &mut Writer, c: &Container<'_>) -> Result<(), Error> {
     if c.process.tty {
-        plan.push(Step::Terminal { uid, mount: 1 });
-        return;
+        return Ok(());
     }
-    let first = (c.tasks + 1 + c.mounts.len() + usize::from(c.node_shm)) as u64;
+    let uid = node_id(c.user.map(|user| user.map), c.process.user.uid)?;
+    let first = c.last_fd();
     let stdin = if c.process.stdin { first + 2 } else { u64::MAX };
     plan.push(Step::Stdio { stdin, stdout: first, stderr: first + 1, uid });
+    Ok(())
+}
+
+/// The id on the node of a user in a pod.
+fn node_id(user: Option<&UserNamespace>, uid: u32) -> Result<u64, Error> {
+    let Some(user) = user else { return Ok(uid.into()) };
+    userns::on_node(&user.uids, uid)
+        .map(u64::from)
+        .ok_or_else(|| Error::invalid("run_as_user", format!("{uid} is not in the pod's user namespace")))
 }
 
 /// Labels for the program, asked for while the supervisor's own /proc is in reach.
@@ -222,10 +277,16 @@ fn kernel_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>) {
             recursive: 1,
         });
     } else {
-        plan.push(Step::Share { from: super::child::template::SHM, at: c"/dev/shm" });
+        plan.push(Step::Share { from: template::SHM, at: c"/dev/shm" });
     }
     let sys = if privileged { usual } else { usual | RDONLY };
-    plan.push(Step::Mount { kind: c"sysfs", options: b"", attributes: sys, at: c"/sys" });
+    if c.user.is_some_and(|user| !user.own_network) {
+        // A sysfs shows the network it is mounted in, which here is not the user namespace's to show anew.
+        let (fd, propagation) = (c.user_fd() + 1, libc::MS_PRIVATE);
+        plan.push(Step::Attach { fd, at: c"/sys", directory: 1, set: sys, propagation, recursive: 1 });
+    } else {
+        plan.push(Step::Mount { kind: c"sysfs", options: b"", attributes: sys, at: c"/sys" });
+    }
     cgroup_mounts(plan, facts, sys);
 }
 
@@ -254,15 +315,19 @@ fn cgroup_mounts(plan: &mut Writer, facts: &Facts, attributes: u64) {
 }
 
 /// What every program expects to find in /dev.
-fn usual_devices(plan: &mut Writer) {
-    for (at, major, minor) in [
-        (c"/dev/null", 1, 3),
-        (c"/dev/zero", 1, 5),
-        (c"/dev/full", 1, 7),
-        (c"/dev/random", 1, 8),
-        (c"/dev/urandom", 1, 9),
-        (c"/dev/tty", 5, 0),
+fn usual_devices(plan: &mut Writer, shared: bool) {
+    for (from, at, major, minor) in [
+        (template::NULL, c"/dev/null", 1, 3),
+        (c"/zero", c"/dev/zero", 1, 5),
+        (c"/full", c"/dev/full", 1, 7),
+        (c"/random", c"/dev/random", 1, 8),
+        (c"/urandom", c"/dev/urandom", 1, 9),
+        (c"/tty", c"/dev/tty", 5, 0),
     ] {
+        if shared {
+            plan.push(Step::ShareFile { from, at });
+            continue;
+        }
         plan.push(Step::Node {
             at,
             mode: (libc::S_IFCHR | 0o666).into(),

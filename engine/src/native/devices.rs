@@ -4,10 +4,13 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 
+use rustix::mount::{OpenTreeFlags, open_tree};
+
 use super::compile::Node;
 use crate::error::{Error, Kind};
+use crate::exec::PreparedMount;
 use crate::exec::cgroup::devices::{Access, Rule, Rules};
-use crate::spec::{ContainerSpec, DeviceSpec};
+use crate::spec::{ContainerSpec, DeviceSpec, MountSpec};
 
 /// Most nodes that one directory may stand for.
 const MAX: usize = 4096;
@@ -45,6 +48,7 @@ pub(crate) fn resolve(spec: &ContainerSpec) -> Result<(Vec<Node>, Rules), Error>
                 mode: 0o666,
                 device: number,
                 owner: (0, 0),
+                host: None,
             }),
             None => walk(&device.host_path, &device.container_path, &mut nodes)?,
         }
@@ -63,6 +67,28 @@ pub(crate) fn resolve(spec: &ContainerSpec) -> Result<(Vec<Node>, Rules), Error>
         }));
     }
     Ok((nodes, if spec.security.privileged { Rules::All } else { Rules::Only(rules) }))
+}
+
+/// The same devices as mounts of the node's files: who is root of a user namespace alone cannot make any.
+pub(crate) fn as_mounts(nodes: Vec<Node>) -> Result<Vec<PreparedMount>, Error> {
+    let one = |node: Node| {
+        let refuse = || {
+            let why =
+                format!("{}: a pod with a user namespace gets the node's own device files only", node.path);
+            Error::invalid("devices", why)
+        };
+        let host = node.host.as_ref().ok_or_else(refuse)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let fd = open_tree(rustix::fs::CWD, host, flags)
+            .map_err(|e| Error::with(Kind::Internal, format!("open device {}", host.display()), e))?;
+        let meta = fs::metadata(host)
+            .map_err(|e| Error::with(Kind::Internal, format!("look at device {}", host.display()), e))?;
+        if meta.mode() != node.mode || (meta.uid(), meta.gid()) != node.owner {
+            return Err(refuse());
+        }
+        Ok(PreparedMount { fd, destination: node.path, directory: false, spec: MountSpec::default() })
+    };
+    nodes.into_iter().map(one).collect()
 }
 
 /// Makes a device as its request states it.
@@ -110,6 +136,7 @@ fn walk(host: &Path, container: &str, nodes: &mut Vec<Node>) -> Result<(), Error
             mode: meta.mode(),
             device,
             owner: (meta.uid(), meta.gid()),
+            host: Some(host.to_owned()),
         });
     }
     Ok(())

@@ -2,7 +2,7 @@
 //!
 //! In reading order: this file (the driver: starting and finding supervisors), [`supervisor`] (calls to one), [`compile`] (what is asked
 //! for → plan; pure), [`plan`] (its format), [`child`] (its interpreter), [`failure`] (what went wrong, for a person),
-//! [`capabilities`], [`seccomp`], [`lsm`], [`sysctls`], [`devices`].
+//! [`capabilities`], [`seccomp`], [`lsm`], [`sysctls`], [`devices`], [`userns`].
 //!
 //! Tasks spawned: per supervisor one that reads its messages, and one that reaps it if it is our child.
 
@@ -16,6 +16,7 @@ pub(crate) mod plan;
 pub mod seccomp;
 mod supervisor;
 mod sysctls;
+pub(crate) mod userns;
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, OsString};
@@ -33,8 +34,8 @@ use self::compile::Facts;
 use self::supervisor::Supervisor;
 use crate::error::{Error, Kind};
 use crate::exec::podd::record;
-use crate::exec::wire::{self, HAS_NETNS, Message, POD_PID, Tag};
-use crate::exec::{self, Call, Connection, Driver, Exit, Features, PodLaunch, cgroup};
+use crate::exec::wire::{self, HAS_NETNS, HAS_USER, Message, POD_PID, Tag};
+use crate::exec::{self, Call, Connection, Driver, Exit, Features, PodLaunch, PodNamespaces, cgroup};
 use crate::spec::{ContainerSecurity, ContainerSpec, DeviceSpec, NamespaceMode, PodSpec, Resources};
 use crate::sys::{memory, mount, process};
 
@@ -198,10 +199,11 @@ impl Native {
 
     async fn launch_into(
         &self,
-        launch: PodLaunch<'_>,
+        mut launch: PodLaunch<'_>,
         entrance: Arc<cgroup::Entrance>,
     ) -> Result<Connection, Error> {
-        let setup = setup_message(&launch, &entrance)?;
+        let owned = launch.owned.take();
+        let setup = setup_message(&launch, &entrance, owned)?;
         let (program, config) = (self.program.clone(), self.config.clone());
         let (pod, dir) = (launch.pod.to_owned(), launch.dir.to_owned());
         let spawned = supervisor::blocking(move || spawn(&program, &config, &entrance, &pod, &dir));
@@ -310,6 +312,10 @@ impl Driver for Native {
         self.node.filter(&container.security).map(drop)
     }
 
+    fn namespaces(&self, pod: &PodSpec) -> Result<Option<PodNamespaces>, Error> {
+        userns::make(pod)
+    }
+
     fn launch<'a>(&'a self, launch: PodLaunch<'a>) -> Call<'a, Connection> {
         Box::pin(self.launch(launch))
     }
@@ -346,13 +352,13 @@ impl Driver for Native {
 
 /// What this kernel lets the driver do, found by trying.
 fn features() -> Features {
-    let attributes = mount::can_set_attributes();
+    let (attributes, users) = (mount::can_set_attributes(), userns::works());
     Features {
         recursive_readonly_mounts: attributes,
         mount_options: attributes,
         supplemental_groups_policy: true,
-        user_namespaces: false,
-        user_namespaces_host_network: false,
+        user_namespaces: users,
+        user_namespaces_host_network: users,
     }
 }
 
@@ -422,13 +428,18 @@ fn supervisor_entrance(config: &Config) -> Result<cgroup::Entrance, Error> {
 }
 
 /// The first message to a supervisor.
-fn setup_message(launch: &PodLaunch<'_>, entrance: &cgroup::Entrance) -> Result<Message, Error> {
+fn setup_message(
+    launch: &PodLaunch<'_>,
+    entrance: &cgroup::Entrance,
+    owned: Option<PodNamespaces>,
+) -> Result<Message, Error> {
     let namespaces = &launch.spec.security.namespaces;
-    if namespaces.user.as_ref().is_some_and(|user| user.mode == NamespaceMode::Pod) {
-        return Err(Error::new(Kind::Unimplemented, "user namespaces are not built yet"));
+    if userns::of(namespaces).is_some() && owned.is_none() {
+        return Err(Error::new(Kind::Internal, "the pod's user namespace was not made"));
     }
     let own_pids = namespaces.pid == NamespaceMode::Pod;
     let has = if launch.netns.is_some() { HAS_NETNS } else { 0 } | if own_pids { POD_PID } else { 0 };
+    let has = has | if owned.is_some() { HAS_USER } else { 0 };
     let mut message = Message::new(wire::Kind::Setup, 0)
         .number(Tag::Has, has)
         .number(Tag::Flags, pod_flags(launch.spec))
@@ -438,6 +449,7 @@ fn setup_message(launch: &PodLaunch<'_>, entrance: &cgroup::Entrance) -> Result<
     }
     let netns = launch.netns.map(|fd| fd.try_clone_to_owned()).transpose();
     message.fds.extend(netns.map_err(|e| Error::with(Kind::Internal, "duplicate the network namespace", e))?);
+    message.fds.extend(owned.into_iter().flat_map(|owned| [owned.user, owned.uts, owned.ipc]));
     message.fds.extend(entrance.copies()?);
     Ok(message)
 }

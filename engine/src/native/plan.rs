@@ -151,6 +151,11 @@ steps! {
     28 Idle {} "wait as the pod's first process"
     /// Sets attributes of the mount at a path.
     29 Attributes { at: &'p CStr, set: u64 } "set attributes of the mount at"
+    /// Enters a user namespace as its root and goes on in a new process there, with these namespaces (`CLONE_NEW*`) of its own. The
+    /// supervisor is told of the new process; this one ends.
+    31 User { fd: u64, flags: u64 } "enter the pod's user namespace"
+    /// Mounts a device file of the template.
+    32 ShareFile { from: &'p CStr, at: &'p CStr } "mount device"
     /// Asks a security module for the label after execve(2), by writing to a file below /proc.
     30 Label { file: &'p CStr, value: &'p [u8] } "set the security label"
 }
@@ -163,6 +168,7 @@ impl Step<'_> {
             | Self::Mount { at, .. }
             | Self::Attach { at, .. }
             | Self::Share { at, .. }
+            | Self::ShareFile { at, .. }
             | Self::Node { at, .. }
             | Self::Link { at, .. }
             | Self::Mask { at }

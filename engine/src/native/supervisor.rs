@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 
 pub(super) use self::kept::Kept;
 use super::child::Failure;
-use super::{Node, Prepared, compile, failure};
+use super::{Node, Prepared, compile, devices, failure, userns};
 use crate::error::{Error, Kind};
 use crate::exec::wire::{
     self, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind as Word, Message, STDERR, STDIN, STDIN_ONCE, STDOUT,
@@ -279,8 +279,16 @@ impl Supervisor {
     async fn start(&self, launch: ContainerLaunch<'_>) -> Result<Started, Error> {
         let (id, cgroup) = (launch.id.to_owned(), launch.cgroup.to_owned());
         let (spec, path, node) = (launch.spec.clone(), cgroup.clone(), self.node.clone());
-        let Prepared { nodes, entrance, .. } = blocking(move || node.cgroup(&path, &spec)).await?;
-        let started = match self.start_message(launch, &nodes, entrance) {
+        let Prepared { mut nodes, entrance, .. } = blocking(move || node.cgroup(&path, &spec)).await?;
+        let mut launch = launch;
+        let user = self.user();
+        let shared =
+            if user.is_some() { devices::as_mounts(std::mem::take(&mut nodes)) } else { Ok(Vec::new()) };
+        let message = shared.and_then(|devices| {
+            launch.mounts.splice(0..0, devices);
+            self.start_message(launch, &nodes, entrance, user)
+        });
+        let started = match message {
             Ok((message, plan)) => {
                 self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer))
             }
@@ -309,8 +317,12 @@ impl Supervisor {
         launch: ContainerLaunch<'_>,
         nodes: &[compile::Node],
         entrance: cgroup::Entrance,
+        user: Option<OwnedFd>,
     ) -> Result<(Message, Vec<u8>), Error> {
         let security = &launch.spec.security;
+        let namespaces = &launch.pod.security.namespaces;
+        let own_network = namespaces.network == NamespaceMode::Pod;
+        let map = userns::of(namespaces).filter(|_| user.is_some());
         let node_shm = launch.pod.security.namespaces.ipc == NamespaceMode::Node;
         let seccomp = self.node.filter(security)?;
         let labels = self.node.labels(launch.pod, launch.spec)?;
@@ -326,6 +338,7 @@ impl Supervisor {
                 labels: &labels,
                 tasks: entrance.tasks.len(),
                 node_shm,
+                user: map.map(|map| compile::User { map, own_network }),
             },
         )?;
         let (flags, join) = compile::pid_namespace(&security.namespaces);
@@ -341,7 +354,8 @@ impl Supervisor {
             .put(Tag::Container, launch.id.as_bytes())
             .put(Tag::Cgroup, launch.cgroup.as_bytes())
             .put(Tag::PidOf, security.namespaces.target_id.as_bytes())
-            .number(Tag::Flags, flags | wire::int(libc::CLONE_NEWNS))
+            // With a user namespace the plan itself makes them, once it is there.
+            .number(Tag::Flags, if user.is_some() { 0 } else { flags | wire::int(libc::CLONE_NEWNS) })
             .number(Tag::Has, has);
         message.fds.push(seal(&plan)?);
         message.fds.extend([launch.log, entrance.v2, entrance.oom].into_iter().flatten());
@@ -349,7 +363,13 @@ impl Supervisor {
         message.fds.push(launch.rootfs);
         message.fds.extend(launch.mounts.into_iter().map(|mount| mount.fd));
         if node_shm {
-            message.fds.push(node_shm_mount()?);
+            message.fds.push(node_mount(c"/dev/shm")?);
+        }
+        if let Some(user) = user {
+            message.fds.push(user);
+            if !own_network {
+                message.fds.push(node_mount(c"/sys")?);
+            }
         }
         if message.fds.len() > socket::MAX_FDS {
             return Err(Error::invalid(
@@ -374,6 +394,7 @@ impl Supervisor {
                 labels: &labels,
                 tasks: entrance.tasks.len(),
                 streams,
+                user: userns::of(&launch.pod.security.namespaces),
             },
         )?;
         let id = self.last_exec.fetch_add(1, Ordering::Relaxed);
@@ -510,18 +531,22 @@ fn pipes(streams: [bool; 3], theirs: &mut Vec<OwnedFd>) -> Result<Stdio, Error> 
     Ok(stdio)
 }
 
-/// The node's /dev/shm, for pods in the node's IPC namespace.
-fn node_shm_mount() -> Result<OwnedFd, Error> {
+/// A tree of the node: its /dev/shm for pods in the node's IPC namespace, its /sys for user namespaces in the node's network.
+fn node_mount(path: &std::ffi::CStr) -> Result<OwnedFd, Error> {
     use rustix::mount::{OpenTreeFlags, open_tree};
     let flags =
         OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    open_tree(rustix::fs::CWD, c"/dev/shm", flags)
-        .map_err(|e| Error::with(Kind::Internal, "open the node's /dev/shm", e))
+    open_tree(rustix::fs::CWD, path, flags)
+        .map_err(|e| Error::with(Kind::Internal, format!("open the node's {}", path.to_string_lossy()), e))
 }
 
 impl exec::Supervisor for Supervisor {
     fn pid(&self) -> i32 {
         self.pid.load(Ordering::Relaxed)
+    }
+
+    fn user_namespace(&self) -> Option<OwnedFd> {
+        self.user()
     }
 
     fn start<'a>(&'a self, launch: ContainerLaunch<'a>) -> Call<'a, Started> {

@@ -7,7 +7,7 @@ use netplugins::{Endpoint, HostPort, Protocol as NetProtocol};
 use super::{PodPhase, PodRecord, State};
 use crate::container::policy::check_user;
 use crate::exec::Features;
-use crate::spec::{Dns, IdMapping, NamespaceMode, PodSpec, Protocol, UserNamespace};
+use crate::spec::{Dns, IdMapping, NamespaceMode, Namespaces, PodSpec, Protocol, UserNamespace};
 use crate::{Error, Kind};
 
 /// Refuses a request that cannot be honoured as it stands, naming the field.
@@ -46,6 +46,7 @@ pub fn check(spec: &PodSpec, features: Features) -> Result<(), Error> {
     }
     if let Some(user) = &namespaces.user {
         check_user_namespace(user, features)?;
+        check_owned(namespaces, user, features)?;
     }
     check_user(&spec.security.user)?;
     check_sysctls(spec)?;
@@ -69,6 +70,20 @@ fn check_user_namespace(user: &UserNamespace, features: Features) -> Result<(), 
         },
         NamespaceMode::Container | NamespaceMode::Target => no("mode must be POD or NODE"),
     }
+}
+
+/// What a user namespace cannot be combined with: namespaces of the node that it would have to own.
+fn check_owned(namespaces: &Namespaces, user: &UserNamespace, features: Features) -> Result<(), Error> {
+    use NamespaceMode::{Node, Pod};
+    let why = match user.mode {
+        Pod if namespaces.pid == Node => "does not go with the node's PID namespace",
+        Pod if namespaces.ipc == Node => "does not go with the node's IPC namespace",
+        Pod if namespaces.network == Node && !features.user_namespaces_host_network => {
+            "does not go with the node's network on this node or handler"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::invalid("userns_options", why))
 }
 
 fn maps_root(mapping: &IdMapping) -> bool {

@@ -24,6 +24,16 @@ pub fn seal(mount: BorrowedFd<'_>) -> io::Result<()> {
     set_attributes(mount, false, &Attributes { set: libc::MOUNT_ATTR_RDONLY, ..Attributes::default() })
 }
 
+/// Lays the mapping of a user namespace over a detached mount (`MOUNT_ATTR_IDMAP`); what is mounted below it stays as it is.
+pub fn map_ids(mount: BorrowedFd<'_>, user: BorrowedFd<'_>) -> io::Result<()> {
+    let userns_fd = u64::try_from(user.as_raw_fd()).map_err(io::Error::other)?;
+    set_attributes(
+        mount,
+        false,
+        &Attributes { set: libc::MOUNT_ATTR_IDMAP, userns_fd, ..Attributes::default() },
+    )
+}
+
 /// Whether the kernel lets attributes of mounts be set, for whole trees as well (Linux 5.12, and not forbidden by a filter).
 pub fn can_set_attributes() -> bool {
     // SAFETY: -1 names no mount, so the call only tells whether it exists; nothing is read through the null pointer before that.

@@ -67,6 +67,87 @@ fn clone_args(flags: u64, pidfd: &mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> 
     args
 }
 
+/// As [`clone`], but the new process becomes a child of our parent, who has to be told of it: nobody else knows its pidfd.
+pub fn clone_sibling(_proof: &SingleThreaded, flags: u64) -> io::Result<Cloned> {
+    let mut pidfd: RawFd = -1;
+    let mut args = clone_args(flags | (libc::CLONE_PIDFD | libc::CLONE_PARENT) as u64, &mut pidfd, None);
+    // The signal that tells our parent of the end is ours, and must not be named again.
+    args.exit_signal = 0;
+    // SAFETY: as in `clone`.
+    let pid =
+        check(unsafe { libc::syscall(libc::SYS_clone3, &raw mut args, size_of::<libc::clone_args>()) })?;
+    if pid == 0 {
+        return Ok(Cloned::Child);
+    }
+    // SAFETY: as in `clone`.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    Ok(Cloned::Parent { pid: pid_of(pid), pidfd })
+}
+
+/// New namespaces (`flags`, with `CLONE_NEWUSER` first among them), as descriptors by their names in /proc/PID/ns. A process that
+/// shares our memory, runs nothing and ends before we return is their only member ever. `maps`: uid_map and gid_map.
+pub fn namespaces<const N: usize>(
+    flags: c_int,
+    maps: [&str; 2],
+    names: [&str; N],
+) -> io::Result<[OwnedFd; N]> {
+    const STACK: usize = 16 << 10;
+    let mut stack: Vec<u128> = vec![0; STACK / size_of::<u128>()];
+    let mut pidfd: RawFd = -1;
+    let mut args = clone_args((flags | libc::CLONE_VM | libc::CLONE_PIDFD) as u64, &mut pidfd, None);
+    args.stack = stack.as_mut_ptr() as u64;
+    args.stack_size = STACK as u64;
+    // Handlers must not run in the child, which shares our memory.
+    let old = block_all_signals();
+    // SAFETY: the child runs `sleep_forever` on `stack`, which is its alone and 16-byte aligned, touches nothing else, and is waited for
+    // below before `stack` goes; if it cannot be waited for, `stack` is leaked.
+    let pid = unsafe { clone3_call(&raw mut args, sleep_forever, std::ptr::null_mut()) };
+    restore_signals(&old);
+    if pid < 0 {
+        return Err(io::Error::from_raw_os_error(i32::try_from(-pid).unwrap_or(libc::EIO)));
+    }
+    // SAFETY: as in `clone`.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let made = (|| {
+        std::fs::write(format!("/proc/{pid}/uid_map"), maps[0])?;
+        std::fs::write(format!("/proc/{pid}/gid_map"), maps[1])?;
+        let open = |name| std::fs::File::open(format!("/proc/{pid}/ns/{name}")).map(OwnedFd::from);
+        let fds: Vec<OwnedFd> = names.into_iter().map(open).collect::<io::Result<_>>()?;
+        fds.try_into().map_err(|_| io::Error::other("namespaces are missing"))
+    })();
+    let ended = signal(std::os::fd::AsFd::as_fd(&pidfd), libc::SIGKILL).and_then(|()| wait(&pidfd));
+    if ended.is_err() {
+        std::mem::forget(stack);
+    }
+    made
+}
+
+/// The child of `namespaces`: one system call that never returns, because every signal but SIGKILL is blocked.
+extern "C" fn sleep_forever(_: *mut c_void) -> ! {
+    loop {
+        let none = std::ptr::null_mut::<c_void>();
+        // SAFETY: no descriptors, no timeout, no mask: all pointers may be null.
+        unsafe { libc::syscall(libc::SYS_ppoll, none, 0, none, none, 0) };
+    }
+}
+
+/// The pid, in our PID namespace, of a pidfd's process (proc_pid_fdinfo(5)).
+pub fn pid_of_pidfd(pidfd: BorrowedFd<'_>) -> io::Result<i32> {
+    let text = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd()))?;
+    let pid = text.lines().find_map(|line| line.strip_prefix("Pid:")).and_then(|n| n.trim().parse().ok());
+    pid.filter(|pid| *pid > 0).ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// The user namespace that owns a namespace (`NS_GET_USERNS`, ioctl_nsfs(2)).
+pub fn owning_user_namespace(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// `_IO(0xb7, 0x1)`.
+    const NS_GET_USERNS: libc::Ioctl = 0xb701;
+    // SAFETY: the request takes no argument and makes a descriptor.
+    let fd = check(libc::c_long::from(unsafe { libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS) }))?;
+    // SAFETY: the call succeeded and made a new descriptor that is ours alone.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
 /// A pid from a register.
 fn pid_of(value: libc::c_long) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)

@@ -104,6 +104,10 @@ impl<D: netplugins::Driver + ?Sized> netplugins::Driver for Failing<D> {
         self.block("set_pod_cidrs", nets, || self.inner.set_pod_cidrs(cidrs))
     }
 
+    fn adopt_namespace(&self, id: &str, made: OwnedFd) -> Result<NetNs, netplugins::Error> {
+        self.block("create_namespace", nets, || self.inner.adopt_namespace(id, made))
+    }
+
     fn create_namespace(&self, id: &str) -> Result<NetNs, netplugins::Error> {
         self.block("create_namespace", nets, || self.inner.create_namespace(id))
     }
@@ -261,6 +265,10 @@ impl<D: Driver + ?Sized> Driver for Failing<D> {
 
     fn features(&self) -> Features {
         self.inner.features()
+    }
+
+    fn namespaces(&self, pod: &PodSpec) -> Result<Option<crate::exec::PodNamespaces>, Error> {
+        self.inner.namespaces(pod)
     }
 
     fn check(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<(), Error> {

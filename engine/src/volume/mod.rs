@@ -8,17 +8,19 @@
 //! nothing but descriptors and the image-declared volumes below the container's directory, which go with it. Both block.
 
 mod bind;
+mod idmap;
 pub mod log;
 #[cfg(test)]
 mod tests;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::exec::PreparedMount;
 use crate::image;
 use crate::pod::files::FILES;
-use crate::spec::{ContainerSpec, MountSpec};
+use crate::spec::{ContainerSpec, MountSpec, UserNamespace};
 use crate::{Error, Kind};
 
 /// Opens mounts on the node.
@@ -42,6 +44,8 @@ pub struct Request<'a> {
     pub directory: &'a Path,
     /// Where the pod's hosts, hostname and resolv.conf are.
     pub pod_files: &'a Path,
+    /// The pod's user namespace and its mapping; `None`: the node's.
+    pub user: Option<(&'a OwnedFd, &'a UserNamespace)>,
 }
 
 /// Binds, image volumes, image-declared volumes: all local.
@@ -87,8 +91,11 @@ impl Driver for Local {
         let requested = &request.spec.mounts;
         let taken = |path: &str| requested.iter().any(|mount| clean(&mount.container_path) == clean(path));
         let mut mounts = requested.iter().map(|mount| self.open(mount)).collect::<Result<Vec<_>, _>>()?;
+        mounts.iter().try_for_each(|mount| idmap::requested(mount, request.user))?;
         for path in request.image_volumes.iter().filter(|path| !taken(path)) {
-            mounts.push(bind::image_volume(&*self.images, request, path)?);
+            let mount = bind::image_volume(&*self.images, request, path)?;
+            idmap::own(&mount, request.user)?;
+            mounts.push(mount);
         }
         for (path, name) in FILES.into_iter().filter(|(path, _)| !taken(path)) {
             let host_path = request.pod_files.join(name);
@@ -99,6 +106,8 @@ impl Driver for Local {
                 readonly,
                 ..MountSpec::default()
             })?);
+            // Everybody may read them; whose they are matters less than that the pod starts.
+            let _ = mounts.last().map(|mount| idmap::own(mount, request.user));
         }
         Ok(mounts)
     }

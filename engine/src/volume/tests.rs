@@ -38,8 +38,14 @@ fn bind(host_path: &Path) -> MountSpec {
 
 fn prepare(place: &Place, spec: &ContainerSpec, image_volumes: &[String]) -> Vec<PreparedMount> {
     let (directory, pod_files) = (place.dir.join("container"), place.dir.join("pod"));
-    let request =
-        Request { spec, image_id: IMAGE, image_volumes, directory: &directory, pod_files: &pod_files };
+    let request = Request {
+        spec,
+        image_id: IMAGE,
+        image_volumes,
+        directory: &directory,
+        pod_files: &pod_files,
+        user: None,
+    };
     place.volumes.prepare(&request).unwrap()
 }
 

@@ -87,7 +87,10 @@ impl Pod {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         make_root(&dir.join("root"));
         let (driver, mounts_before) = (driver(&format!("/berth-test-{id}")), all_mounts());
-        let launch = PodLaunch { pod: &id, dir: &dir.join("state"), spec: &spec, netns: None };
+        let mut owned = driver.namespaces(&spec).unwrap_or_else(|e| panic!("{}", e.chain()));
+        let net = owned.as_mut().and_then(|owned| owned.net.take());
+        let netns = net.as_ref().map(AsFd::as_fd);
+        let launch = PodLaunch { pod: &id, dir: &dir.join("state"), spec: &spec, netns, owned };
         let connection = driver.launch(launch).await.unwrap_or_else(|e| panic!("{}", e.chain()));
         Self { dir, driver, connection, spec, id, mounts_before }
     }

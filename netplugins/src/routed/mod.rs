@@ -11,7 +11,7 @@ mod restore;
 
 use std::collections::HashMap;
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -172,6 +172,12 @@ impl Routed {
 
     pub(crate) fn create_namespace(&self, id: &str) -> Result<NetNs, Error> {
         let (ns, socket) = self.namespaces.create(id)?;
+        self.state().fresh.insert(id.to_owned(), socket);
+        Ok(ns)
+    }
+
+    pub(crate) fn adopt_namespace(&self, id: &str, made: OwnedFd) -> Result<NetNs, Error> {
+        let (ns, socket) = self.namespaces.adopt(id, made)?;
         self.state().fresh.insert(id.to_owned(), socket);
         Ok(ns)
     }

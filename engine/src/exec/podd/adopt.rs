@@ -18,8 +18,8 @@ use super::streams::nonblocking;
 use super::{Podd, Process, Source, launch, requests};
 use crate::exec::Exit;
 use crate::exec::wire::{
-    self, HAS_LOG, HAS_OOM, Kind, LEDGER, Message, POD_PID, STAGE_ERR, STAGE_OUT, STDERR, STDIN, STDIN_ONCE,
-    STDOUT, TTY, Tag,
+    self, HAS_LOG, HAS_OOM, HAS_USER, Kind, LEDGER, Message, POD_PID, STAGE_ERR, STAGE_OUT, STDERR, STDIN,
+    STDIN_ONCE, STDOUT, TTY, Tag,
 };
 use crate::native::child::template;
 use crate::sys::{process, thread};
@@ -98,8 +98,11 @@ impl Podd {
             return message;
         }
         let Ok(mut fds) = copies() else { return message };
+        fds.extend(self.user.as_ref().and_then(|user| user.try_clone().ok()));
         fds.extend(self.init.as_ref().and_then(|init| init.try_clone().ok()));
-        let mut message = message.number(Tag::Has, if self.init.is_some() { POD_PID } else { 0 });
+        let pid = if self.init.is_some() { POD_PID } else { 0 };
+        let user = if self.user.is_some() { HAS_USER } else { 0 };
+        let mut message = message.number(Tag::Has, pid | user);
         message.fds = fds;
         message
     }
@@ -112,6 +115,9 @@ impl Podd {
             thread::setns(next()?.as_fd(), kind)?;
         }
         let shm = next()?;
+        if message.get(Tag::Has) & HAS_USER != 0 {
+            self.user = Some(next()?);
+        }
         if message.get(Tag::Has) & POD_PID != 0 {
             self.init = Some(next()?);
         }
@@ -119,7 +125,7 @@ impl Podd {
             rustix::io::write(&tasks, b"0")?;
         }
         thread::unshare(&self.proof, libc::CLONE_NEWNS)?;
-        enter_template(Some(shm))?;
+        enter_template(Some(shm), self.user.is_some())?;
         self.ready = true;
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::exec::nanos;
 use crate::exec::wire::{
     self, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind, Message, STDIN, STDIN_ONCE, TTY, Tag,
 };
-use crate::native::child::{self, Failure, Prepared, TERMINAL};
+use crate::native::child::{self, Failure, Prepared, SIBLING, TERMINAL};
 use crate::native::plan::MAX_PLAN;
 use crate::sys::memory::Sealed;
 use crate::sys::process::{self, Cloned};
@@ -147,9 +147,18 @@ impl Podd {
                 Ok(length @ 1..) if bytes[0] == TERMINAL && length == 1 => {
                     self.terminal_opened(key, fds.pop());
                 }
+                Ok(1) if bytes[0] == SIBLING => self.succeeded_by(key, fds.pop()),
                 Ok(length) => return self.verdict(key, Failure::decode(&bytes[..length])),
                 Err(_) => return self.verdict(key, None),
             }
+        }
+    }
+
+    /// The child has entered the pod's user namespace and another process goes on there in its place, a child of ours as well.
+    fn succeeded_by(&mut self, key: u64, pidfd: Option<OwnedFd>) {
+        let pid = pidfd.as_ref().and_then(|pidfd| process::pid_of_pidfd(pidfd.as_fd()).ok());
+        if let (Some(process), Some(pidfd), Some(pid)) = (self.process(key), pidfd, pid) {
+            (process.pid, process.pidfd) = (pid, pidfd);
         }
     }
 

@@ -95,6 +95,8 @@ struct Podd {
     last_token: u64,
     connections: BTreeMap<u64, OwnedFd>,
     processes: Vec<Process>,
+    /// The pod's own user namespace, which its containers enter and we do not.
+    user: Option<OwnedFd>,
     /// First process of the pod's own PID namespace.
     init: Option<OwnedFd>,
     ready: bool,
@@ -132,6 +134,7 @@ impl Podd {
             last_token: 0,
             connections: BTreeMap::new(),
             processes: Vec::new(),
+            user: None,
             init: None,
             ready: false,
             ending: false,
@@ -252,7 +255,10 @@ impl Podd {
             if let Some(key) = key {
                 // What it said last may not have been read yet.
                 self.starting(key);
-                self.ended(key, code, signal);
+                // Who ended may have been a go-between, as we have just learned.
+                if self.process(key).is_some_and(|p| p.pid == pid) {
+                    self.ended(key, code, signal);
+                }
             }
         }
     }

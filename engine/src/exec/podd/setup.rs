@@ -12,12 +12,13 @@ use rustix::mount::{
     MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
     unmount,
 };
+use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::Podd;
-use crate::exec::wire::{HAS_NETNS, Message, POD_PID, Tag, int};
-use crate::native::child::{new_mount, template};
-use crate::sys::process::{self, Cloned};
-use crate::sys::{mount, thread};
+use crate::exec::wire::{HAS_NETNS, HAS_USER, Message, POD_PID, Tag, int};
+use crate::native::child::{become_root, new_mount, template};
+use crate::sys::process::{self, Cloned, SingleThreaded};
+use crate::sys::{mount, socket, thread};
 
 const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
 const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
@@ -43,6 +44,8 @@ pub(super) fn setup(podd: &mut Podd, message: &mut Message) -> Result<(), (Strin
     let has = message.get(Tag::Has);
     let mut fds = std::mem::take(&mut message.fds).into_iter();
     let netns = if has & HAS_NETNS != 0 { fds.next() } else { None };
+    let mut owned = || if has & HAS_USER != 0 { fds.next() } else { None };
+    let (user, uts, ipc) = (owned(), owned(), owned());
     for tasks in fds {
         // Out of the daemon's cgroup, so that stopping or limiting the daemon never touches pods.
         rustix::io::write(&tasks, b"0").map_err(|e| ("enter the supervisors' cgroup".into(), e.into()))?;
@@ -51,29 +54,78 @@ pub(super) fn setup(podd: &mut Podd, message: &mut Message) -> Result<(), (Strin
         thread::setns(netns.as_fd(), libc::CLONE_NEWNET)
             .map_err(step("enter the pod's network namespace"))?;
     }
+    for (namespace, kind) in [(uts, libc::CLONE_NEWUTS), (ipc, libc::CLONE_NEWIPC)] {
+        if let Some(namespace) = namespace {
+            thread::setns(namespace.as_fd(), kind).map_err(step("enter the pod's namespaces"))?;
+        }
+    }
     let flags = message.int(Tag::Flags);
-    thread::unshare(&podd.proof, flags | libc::CLONE_NEWNS).map_err(step("make the pod's namespaces"))?;
+    let new = if user.is_some() { 0 } else { flags };
+    thread::unshare(&podd.proof, new | libc::CLONE_NEWNS).map_err(step("make the pod's namespaces"))?;
     if flags & libc::CLONE_NEWUTS != 0 {
         let name = message.text(Tag::Hostname).as_bytes();
         rustix::system::sethostname(name).map_err(|e| ("set the host name".into(), e.into()))?;
     }
-    enter_template(None).map_err(step("make the template mount namespace"))?;
+    enter_template(None, user.is_some()).map_err(step("make the template mount namespace"))?;
     for pair in message.all(Tag::Sysctl) {
-        sysctl(pair).map_err(|e| (format!("set sysctl {}", String::from_utf8_lossy(pair)), e))?;
+        let set = match &user {
+            // Those of the network are its administrator's, which we are; the others are for root of the user namespace alone.
+            Some(user) if !pair.starts_with(b"net.") => as_root_of(&podd.proof, user, || sysctl(pair)),
+            _ => sysctl(pair),
+        };
+        set.map_err(|e| (format!("set sysctl {}", String::from_utf8_lossy(pair)), e))?;
     }
     if has & POD_PID != 0 {
-        let cloned = process::clone(&podd.proof, int(libc::CLONE_NEWPID), None);
-        match cloned.map_err(step("start the pod's first process"))? {
-            Cloned::Child => process::idle(&podd.proof),
-            Cloned::Parent { pidfd, .. } => podd.init = Some(pidfd),
-        }
+        let first = first_process(&podd.proof, user.as_ref());
+        podd.init = Some(first.map_err(step("start the pod's first process"))?);
     }
+    podd.user = user;
     podd.ready = true;
     Ok(())
 }
 
-/// Builds the template and makes it the only thing this process sees.
-pub(super) fn enter_template(shm: Option<OwnedFd>) -> io::Result<()> {
+/// Starts the first process of the pod's own PID namespace, which the pod's user namespace must own if it has one.
+fn first_process(proof: &SingleThreaded, user: Option<&OwnedFd>) -> io::Result<OwnedFd> {
+    let flags = int(libc::CLONE_NEWPID);
+    let Some(user) = user else {
+        return match process::clone(proof, flags, None)? {
+            Cloned::Child => process::idle(proof),
+            Cloned::Parent { pidfd, .. } => Ok(pidfd),
+        };
+    };
+    let (ours, theirs) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    as_root_of(proof, user, || match process::clone_sibling(proof, flags)? {
+        Cloned::Child => process::idle(proof),
+        Cloned::Parent { pidfd, .. } => socket::send(&theirs, b"S", &[pidfd.as_fd()]),
+    })?;
+    let mut fds = Vec::new();
+    socket::receive(&ours, &mut [0; 1], &mut fds)?;
+    fds.pop().ok_or_else(|| io::ErrorKind::NotFound.into())
+}
+
+/// Does something in a short-lived copy of this process, as root of a user namespace.
+fn as_root_of(
+    proof: &SingleThreaded,
+    user: &OwnedFd,
+    work: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    match process::clone(proof, 0, None)? {
+        Cloned::Child => {
+            let done = thread::setns(user.as_fd(), libc::CLONE_NEWUSER)
+                .and_then(|()| become_root().map_err(|(e, _)| e.into()))
+                .and_then(|()| work());
+            process::exit(done.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EIO)));
+        }
+        Cloned::Parent { pidfd, .. } => match process::wait(&pidfd)? {
+            (0, _) => Ok(()),
+            (errno, _) => Err(io::Error::from_raw_os_error(errno)),
+        },
+    }
+}
+
+/// Builds the template and makes it the only thing this process sees; for a pod with a user namespace also what that pod cannot make.
+pub(super) fn enter_template(shm: Option<OwnedFd>, user: bool) -> io::Result<()> {
     // Nothing that happens here may travel to the node.
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let root = new_mount(c"tmpfs", b"mode\x00755\0size\x0064k\0", NOSUID | NOEXEC)?;
@@ -92,6 +144,14 @@ pub(super) fn enter_template(shm: Option<OwnedFd>) -> io::Result<()> {
         template::MASK,
     )?;
 
+    if user {
+        place(&new_mount(c"sysfs", b"", NOSUID | NODEV | NOEXEC)?, template::SYS)?;
+        for (path, major, minor) in template::DEVICES {
+            let mode = Mode::from_raw_mode(0o666);
+            mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(major, minor))?;
+            rustix::fs::chmod(path, mode)?;
+        }
+    }
     mknodat(CWD, template::NULL, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))?;
     rustix::fs::chmod(template::NULL, Mode::from_raw_mode(0o666))?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;

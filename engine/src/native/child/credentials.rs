@@ -39,6 +39,14 @@ pub(super) fn become_user(uid: u64, gid: u64, groups: &[Gid]) -> Done {
     rustix::thread::set_keep_capabilities(false).map_err(plain)
 }
 
+/// Becomes root of the user namespace just entered; capabilities come with it.
+pub(crate) fn become_root() -> Done {
+    let (uid, gid) = (Uid::ROOT, Gid::ROOT);
+    rustix::thread::set_thread_groups(&[]).map_err(plain)?;
+    rustix::thread::set_thread_res_gid(gid, gid, gid).map_err(plain)?;
+    rustix::thread::set_thread_res_uid(uid, uid, uid).map_err(plain)
+}
+
 /// All five sets are explicit; ambient ones must be permitted and inheritable.
 pub(super) fn capabilities(permitted: u64, effective: u64, inheritable: u64, ambient: u64) -> Done {
     rustix::thread::clear_ambient_capability_set().map_err(plain)?;

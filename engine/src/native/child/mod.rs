@@ -20,9 +20,10 @@ use rustix::io::Errno;
 use rustix::thread::Gid;
 
 use crate::native::plan::{self, Step};
-use crate::sys::process::{self, SingleThreaded, Strings};
+use crate::sys::process::{self, Cloned, SingleThreaded, Strings};
 use crate::sys::{socket, thread};
 
+pub(crate) use self::credentials::become_root;
 pub(crate) use self::mounts::new_mount;
 
 /// Where podd's template keeps what children mount. Paths inside the template mount namespace.
@@ -36,10 +37,17 @@ pub(crate) mod template {
     pub(crate) const MASK: &CStr = c"/mask";
     /// A null device on a read-only mount.
     pub(crate) const NULL: &CStr = c"/null";
+    /// Devices that a pod with a user namespace cannot make itself: path, and minor number (major 1; `/tty`: 5, 0).
+    pub(crate) const DEVICES: [(&CStr, u32, u32); 5] =
+        [(c"/zero", 1, 5), (c"/full", 1, 7), (c"/random", 1, 8), (c"/urandom", 1, 9), (c"/tty", 5, 0)];
+    /// A sysfs, without which a pod with a user namespace may not mount its own.
+    pub(crate) const SYS: &CStr = c"/sys";
 }
 
 /// First byte of a message on the child's channel: a failure follows.
 pub(crate) const FAILED: u8 = b'F';
+/// First byte of a message on the child's channel: the pidfd of the process that goes on in its place is attached.
+pub(crate) const SIBLING: u8 = b'S';
 /// First byte of a message on the child's channel: the master of its terminal is attached.
 pub(crate) const TERMINAL: u8 = b'T';
 
@@ -102,9 +110,9 @@ impl Failure {
 }
 
 /// Why a step failed.
-type Cause = (Errno, Detail);
+pub(crate) type Cause = (Errno, Detail);
 /// Result of a step.
-type Done = Result<(), Cause>;
+pub(crate) type Done = Result<(), Cause>;
 
 /// An errno without further detail.
 fn plain(error: impl Into<std::io::Error>) -> Cause {
@@ -207,6 +215,8 @@ impl<'p> Child<'p> {
             Step::Pivot {} => self.pivot(),
             Step::Attributes { at, set } => self.set_attributes(at, set),
             Step::ReadOnlyRoot {} => self.read_only_root(),
+            Step::User { fd, flags } => self.enter_user(fd, flags),
+            Step::ShareFile { from, at } => self.share_file(from, at),
             Step::Label { file, value } => paths::write_proc(file, value).map_err(plain),
             Step::OomScore { value } => self.oom_score(value.cast_signed()),
             Step::Limit { resource, soft, hard } => credentials::limit(resource, soft, hard),
@@ -256,8 +266,25 @@ impl<'p> Child<'p> {
         std::mem::forget(std::mem::take(&mut self.fds));
         thread::close_others(self.proof, &[fd.as_fd(), self.channel.as_fd()]).map_err(plain)?;
         thread::setns(fd.as_fd(), flags as i32).map_err(plain)?;
+        if flags & libc::CLONE_NEWUSER as u64 != 0 {
+            credentials::become_root()?;
+        }
         self.root = Some(paths::open_root().map_err(plain)?);
         Ok(())
+    }
+
+    /// Enters the pod's user namespace. What the new process makes belongs to that namespace, which clone3(2) alone could not do for
+    /// one that exists already.
+    fn enter_user(&self, fd: u64, flags: u64) -> Done {
+        thread::setns(self.fd(fd)?, libc::CLONE_NEWUSER).map_err(plain)?;
+        credentials::become_root()?;
+        match process::clone_sibling(self.proof, flags).map_err(plain)? {
+            Cloned::Child => Ok(()),
+            Cloned::Parent { pidfd, .. } => {
+                let _ = socket::send(&self.channel, &[SIBLING], &[pidfd.as_fd()]);
+                process::exit(0)
+            }
+        }
     }
 
     /// Lowering the score below what we have needs CAP_SYS_RESOURCE; without it the process keeps ours.

@@ -129,6 +129,12 @@ impl Child<'_> {
         attach_to(mount.as_fd(), target.as_fd()).map_err(plain)
     }
 
+    pub(super) fn share_file(&self, from: &CStr, at: &CStr) -> Done {
+        let mount = open_tree(CWD, from, COPY).map_err(plain)?;
+        let target = paths::reach(self.root()?, at, Leaf::File)?;
+        attach_to(mount.as_fd(), target.as_fd()).map_err(plain)
+    }
+
     pub(super) fn node(&self, at: &CStr, mode: u64, device: u64, uid: u64, gid: u64) -> Done {
         let kind = FileType::from_raw_mode(mode as u32);
         let device = makedev((device >> 32) as u32, device as u32);

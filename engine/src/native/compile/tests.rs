@@ -37,6 +37,7 @@ fn compiled(
         labels: &[],
         tasks,
         node_shm: false,
+        user: None,
     };
     container(facts, &c).unwrap()
 }
@@ -158,6 +159,7 @@ fn a_filter_is_installed_while_it_still_may_be() {
             labels: &[],
             tasks: 2,
             streams: [false, true, true],
+            user: None,
         };
         let outline = outline(&exec(&facts(), &e).unwrap());
         let at = |name: &str| outline.iter().position(|s| s == name).unwrap();
@@ -179,6 +181,7 @@ fn requests_that_cannot_be_honoured_are_refused_by_name() {
             labels: &[],
             tasks: 0,
             node_shm: false,
+            user: None,
         };
         container(&facts(), &c).unwrap_err().chain()
     };

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::sync::PoisonError;
 
 use super::Supervisor;
-use crate::exec::wire::{HAS_LOG, Kind as Word, Message, Tag};
+use crate::exec::wire::{self, HAS_LOG, HAS_USER, Kind as Word, Message, Tag};
 
 /// What is kept of a pod so that another supervisor can take it over: messages, ready to be sent, with all descriptors.
 #[derive(Debug, Default)]
@@ -27,6 +27,15 @@ impl Supervisor {
         if !message.fds.is_empty() {
             self.kept(|kept| kept.pod = Some(message.with_kind(Word::Adopt)));
         }
+    }
+
+    /// The pod's user namespace, which is among its descriptors.
+    pub(crate) fn user(&self) -> Option<OwnedFd> {
+        let place = wire::POD_NAMESPACES;
+        self.kept(|kept| {
+            let pod = kept.pod.as_ref().filter(|pod| pod.get(Tag::Has) & HAS_USER != 0)?;
+            pod.fds.get(place)?.try_clone().ok()
+        })
     }
 
     /// Keeps a container's descriptors.

@@ -40,6 +40,10 @@ impl Driver for FakeNetwork {
         open(id)
     }
 
+    fn adopt_namespace(&self, id: &str, _: std::os::fd::OwnedFd) -> Result<NetNs, Error> {
+        self.create_namespace(id)
+    }
+
     fn open_namespace(&self, id: &str) -> Result<Option<NetNs>, Error> {
         self.world.things().namespaces.contains(id).then(|| open(id)).transpose()
     }

@@ -59,8 +59,8 @@ fn a_plain_container_on_cgroup_v2() {
     assert!(plan::verify(&plan));
     let expected = [
         "JoinCgroups",
-        "Unshare",
         "OomScore",
+        "Unshare",
         "Root",
         "Mount /proc",
         "Mount /dev",
@@ -192,4 +192,39 @@ fn requests_that_cannot_be_honoured_are_refused_by_name() {
             .starts_with("command: contains a zero byte")
     );
     assert!(refused(&spec, &Process { env: vec![b"A=\0".to_vec()], ..process() }).starts_with("envs: "));
+}
+
+#[test]
+fn in_a_user_namespace_what_needs_the_nodes_root_comes_first() {
+    let map = vec![crate::spec::IdMapping { container_id: 0, host_id: 100_000, length: 65_536 }];
+    let user = UserNamespace { mode: NamespaceMode::Pod, uids: map.clone(), gids: map };
+    let (spec, process) = (ContainerSpec::default(), process());
+    let compiled = |own_network| {
+        let c = Container {
+            id: "c1",
+            spec: &spec,
+            process: &process,
+            mounts: &[],
+            devices: &[],
+            seccomp: None,
+            labels: &[],
+            tasks: 2,
+            node_shm: false,
+            user: Some(User { map: &user, own_network }),
+        };
+        container(&facts(), &c).unwrap()
+    };
+    let plan = compiled(true);
+    assert_eq!(outline(&plan)[..5], ["JoinCgroups", "OomScore", "Stdio", "User", "Unshare"]);
+    assert!(
+        outline(&plan).contains(&"ShareFile /dev/null".into()),
+        "root of a user namespace makes no devices"
+    );
+    let streams = plan::steps(&plan).unwrap().find(|s| matches!(s, Step::Stdio { .. })).unwrap();
+    // Behind two tasks files, the root and the user namespace; the pipes belong to the user's id on the node.
+    assert_eq!(streams, Step::Stdio { stdin: u64::MAX, stdout: 4, stderr: 5, uid: 101_000 });
+    assert!(
+        outline(&compiled(false)).contains(&"Attach /sys".into()),
+        "with the node's network it is the node's"
+    );
 }

@@ -73,11 +73,14 @@ fn jobs(world: &World, berth: &Contender) -> Result<Vec<Job>> {
     serde_json::from_str(&text).context("berth jobs --json")
 }
 
+/// When a step begins and how long it takes, in nanoseconds.
+type StepSamples = (Sample, Sample);
+
 /// Samples of each step of each kind of job, in nanoseconds, in the order in which they begin.
 #[derive(Debug, Default)]
 struct Steps {
     last: u64,
-    samples: BTreeMap<(usize, String), (Sample, BTreeMap<String, (Sample, Sample)>)>,
+    samples: BTreeMap<(usize, String), (Sample, BTreeMap<String, StepSamples>)>,
 }
 
 impl Steps {

@@ -131,6 +131,8 @@ fn conflist(dir: &Path) -> String {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Record {
     attachment: Attachment,
+    /// The port of the node that leads to it.
+    port: u16,
     /// Attached, and not being taken down.
     up: bool,
 }
@@ -213,7 +215,7 @@ impl Node {
         while self.cycles() < cycles {
             let wanted = live.len() < CROWD && (live.is_empty() || random.below(2) == 0);
             if wanted {
-                let record = self.attach(&*driver, &mut random);
+                let record = self.attach(&*driver, &mut random, &live);
                 live.insert(record.attachment.id.clone(), record);
             } else {
                 let at = usize::try_from(random.below(u64::try_from(live.len()).unwrap())).unwrap();
@@ -228,10 +230,13 @@ impl Node {
         }
     }
 
-    fn attach(&self, driver: &dyn Driver, random: &mut Random) -> Record {
+    fn attach(&self, driver: &dyn Driver, random: &mut Random, live: &BTreeMap<String, Record>) -> Record {
         let number = random.next();
-        // Different from those of every other live pod.
-        let host_port = 1024 + u16::try_from(self.cycles() % 60_000).unwrap();
+        let mut draw = || u16::try_from(1024 + random.below(60_000)).unwrap();
+        let mut host_port = draw();
+        while live.values().any(|r| r.port == host_port) {
+            host_port = draw();
+        }
         let port = |protocol| HostPort { protocol, host_port, container_port: 80, host_ip: None };
         let host_ports = [vec![port(Protocol::Tcp)], vec![port(Protocol::Tcp), port(Protocol::Udp)], vec![]];
         let kinds = if self.dir.join("net.d").exists() { 2 } else { 3 };
@@ -244,7 +249,7 @@ impl Node {
             endpoint.annotations.insert("kubernetes.io/egress-bandwidth".into(), "10M".into());
         }
         let reserved = driver.reserve(&endpoint).unwrap();
-        let mut record = Record { attachment: reserved, up: false };
+        let mut record = Record { attachment: reserved, port: host_port, up: false };
         self.journal(&record);
         let ns = driver.create_namespace(&endpoint.id).unwrap();
         record.attachment = driver.attach(&ns, &endpoint, record.attachment).unwrap();

@@ -9,6 +9,7 @@
 //! | [`driver`](Driver) | the contract: `Driver`, `NetNs`, `Endpoint`, `Attachment` |
 //! | `network` | the driver: the CNI directory's network when it configures one, else the built-in one |
 //! | `routed` | the built-in network: a plan per pod (pure), and its execution |
+//! | [`mesh`](Mesh) | the way to the pods of other nodes |
 //! | `ledger`, `cidr` | who holds which address and port; computed from live pods, never stored |
 //! | `bandwidth` | limits of a pod's traffic, from its annotations |
 //! | `cni` | the runtime side of CNI 1.1: configurations, execution of plugins, cache, GC, STATUS |
@@ -41,6 +42,7 @@ mod cni;
 mod driver;
 mod error;
 mod ledger;
+mod mesh;
 mod name;
 mod netlink;
 mod netns;
@@ -59,6 +61,7 @@ pub use driver::{
     Attachment, Config, Driver, Endpoint, HostPort, InterfaceStats, Inventory, NetNs, Protocol,
 };
 pub use error::{Error, Kind};
+pub use mesh::{Mesh, Peer};
 pub use netlink::Failure;
 pub use plugins::{NAMES as CNI_PLUGINS, cni_main, install as install_cni};
 

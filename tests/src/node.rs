@@ -23,6 +23,8 @@ pub struct Node {
     /// The CRI socket.
     pub socket: PathBuf,
     berth: PathBuf,
+    /// Network namespace it runs in (`ip netns`); none: the machine's.
+    space: Option<String>,
     process: Option<Child>,
     /// Where the daemon reports to; bound anew at each start.
     mailbox: Option<UnixDatagram>,
@@ -44,12 +46,27 @@ impl Node {
     /// # Errors
     /// As [`Node::start`].
     pub fn with_config(world: &World, name: &str, more: &str) -> Result<Self> {
+        Self::inside(world, name, more, None)
+    }
+
+    /// As [`Node::with_config`], in a network namespace with a name.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn inside(world: &World, name: &str, more: &str, space: Option<&str>) -> Result<Self> {
         let dir = world.dir.join(name);
         fs::create_dir_all(dir.join("logs"))?;
         let mirrors = world.registry()?.mirrors.display().to_string();
         fs::write(dir.join("config.toml"), format!("{more}\n[registry]\nconfig_path = [{mirrors:?}]\n"))?;
         let socket = dir.join("berth.sock");
-        let mut node = Self { dir, socket, berth: world.berth.clone(), process: None, mailbox: None };
+        let mut node = Self {
+            dir,
+            socket,
+            berth: world.berth.clone(),
+            space: space.map(str::to_owned),
+            process: None,
+            mailbox: None,
+        };
         node.launch()?;
         Ok(node)
     }
@@ -84,7 +101,15 @@ impl Node {
         let mailbox = UnixDatagram::bind(&notify).context("a socket for sd_notify")?;
         mailbox.set_read_timeout(Some(Duration::from_millis(100)))?;
         let log = fs::File::options().create(true).append(true).open(self.dir.join("daemon.log"))?;
-        let child = Command::new(&self.berth)
+        let mut command = match &self.space {
+            None => Command::new(&self.berth),
+            Some(space) => {
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{space}")).arg(&self.berth);
+                command
+            }
+        };
+        let child = command
             .args(self.arguments())
             .env("NOTIFY_SOCKET", &notify)
             .stdin(Stdio::null())

@@ -5,6 +5,7 @@
 //! | `serve` | the daemon | [`crate::serve`] |
 //! | `podd` | supervisor of a pod | `engine` |
 //! | `cni`, or argv[0] of a plugin | a CNI executable | `netplugins` |
+//! | `net` | the ways to other nodes' pods | [`crate::agent`] |
 //! | `oci`, or argv[0] `runc` | an OCI runtime command line | not built: says so |
 //! | `try` | the main job on a private daemon | [`crate::trial`] |
 //! | `version`, `jobs`, `job`, `images`, `pull`, `push`, `save`, … | for administrators | here |
@@ -23,6 +24,7 @@ pub mod connect;
 pub mod images;
 pub mod jobs;
 pub mod login;
+pub mod net;
 pub mod progress;
 pub mod registry;
 pub mod serve;
@@ -62,6 +64,9 @@ usage: berth COMMAND [OPTIONS]
   cni install DIR       make the built-in network plugins CNI executables in DIR
   cni PLUGIN            be a CNI plugin (also by the plugin's name as argv[0])
 
+  net agent             keep the ways to other nodes' pods, as the cluster's Nodes say
+  net clear             remove them
+
 berth COMMAND --help tells the options of a command.
 ";
 
@@ -94,6 +99,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
         "fsck" => upkeep::fsck(Args::new(rest)),
         "gc" => upkeep::gc(Args::new(rest)),
         "cni" => cni::main(Args::new(rest)),
+        "net" => net::main(Args::new(rest)),
         "jobs" => jobs::list(Args::new(rest)),
         "job" => jobs::show(Args::new(rest)),
         "try" => trial(rest, crate::trial::main),

@@ -6,7 +6,7 @@
 //! atomic: the kernel goes on after a refusal. Callers look at the result and roll back.
 //!
 //! In reading order: [`wire`] (frames and attributes), this file (socket and batch), [`op`] and [`route`] (links,
-//! addresses, routes), [`device`] and [`policy`] (what only plugins ask for), [`tc`] (queues), [`watch`] (link events),
+//! addresses, routes), [`device`] and [`policy`] (what only plugins ask for), [`tc`] (queues), [`tunnel`] (between nodes), [`watch`] (link events),
 //! [`dad`] (duplicate address detection), [`conntrack`] (flows).
 
 pub(crate) mod conntrack;
@@ -16,6 +16,7 @@ pub(crate) mod op;
 pub(crate) mod policy;
 pub(crate) mod route;
 pub(crate) mod tc;
+pub(crate) mod tunnel;
 pub(crate) mod watch;
 pub(crate) mod wire;
 

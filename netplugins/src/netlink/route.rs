@@ -320,7 +320,7 @@ fn set_up(message: &mut LinkMessage) {
     message.header.change_mask = LinkFlags::Up;
 }
 
-fn by_name(name: &str) -> LinkMessage {
+pub(super) fn by_name(name: &str) -> LinkMessage {
     let mut message = LinkMessage::default();
     message.attributes.push(LinkAttribute::IfName(name.to_owned()));
     message
@@ -400,14 +400,14 @@ pub(super) fn detailed(index: u32, path: &Path) -> RouteMessage {
     message
 }
 
-fn route_address(address: IpAddr) -> RouteAddress {
+pub(super) fn route_address(address: IpAddr) -> RouteAddress {
     match address {
         IpAddr::V4(a) => RouteAddress::Inet(a),
         IpAddr::V6(a) => RouteAddress::Inet6(a),
     }
 }
 
-fn family(address: IpAddr) -> AddressFamily {
+pub(super) fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
@@ -495,7 +495,7 @@ fn oif(message: &RouteMessage) -> Option<u32> {
     })
 }
 
-fn push(batch: &mut Batch, flags: u16, message: &Message) {
+pub(super) fn push(batch: &mut Batch, flags: u16, message: &Message) {
     batch.push(message.message_type(), flags, |out| out.extend_from_slice(&body(message)));
 }
 

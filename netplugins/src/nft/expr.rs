@@ -75,6 +75,8 @@ pub(crate) enum Expr {
     Map(&'static str, Register, Register),
     /// Rewrites the destination from registers: family, address, port.
     DestinationNat(u8, Register, Register),
+    /// Settles the source on an address from a register: family, address.
+    SourceNat(u8, Register),
     /// Rewrites the source to the output interface's address.
     Masquerade,
     /// Goes on if the connection is established, or related to one that is. Written the way iptables writes it, so that
@@ -129,6 +131,11 @@ impl Expr {
                 put_be32(out, 2, u32::from(*family));
                 put_be32(out, 3, *address);
                 put_be32(out, 5, *port);
+            }),
+            Self::SourceNat(family, address) => expression(out, "nat", |out| {
+                put_be32(out, 1, 0);
+                put_be32(out, 2, u32::from(*family));
+                put_be32(out, 3, *address);
             }),
             Self::Masquerade => expression(out, "masq", |_| {}),
             Self::Counter => expression(out, "counter", |_| {}),

@@ -149,6 +149,28 @@ pub(crate) fn masquerading(t: &mut Transaction<'_>, pods: [&'static str; 2], nea
     }
 }
 
+/// States the sets and the one chain of a table that leaves alone what goes from some subnets to others; see `mesh::nat`.
+pub(crate) fn keeping_sources(t: &mut Transaction<'_>, from: [&'static str; 2], to: [&'static str; 2]) {
+    t.add_chain("postrouting", Some(Hook { kind: "nat", number: POST_ROUTING, priority: 104 }));
+    for ((ip, address), (from, to)) in
+        [(IPV4, ADDR4), (IPV6, ADDR6)].into_iter().zip(from.into_iter().zip(to))
+    {
+        for set in [from, to] {
+            t.add_set(set, Shape { key: concat(&[address]), data: None, interval: true });
+        }
+        let (source, destination, length) = if ip == IPV4 { (12, 16, 4) } else { (8, 24, 16) };
+        let mut rule = family(ip).to_vec();
+        rule.extend([
+            Expr::Payload(Base::Network, source, length, 1),
+            Expr::In(from, 1),
+            Expr::Payload(Base::Network, destination, length, 2),
+            Expr::In(to, 2),
+            Expr::SourceNat(ip, 1),
+        ]);
+        t.add_rule("postrouting", &rule);
+    }
+}
+
 fn sets(t: &mut Transaction<'_>) {
     port_sets(t);
     for (pods, nomasq, address) in [("pods4", "nomasq4", ADDR4), ("pods6", "nomasq6", ADDR6)] {

@@ -30,18 +30,20 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
         Node::with_config(world, "deploy", &text).map(drop)
     });
     if shell::installed("systemd-analyze") {
-        report.case("systemd accepts the unit", || {
-            let unit = world.tree.join("deploy/berth.service").display().to_string();
-            let output = shell::output(60, "systemd-analyze", &["verify", "--man=no", &unit])?;
-            let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            // The binary is not installed where the unit will look for it; that is all it may complain of.
-            let complaint =
-                text.lines().find(|line| line.contains("berth.service") && !line.contains("not executable"));
-            ensure!(complaint.is_none(), "{text}");
+        report.case("systemd accepts the units", || {
+            for name in ["berth.service", "berth-net-agent.service"] {
+                let unit = world.tree.join("deploy").join(name).display().to_string();
+                let output = shell::output(60, "systemd-analyze", &["verify", "--man=no", &unit])?;
+                let text = String::from_utf8_lossy(&output.stderr).into_owned();
+                // The binary is not installed where the unit will look for it; that is all it may complain of.
+                let complaint =
+                    text.lines().find(|line| line.contains(name) && !line.contains("not executable"));
+                ensure!(complaint.is_none(), "{text}");
+            }
             Ok(())
         });
     } else {
-        report.skip("systemd accepts the unit", "systemd-analyze");
+        report.skip("systemd accepts the units", "systemd-analyze");
     }
     Ok(())
 }

@@ -3,10 +3,13 @@
 //! - [`space`], [`traffic`], [`pods`]: places, what passes between them, and who is in them
 //! - [`reach`]: who reaches whom, under which address, through which port
 //! - [`limits`]: what is refused, and what a full node says
+//! - [`mesh`], with [`api`]: several nodes, and the API server that they hear of each other from
 //! - [`attack`]: what a pod must not be able to do
 
+mod api;
 mod attack;
 mod limits;
+mod mesh;
 mod pods;
 mod reach;
 mod space;
@@ -38,5 +41,6 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
     drop(node);
     limits::full(world, report);
     limits::cidrs(world, report);
+    mesh::run(world, report);
     Ok(())
 }

@@ -1,6 +1,7 @@
 //! A pod's supervisor as the daemon sees it: calls, answers, events.
 
 mod kept;
+mod launch;
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,24 +11,18 @@ use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 pub(super) use self::kept::Kept;
-use super::child::Failure;
-use super::{Node, Prepared, compile, devices, failure, userns};
+use super::Node;
 use crate::error::{Error, Kind};
-use crate::exec::wire::{
-    self, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind as Word, Message, STDERR, STDIN, STDIN_ONCE, STDOUT,
-    TREE, TTY, Tag,
-};
+use crate::exec::wire::{self, Kind as Word, Message, STDERR, STDIN, STDOUT, TREE, Tag};
 use crate::exec::{
     self, Call, Connection, ContainerLaunch, Event, Exec, ExecLaunch, Exit, Process, Started, Stdio,
     Survivor, cgroup, nanos,
 };
-use crate::spec::NamespaceMode;
-use crate::sys::{self, memory, process, socket};
+use crate::sys::{self, process, socket};
 
 /// How long a supervisor may take for what is not a start.
 const CALL_TIME: Duration = Duration::from_secs(10);
@@ -276,159 +271,6 @@ impl Supervisor {
         Error::new(kind, format!("pod {}: {}", self.pod, answer.text(Tag::Message)))
     }
 
-    async fn start(&self, launch: ContainerLaunch<'_>) -> Result<Started, Error> {
-        let (id, cgroup) = (launch.id.to_owned(), launch.cgroup.to_owned());
-        let (spec, path, node) = (launch.spec.clone(), cgroup.clone(), self.node.clone());
-        let Prepared { mut nodes, entrance, .. } = blocking(move || node.cgroup(&path, &spec)).await?;
-        let mut launch = launch;
-        let user = self.user();
-        let shared =
-            if user.is_some() { devices::as_mounts(std::mem::take(&mut nodes)) } else { Ok(Vec::new()) };
-        let message = shared.and_then(|devices| {
-            launch.mounts.splice(0..0, devices);
-            self.start_message(launch, &nodes, entrance, user)
-        });
-        let started = match message {
-            Ok((message, plan)) => {
-                self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer))
-            }
-            Err(e) => Err(e),
-        };
-        match started {
-            Ok(answer) => {
-                self.waiting().cgroups.insert(id, cgroup);
-                let started = Started { pid: answer.int(Tag::Pid), at: answer.get(Tag::At).cast_signed() };
-                self.keep(answer);
-                Ok(started)
-            }
-            Err(e) => {
-                let removed = blocking(move || cgroup::remove(&cgroup)).await;
-                if let Err(removal) = removed {
-                    tracing::warn!(container = id, "cgroup of a failed start is left: {}", removal.chain());
-                }
-                Err(e)
-            }
-        }
-    }
-
-    /// The request to start a container, and its plan.
-    fn start_message(
-        &self,
-        launch: ContainerLaunch<'_>,
-        nodes: &[compile::Node],
-        entrance: cgroup::Entrance,
-        user: Option<OwnedFd>,
-    ) -> Result<(Message, Vec<u8>), Error> {
-        let security = &launch.spec.security;
-        let namespaces = &launch.pod.security.namespaces;
-        let own_network = namespaces.network == NamespaceMode::Pod;
-        let map = userns::of(namespaces).filter(|_| user.is_some());
-        let node_shm = launch.pod.security.namespaces.ipc == NamespaceMode::Node;
-        let seccomp = self.node.filter(security)?;
-        let labels = self.node.labels(launch.pod, launch.spec)?;
-        let plan = compile::container(
-            &self.node.facts,
-            &compile::Container {
-                id: launch.id,
-                spec: launch.spec,
-                process: launch.process,
-                mounts: &launch.mounts,
-                devices: nodes,
-                seccomp: seccomp.as_deref(),
-                labels: &labels,
-                tasks: entrance.tasks.len(),
-                node_shm,
-                user: map.map(|map| compile::User { map, own_network }),
-            },
-        )?;
-        let (flags, join) = compile::pid_namespace(&security.namespaces);
-        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
-        let has = bit(launch.log.is_some(), HAS_LOG)
-            | bit(entrance.v2.is_some(), HAS_CGROUP)
-            | bit(entrance.oom.is_some(), HAS_OOM)
-            | bit(launch.process.stdin, STDIN)
-            | bit(launch.spec.stdin_once, STDIN_ONCE)
-            | bit(launch.process.tty, TTY)
-            | bit(join, JOIN_PID);
-        let mut message = Message::new(Word::Start, 0)
-            .put(Tag::Container, launch.id.as_bytes())
-            .put(Tag::Cgroup, launch.cgroup.as_bytes())
-            .put(Tag::PidOf, security.namespaces.target_id.as_bytes())
-            // With a user namespace the plan itself makes them, once it is there.
-            .number(Tag::Flags, if user.is_some() { 0 } else { flags | wire::int(libc::CLONE_NEWNS) })
-            .number(Tag::Has, has);
-        message.fds.push(seal(&plan)?);
-        message.fds.extend([launch.log, entrance.v2, entrance.oom].into_iter().flatten());
-        message.fds.extend(entrance.tasks);
-        message.fds.push(launch.rootfs);
-        message.fds.extend(launch.mounts.into_iter().map(|mount| mount.fd));
-        if node_shm {
-            message.fds.push(node_mount(c"/dev/shm")?);
-        }
-        if let Some(user) = user {
-            message.fds.push(user);
-            if !own_network {
-                message.fds.push(node_mount(c"/sys")?);
-            }
-        }
-        if message.fds.len() > socket::MAX_FDS {
-            return Err(Error::invalid(
-                "mounts",
-                format!("{} mounts are more than one container can have", message.fds.len()),
-            ));
-        }
-        Ok((message, plan))
-    }
-
-    async fn exec(&self, container: &str, process: &Process, launch: ExecLaunch<'_>) -> Result<Exec, Error> {
-        let entrance = cgroup::enter(launch.cgroup)?;
-        let streams = [launch.stdin, launch.stdout, launch.stderr].map(|wanted| wanted && !process.tty);
-        let seccomp = self.node.filter(&launch.spec.security)?;
-        let labels = self.node.labels(launch.pod, launch.spec)?;
-        let plan = compile::exec(
-            &self.node.facts,
-            &compile::Exec {
-                spec: launch.spec,
-                process,
-                seccomp: seccomp.as_deref(),
-                labels: &labels,
-                tasks: entrance.tasks.len(),
-                streams,
-                user: userns::of(&launch.pod.security.namespaces),
-            },
-        )?;
-        let id = self.last_exec.fetch_add(1, Ordering::Relaxed);
-        let bit = |on: bool, bit: u64| if on { bit } else { 0 };
-        let mut message = Message::new(Word::Exec, 0)
-            .put(Tag::Container, container.as_bytes())
-            .number(Tag::Exec, id)
-            .number(Tag::Has, bit(entrance.v2.is_some(), HAS_CGROUP) | bit(process.tty, TTY));
-        message.fds.push(seal(&plan)?);
-        message.fds.extend(entrance.v2);
-        message.fds.extend(entrance.tasks);
-        let mut stdio = pipes(streams, &mut message.fds)?;
-        let (sender, ended) = oneshot::channel();
-        self.waiting().execs.insert(id, sender);
-        let answer = self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer));
-        let mut answer = match answer {
-            Ok(answer) => answer,
-            Err(e) => {
-                self.waiting().execs.remove(&id);
-                return Err(e);
-            }
-        };
-        if process.tty {
-            stdio.stdout = answer.fds.pop();
-        }
-        let pod = self.pod.clone();
-        let exit = async move {
-            ended.await.map_err(|_| {
-                Error::new(Kind::Unavailable, format!("the supervisor of pod {pod} ended before the exec"))
-            })
-        };
-        Ok(Exec { id, pid: answer.int(Tag::Pid), stdio, exit: Box::pin(exit) })
-    }
-
     async fn attach(&self, container: &str, wanted: u64) -> Result<Stdio, Error> {
         let message =
             Message::new(Word::Attach, 0).put(Tag::Container, container.as_bytes()).number(Tag::Has, wanted);
@@ -491,53 +333,6 @@ fn survivor(message: &Message) -> Survivor {
         started: message.get(Tag::At).cast_signed(),
         exit: ended.then(|| exit(message)),
     }
-}
-
-/// The answer to a launch: running, or the step that failed.
-fn verdict(plan: &[u8], answer: Message) -> Result<Message, Error> {
-    if answer.kind() != Word::Failed {
-        return Ok(answer);
-    }
-    let detail = u8::try_from(answer.get(Tag::Detail)).unwrap_or(0);
-    let failed = Failure::from_parts(
-        u32::try_from(answer.get(Tag::Step)).unwrap_or(u32::MAX),
-        answer.int(Tag::Errno),
-        detail,
-    );
-    Err(failure::explain(plan, failed))
-}
-
-/// A plan in a sealed memfd.
-fn seal(plan: &[u8]) -> Result<OwnedFd, Error> {
-    memory::seal("berth-plan", plan).map_err(|e| Error::with(Kind::Internal, "seal a plan", e))
-}
-
-/// Pipes for an exec: the child's ends go to the message.
-fn pipes(streams: [bool; 3], theirs: &mut Vec<OwnedFd>) -> Result<Stdio, Error> {
-    let make = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::with(Kind::Internal, "make a pipe", e));
-    let mut stdio = Stdio::default();
-    if streams[0] {
-        let (read, write) = make()?;
-        theirs.push(read);
-        stdio.stdin = Some(write);
-    }
-    for (wanted, ours) in [(streams[1], &mut stdio.stdout), (streams[2], &mut stdio.stderr)] {
-        if wanted {
-            let (read, write) = make()?;
-            theirs.push(write);
-            *ours = Some(read);
-        }
-    }
-    Ok(stdio)
-}
-
-/// A tree of the node: its /dev/shm for pods in the node's IPC namespace, its /sys for user namespaces in the node's network.
-fn node_mount(path: &std::ffi::CStr) -> Result<OwnedFd, Error> {
-    use rustix::mount::{OpenTreeFlags, open_tree};
-    let flags =
-        OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
-    open_tree(rustix::fs::CWD, path, flags)
-        .map_err(|e| Error::with(Kind::Internal, format!("open the node's {}", path.to_string_lossy()), e))
 }
 
 impl exec::Supervisor for Supervisor {

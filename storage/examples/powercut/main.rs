@@ -32,8 +32,9 @@ mod tar;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use storage::{Config, Kernel, PullProgress, Store};
 
@@ -184,7 +185,12 @@ fn trial_of(
         Err(error) => vec![format!("the store does not open: {error}")],
         Ok(store) => examine(&store, told, seen),
     };
-    assert!(Command::new("umount").arg(at).status().unwrap().success());
+    // The store's thread that empties the trash ends in its own time.
+    let end = Instant::now() + Duration::from_secs(60);
+    while !Command::new("umount").arg(at).stderr(Stdio::null()).status().unwrap().success() {
+        assert!(Instant::now() < end, "{} is still in use", at.display());
+        std::thread::sleep(Duration::from_millis(50));
+    }
     problems
 }
 

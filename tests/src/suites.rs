@@ -8,6 +8,7 @@ pub mod critest;
 pub mod deploy;
 pub mod differential;
 pub mod fields;
+pub mod image;
 pub mod kubelet;
 pub mod net;
 pub mod restart;
@@ -25,7 +26,7 @@ use crate::world::World;
 pub type Suite = fn(&World, &mut Report) -> Result<()>;
 
 /// Every suite, in the order in which a full run takes them.
-pub const ALL: [(&str, Suite); 15] = [
+pub const ALL: [(&str, Suite); 16] = [
     ("tidy", tidy::run),
     ("compat", compat::run),
     ("deploy", deploy::run),
@@ -33,6 +34,7 @@ pub const ALL: [(&str, Suite); 15] = [
     ("badinput", badinput::run),
     ("fields", fields::run),
     ("restart", restart::run),
+    ("image", image::run),
     ("try", trial::run),
     ("net", net::run),
     ("critest", critest::focused),
@@ -44,7 +46,7 @@ pub const ALL: [(&str, Suite); 15] = [
 ];
 
 /// The suites that run only when they are asked for.
-pub const EXTRA: [&str; 3] = ["critest-full", "critest-rival", "differential"];
+pub const EXTRA: [&str; 4] = ["critest-full", "critest-rival", "differential", "image"];
 
 /// A node for a suite, and what exists once it is up.
 ///

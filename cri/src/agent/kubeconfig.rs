@@ -121,7 +121,10 @@ impl Access {
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let refuse = |why: String| Error::Unusable { path: path.to_owned(), why };
         let text = read(path)?;
-        let file: File = serde_saphyr::from_slice(&text).map_err(|e| refuse(e.to_string()))?;
+        let file: File = serde_saphyr::from_slice(&text).map_err(|e| {
+            // Without the lines around it: they may hold a token.
+            refuse(e.without_snippet().to_string())
+        })?;
         let current = &file.current_context;
         let context = pick(&file.contexts, current).map_err(&refuse)?;
         let cluster = pick(&file.clusters, &context.cluster).map_err(&refuse)?;

@@ -31,10 +31,13 @@ const LAYER_SHARE: u32 = 50;
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
     gauges: Mutex<HashMap<String, Arc<Mutex<Gauge>>>>,
-    networks: Mutex<HashMap<Arc<str>, (Instant, Vec<InterfaceStats>)>>,
+    networks: Mutex<HashMap<Arc<str>, Interfaces>>,
     layers: Mutex<HashMap<String, Layer>>,
     demand: Mutex<Demand>,
 }
+
+/// A pod's interfaces, and when they were read.
+type Interfaces = (Instant, Vec<InterfaceStats>);
 
 /// One cgroup.
 #[derive(Debug, Default)]

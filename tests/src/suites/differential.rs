@@ -102,12 +102,32 @@ async fn compare(contenders: &[Contender; 2], count: u64) -> Result<Differences>
                 both.push(side.perform(step).await?);
             }
             note(&mut seen, step, &about, &both[0], &both[1], number);
+            if apart(step, &both[0], &both[1]) {
+                break;
+            }
         }
         for side in &mut sides {
             side.clear().await.with_context(|| format!("after sequence {number}"))?;
         }
     }
     Ok(seen)
+}
+
+/// Whether the two have different objects from here on, so that what follows cannot be compared.
+fn apart(step: &Step, ours: &Facts, theirs: &Facts) -> bool {
+    let done = |facts: &Facts| facts.get("code").is_some_and(|code| code == "Ok");
+    requests::CHANGES.contains(&step.rpc) && done(ours) != done(theirs)
+}
+
+/// Whether a message or list that holds this field is missing on one side: that is the difference, not each field in it.
+fn below_missing(path: &str, ours: &Facts, theirs: &Facts) -> bool {
+    let ends = path.match_indices(['.', '[']).map(|(at, _)| at);
+    ends.into_iter().any(|at| {
+        let holder = &path[..at];
+        let count = format!("{holder}.#");
+        let there = |facts: &Facts| facts.contains_key(holder) || facts.contains_key(&count);
+        path != count && there(ours) != there(theirs)
+    })
 }
 
 /// Adds what differs between two answers to the same step.
@@ -119,9 +139,15 @@ fn note(seen: &mut Differences, step: &Step, about: &str, ours: &Facts, theirs: 
         ours.keys().chain(theirs.keys()).filter(|path| same_code || *path == "code").collect();
     for path in paths {
         let (mine, other) = (ours.get(path).unwrap_or(&unset), theirs.get(path).unwrap_or(&unset));
-        if mine == other {
+        if mine == other || below_missing(path, ours, theirs) {
             continue;
         }
+        // How many there are on one side alone is no news.
+        let some = |text: &String| {
+            if path.ends_with(".#") && !text.is_empty() { "some".to_owned() } else { text.clone() }
+        };
+        let lonely = mine.is_empty() || other.is_empty();
+        let (mine, other) = if lonely { (&some(mine), &some(other)) } else { (mine, other) };
         let key = if path == "code" {
             format!("{} {}: {}{about}", step.rpc, path, step.variant)
         } else {
@@ -201,11 +227,13 @@ impl Side {
 
     /// Removes everything, so that the next sequence begins with nothing.
     async fn clear(&self) -> Result<()> {
-        for pod in &self.names.pods {
+        let listed = self.runtime.call("ListPodSandbox", Vec::new()).await?;
+        let listed = listed.map_err(|status| anyhow::anyhow!("ListPodSandbox: {status}"))?;
+        let listed = cri::proto::ListPodSandboxResponse::decode(listed.encode_to_vec().as_slice())?;
+        for pod in listed.items {
             for rpc in ["StopPodSandbox", "RemovePodSandbox"] {
-                let request = cri::proto::StopPodSandboxRequest { pod_sandbox_id: pod.clone() };
-                let answer = self.runtime.call(rpc, request.encode_to_vec()).await?;
-                if let Err(status) = answer {
+                let request = cri::proto::StopPodSandboxRequest { pod_sandbox_id: pod.id.clone() };
+                if let Err(status) = self.runtime.call(rpc, request.encode_to_vec()).await? {
                     bail!("{rpc}: {status}");
                 }
             }

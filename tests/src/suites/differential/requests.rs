@@ -42,6 +42,18 @@ pub(super) const ABOUT_PODS: [&str; 7] = [
     "PodSandboxStats",
 ];
 
+/// RPCs after which other objects exist, or in other states.
+pub(super) const CHANGES: [&str; 8] = [
+    "RunPodSandbox",
+    "StopPodSandbox",
+    "RemovePodSandbox",
+    "CreateContainer",
+    "StartContainer",
+    "StopContainer",
+    "RemoveContainer",
+    "UpdateContainerResources",
+];
+
 /// Whether a container made like this ends by itself.
 pub(super) fn ends(variant: &str) -> bool {
     matches!(variant, "ends" | "fails")

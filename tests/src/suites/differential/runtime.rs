@@ -19,7 +19,7 @@ pub(super) type Facts = BTreeMap<String, String>;
 /// The RPCs of the other service.
 const IMAGES: [&str; 5] = ["ImageStatus", "ListImages", "PullImage", "RemoveImage", "ImageFsInfo"];
 /// Fields whose value tells one run from the next, or one program from the other: only whether they are set counts.
-const PRESENCE: [&str; 24] = [
+const PRESENCE: [&str; 28] = [
     "created_at",
     "started_at",
     "finished_at",
@@ -39,6 +39,10 @@ const PRESENCE: [&str; 24] = [
     "pod_sandbox_id",
     "container_id",
     "repo_digests",
+    "Avg10",
+    "Avg60",
+    "Avg300",
+    "Total",
     "avg10",
     "avg60",
     "avg300",

@@ -17,6 +17,7 @@
 //! | `netns` | namespaces: the only place that enters one, on a thread of its own |
 //! | `netlink` | blocking transport, rtnetlink operations, link events |
 //! | `nft` | nf_tables encoder, the one static table, and its entries |
+//! | `fuzz` | decoders under bytes of any kind; for tests only |
 //! | `sysctl`, `state`, `name`, `error` | node settings, kept CIDRs, names, errors |
 //!
 //! # Threads
@@ -41,6 +42,8 @@ mod cidr;
 mod cni;
 mod driver;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod ledger;
 mod mesh;
 mod name;

@@ -2,6 +2,7 @@
 
 pub mod badinput;
 pub mod cluster;
+pub mod cni;
 pub mod compat;
 pub mod crictl;
 pub mod critest;
@@ -26,7 +27,7 @@ use crate::world::World;
 pub type Suite = fn(&World, &mut Report) -> Result<()>;
 
 /// Every suite, in the order in which a full run takes them.
-pub const ALL: [(&str, Suite); 16] = [
+pub const ALL: [(&str, Suite); 17] = [
     ("tidy", tidy::run),
     ("compat", compat::run),
     ("deploy", deploy::run),
@@ -37,6 +38,7 @@ pub const ALL: [(&str, Suite); 16] = [
     ("image", image::run),
     ("try", trial::run),
     ("net", net::run),
+    ("cni", cni::run),
     ("critest", critest::focused),
     ("kubelet", kubelet::run),
     ("cluster", cluster::run),

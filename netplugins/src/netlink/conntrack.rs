@@ -69,7 +69,7 @@ const CTA_PROTO_NUM: u16 = 1;
 const CTA_PROTO_SRC_PORT: u16 = 2;
 const CTA_PROTO_DST_PORT: u16 = 3;
 
-fn decode(frame: &Frame<'_>) -> Option<Flow> {
+pub(crate) fn decode(frame: &Frame<'_>) -> Option<Flow> {
     let body = frame.payload.get(4..)?;
     let tuple = |kind| attribute(body, kind).map(decode_tuple);
     Some(Flow { original: tuple(CTA_TUPLE_ORIG)?, reply: tuple(CTA_TUPLE_REPLY)? })

@@ -132,10 +132,15 @@ pub(crate) fn link(socket: &mut Socket, name: &str) -> Result<Option<Link>, Fail
 /// Everything about all links of the socket's namespace.
 pub(crate) fn all_details(socket: &mut Socket) -> Result<Vec<device::Details>, Failure> {
     let request = Message::GetLink(LinkMessage::default());
-    socket.dump(RTM_GETLINK, &body(&request), |frame| match decode(&frame)? {
+    socket.dump(RTM_GETLINK, &body(&request), |frame| details_of(&frame))
+}
+
+/// What one message tells of a link.
+pub(crate) fn details_of(frame: &Frame<'_>) -> Option<device::Details> {
+    match decode(frame)? {
         Message::NewLink(message) => Some(device::decode(message)),
         _ => None,
-    })
+    }
 }
 
 /// Everything about one link, or `None`.
@@ -143,11 +148,7 @@ pub(crate) fn details(socket: &mut Socket, name: &str) -> Result<Option<device::
     let mut batch = Batch::default();
     push(&mut batch, 0, &Message::GetLink(by_name(name)));
     let mut found = None;
-    let read = |frame: Frame<'_>| match decode(&frame) {
-        Some(Message::NewLink(message)) => Some(device::decode(message)),
-        _ => None,
-    };
-    match socket.transact(&mut batch, |_, frame| found = read(frame)) {
+    match socket.transact(&mut batch, |_, frame| found = details_of(&frame)) {
         Ok(()) => Ok(found),
         Err(r) if r.failure.errno() == Some(Errno::NODEV) => Ok(None),
         Err(r) => Err(r.failure),
@@ -411,7 +412,7 @@ pub(super) fn family(address: IpAddr) -> AddressFamily {
     if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 }
 }
 
-pub(super) fn decode(frame: &Frame<'_>) -> Option<Message> {
+pub(crate) fn decode(frame: &Frame<'_>) -> Option<Message> {
     use netlink_packet_core::ParseableParametrized;
     Message::parse_with_param(frame.payload, frame.kind).ok()
 }

@@ -84,7 +84,7 @@ pub(crate) fn of_chain(
     }
 }
 
-fn decode(body: &[u8]) -> Option<Rule> {
+pub(crate) fn decode(body: &[u8]) -> Option<Rule> {
     let handle = attribute(body, NFTA_RULE_HANDLE).and_then(|b| <[u8; 8]>::try_from(b).ok())?;
     let comment = attribute(body, NFTA_RULE_USERDATA).and_then(decode_comment);
     let expressions = attribute(body, NFTA_RULE_EXPRESSIONS).unwrap_or_default();

@@ -1,6 +1,6 @@
 //! Every configuration, in every form that results have: ADD, CHECK, DEL, DEL again, and no trace of it afterwards.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,22 +16,26 @@ pub(crate) const TESTS: &[Test] =
 
 /// Versions to try: those given, or one of each form that results have, another one for every configuration.
 fn choose(versions: &[&'static str], index: usize) -> Vec<&'static str> {
-    if versions.len() != VERSIONS.len() || std::env::var_os("CNI_ALL_VERSIONS").is_some() {
-        return versions.to_vec();
+    match std::env::var("CNI_VERSIONS").as_deref() {
+        Ok("all") => versions.to_vec(),
+        Ok(list) => versions.iter().filter(|v| list.split(',').any(|l| l == **v)).copied().collect(),
+        Err(_) if versions.len() != VERSIONS.len() => versions.to_vec(),
+        Err(_) => {
+            let forms = [&VERSIONS[..2], &VERSIONS[2..5], &VERSIONS[5..]];
+            forms.iter().map(|form| form[index % form.len()]).collect()
+        }
     }
-    [&VERSIONS[..2], &VERSIONS[2..5], &VERSIONS[5..]].iter().map(|form| form[index % form.len()]).collect()
 }
 
 /// Runs `body` for every configuration and version, on several threads; how many there were.
 pub(crate) fn each(lab: &Lab, versions: &[&'static str], body: impl Fn(&Case, &str, &str) + Sync) -> usize {
     configurations::files(&lab.data("files"));
     let cases = configurations::all();
-    let kinds: Vec<&str> = cases.iter().flat_map(|c| c.needs).copied().collect();
+    let kinds: BTreeSet<&str> = cases.iter().flat_map(|c| c.needs).copied().collect();
     let missing: BTreeMap<&str, String> = kinds.into_iter().filter_map(|k| Some((k, lacks(k)?))).collect();
     let chosen = std::env::var("CNI_CASE").unwrap_or_default();
-    let serves = |case: &&Case| {
-        case.name.contains(&chosen) && !case.needs.iter().any(|kind| missing.contains_key(kind))
-    };
+    let chosen = |case: &Case| chosen.split(',').any(|part| case.name.contains(part));
+    let serves = |case: &&Case| chosen(case) && !case.needs.iter().any(|kind| missing.contains_key(kind));
     let work: Vec<(&Case, &str)> = cases
         .iter()
         .filter(serves)

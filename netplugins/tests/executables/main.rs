@@ -5,8 +5,9 @@
 //! has, [`reference`] compares with the reference plugins, configuration by configuration ([`configurations`]).
 //!
 //! Environment: `CNI_REFERENCE_PATH` names the directory of the reference plugins; without it they are not compared with.
-//! `CNI_ALL_VERSIONS=1` compares in every version of the specification instead of one of each form. `CNI_EVERYTHING=1`
-//! makes a kind of link that the kernel lacks a failure. `CNI_CASE` chooses configurations by a part of their name. Arguments choose tests by a part of their name.
+//! `CNI_VERSIONS` is `all` or a list of versions to compare in, instead of one of each form. `CNI_CASE` chooses
+//! configurations by parts of their names, separated by commas. `CNI_EVERYTHING=1` makes a kind of link that the kernel
+//! lacks a failure. Arguments choose tests by a part of their name.
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 

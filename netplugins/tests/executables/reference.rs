@@ -18,6 +18,7 @@ fn like_the_reference(lab: &Lab) -> Option<String> {
     let Some(reference) = std::env::var_os("CNI_REFERENCE_PATH").map(PathBuf::from) else {
         return Some("CNI_REFERENCE_PATH does not name the reference plugins".into());
     };
+    assert!(reference.join("bridge").exists(), "{} holds no reference plugins", reference.display());
     let names = std::sync::Mutex::new(BTreeSet::new());
     let count = each(lab, &VERSIONS, |case, version, label| {
         let ours = chain(case, version, lab, &format!("ours-{label}"));
@@ -55,7 +56,7 @@ fn like_the_reference(lab: &Lab) -> Option<String> {
     crate::say(&format!(
         "    {names} configurations, {count} with their versions, agree with the reference plugins"
     ));
-    assert!(names >= 40 || std::env::var_os("CNI_CASE").is_some());
+    assert!(names >= 40 || (names > 0 && std::env::var_os("CNI_CASE").is_some()), "{names}");
     None
 }
 

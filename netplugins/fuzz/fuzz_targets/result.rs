@@ -1,0 +1,5 @@
+//! Results of plugins, of any bytes.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| netplugins::fuzz::result(bytes));

@@ -19,6 +19,8 @@ const REDIRECTS_MAX: usize = 10;
 const ERROR_BODY: u64 = 16 << 10;
 /// A host that could not be reached is asked last for this long.
 const DEAD: Duration = Duration::from_secs(30);
+/// How long a connection is kept for the next request: within a pull, not from one pull to the next.
+const IDLE: Duration = Duration::from_secs(5);
 /// Time to connect to a mirror, unless its file says otherwise: there is somebody else to ask.
 const MIRROR_CONNECT: Duration = Duration::from_secs(5);
 
@@ -124,6 +126,7 @@ impl Host {
                 .dns_resolver(dns::Resolver::default())
                 .redirect(reqwest::redirect::Policy::none())
                 .connect_timeout(connect)
+                .pool_idle_timeout(IDLE)
                 .user_agent(concat!("berth/", env!("CARGO_PKG_VERSION")));
             if is_loopback(&endpoint.authority) {
                 // A proxy's loopback is not ours.

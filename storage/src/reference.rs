@@ -258,4 +258,16 @@ mod tests {
         }
         assert_eq!(format!("h.io/{}", "a".repeat(255)).parse::<ImageRef>(), Err(ReferenceError::Long));
     }
+
+    proptest::proptest! {
+        #[test]
+        fn what_parses_is_printed_as_something_that_parses_to_the_same(
+            text in "([a-zA-Z0-9.\\[\\]:-]{1,12}/)?[a-z0-9._/-]{1,20}(:[A-Za-z0-9._-]{1,10})?(@sha256:[0-9a-f]{64})?"
+        ) {
+            if let Ok(reference) = text.parse::<ImageRef>() {
+                let again: ImageRef = reference.to_string().parse().unwrap();
+                assert_eq!(again, reference);
+            }
+        }
+    }
 }

@@ -127,3 +127,12 @@ fn layered(dir: &Path, busybox: &Layer) -> Result<Image> {
     let config = Config { cmd: &["sh"], env: &["LAYERED=yes"], working_dir: "/data", ..Config::default() };
     layout::image(dir, &[LAYERED], &config, &[busybox, layers[0], layers[1], layers[2]])
 }
+
+/// An image of one layer, as a layout.
+///
+/// # Errors
+/// A file cannot be written.
+pub fn single(dir: &Path, name: &str, root: &Path) -> Result<PathBuf> {
+    let layer = Layer::plain(root)?;
+    Ok(layout::image(dir, &[name], &Config::default(), &[&layer])?.layout)
+}

@@ -15,6 +15,7 @@ pub mod net;
 pub mod restart;
 pub mod tidy;
 pub mod trial;
+pub mod verbs;
 
 use anyhow::Result;
 
@@ -27,7 +28,7 @@ use crate::world::World;
 pub type Suite = fn(&World, &mut Report) -> Result<()>;
 
 /// Every suite, in the order in which a full run takes them.
-pub const ALL: [(&str, Suite); 17] = [
+pub const ALL: [(&str, Suite); 18] = [
     ("tidy", tidy::run),
     ("compat", compat::run),
     ("deploy", deploy::run),
@@ -40,6 +41,7 @@ pub const ALL: [(&str, Suite); 17] = [
     ("net", net::run),
     ("cni", cni::run),
     ("critest", critest::focused),
+    ("verbs", verbs::run),
     ("kubelet", kubelet::run),
     ("cluster", cluster::run),
     ("critest-full", critest::full),

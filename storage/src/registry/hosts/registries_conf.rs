@@ -185,7 +185,10 @@ impl Conf {
     }
 
     /// The hosts to ask for an image; `None`: the file says nothing about it.
-    pub(super) fn endpoints(&self, image: &ImageRef) -> Result<Option<Vec<Endpoint>>, RegistryError> {
+    ///
+    /// # Errors
+    /// The registry is blocked, or its certificates cannot be read.
+    pub fn endpoints(&self, image: &ImageRef) -> Result<Option<Vec<Endpoint>>, RegistryError> {
         let name = image.name();
         let fitting = self.registries.iter().filter_map(|entry| Some((fit(&entry.prefix, &name)?, entry)));
         let Some((matched, entry)) = fitting.max_by_key(|(_, entry)| entry.prefix.len()) else {
@@ -229,7 +232,10 @@ impl Conf {
     }
 
     /// What a name without a registry stands for; `None`: the file says nothing about such names.
-    pub(super) fn names(&self, image: &str) -> Result<Option<Vec<String>>, RegistryError> {
+    ///
+    /// # Errors
+    /// It may be any of several and short names are enforced, or none is searched.
+    pub fn names(&self, image: &str) -> Result<Option<Vec<String>>, RegistryError> {
         let end = image.find('@').unwrap_or(image.len());
         let end = image[..end].rfind(':').unwrap_or(end);
         let (bare, rest) = image.split_at(end);

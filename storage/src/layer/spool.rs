@@ -17,7 +17,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use crate::error::FileError;
 
 /// A stretch is entered in the ledger when it has grown by this many bytes, or is told to be: what a killed daemon loses of it.
-const ENTER_EVERY: u64 = 4 << 20;
+const ENTER_EVERY: u64 = 128 << 10;
 /// Largest ledger read, in bytes.
 const LEDGER_MAX: u64 = 16 << 20;
 

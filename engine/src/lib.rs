@@ -5,6 +5,7 @@
 //! - [`drivers`] the four driver traits on one page: image, network, execution, volume.
 //! - [`job`] a unit of work: steps, deadline, undo, joining; [`jobs`] one file per verb, [`jobs::run_pod`] first.
 //! - [`pod`], [`container`] records, state diagrams, policy; [`journal`] how they are kept on disk; [`cdi`] devices by name.
+//! - [`oci`] an OCI runtime command line over [`native`], without a daemon.
 //! - [`engine`] composition and snapshots; `restore` what happens after a restart; [`streams`], [`stats`],
 //!   [`histogram`].
 //!
@@ -22,12 +23,15 @@ pub mod engine;
 pub mod error;
 mod events;
 pub mod exec;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod histogram;
 pub mod image;
 pub mod job;
 pub mod jobs;
 pub mod journal;
 pub mod native;
+pub mod oci;
 pub mod pod;
 mod restore;
 pub mod spec;

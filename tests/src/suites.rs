@@ -12,6 +12,7 @@ pub mod fields;
 pub mod image;
 pub mod kubelet;
 pub mod net;
+pub mod oci;
 pub mod restart;
 pub mod tidy;
 pub mod trial;
@@ -28,7 +29,7 @@ use crate::world::World;
 pub type Suite = fn(&World, &mut Report) -> Result<()>;
 
 /// Every suite, in the order in which a full run takes them.
-pub const ALL: [(&str, Suite); 18] = [
+pub const ALL: [(&str, Suite); 19] = [
     ("tidy", tidy::run),
     ("compat", compat::run),
     ("deploy", deploy::run),
@@ -37,6 +38,7 @@ pub const ALL: [(&str, Suite); 18] = [
     ("fields", fields::run),
     ("restart", restart::run),
     ("image", image::run),
+    ("oci", oci::run),
     ("try", trial::run),
     ("net", net::run),
     ("cni", cni::run),

@@ -6,7 +6,7 @@
 //! | `podd` | supervisor of a pod | `engine` |
 //! | `cni`, or argv[0] of a plugin | a CNI executable | `netplugins` |
 //! | `net` | the ways to other nodes' pods | [`crate::agent`] |
-//! | `oci`, or argv[0] `runc` | an OCI runtime command line | not built: says so |
+//! | `oci`, or argv[0] `runc` | an OCI runtime command line | `engine` |
 //! | `try` | the main job on a private daemon | [`crate::trial`] |
 //! | `version`, `jobs`, `job`, `images`, `pull`, `push`, `save`, … | for administrators | here |
 //!
@@ -61,6 +61,8 @@ usage: berth COMMAND [OPTIONS]
   fsck                  read every layer again and compare it with its digest
   gc                    remove images nobody needs, and what broken pulls have left
 
+  oci COMMAND           be an OCI runtime with runc's command line (also by the name runc as argv[0])
+
   cni install DIR       make the built-in network plugins CNI executables in DIR
   cni PLUGIN            be a CNI plugin (also by the plugin's name as argv[0])
 
@@ -75,7 +77,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     let mut argv = argv.into_iter();
     let name = argv.next().unwrap_or_default();
     let arguments: Vec<OsString> = argv.collect();
-    if let Some(role) = by_name(&name) {
+    if let Some(role) = by_name(&name, &arguments) {
         return role;
     }
     let Some((command, rest)) = arguments.split_first() else {
@@ -85,6 +87,7 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
     match command.to_str().unwrap_or_default() {
         // Single-threaded roles.
         "podd" => engine::exec::podd::main(rest.iter().cloned()),
+        "oci" => engine::oci::main(rest),
         "serve" => serve::main(Args::new(rest)),
         "version" | "--version" | "-V" => version::main(Args::new(rest)),
         "images" => images::list(Args::new(rest)),
@@ -112,10 +115,10 @@ pub fn main(argv: impl IntoIterator<Item = OsString>) -> ExitCode {
 }
 
 /// Roles taken from argv[0]: the name under which another program calls us.
-fn by_name(name: &OsString) -> Option<ExitCode> {
+fn by_name(name: &OsString, arguments: &[OsString]) -> Option<ExitCode> {
     let name = std::path::Path::new(name).file_name()?.to_str()?;
     match name {
-        "runc" => Some(fail("being an OCI runtime is not built yet; use `berth serve`")),
+        "runc" => Some(engine::oci::main(arguments)),
         name => netplugins::cni_main(name),
     }
 }
@@ -138,7 +141,7 @@ fn strings(arguments: &[OsString]) -> Result<Vec<String>, String> {
 
 fn unknown(command: &str) -> ExitCode {
     match command {
-        "oci" | "init" => fail(format_args!("{command} is not built yet")),
+        "init" => fail(format_args!("{command} is not built yet")),
         _ => {
             complain(format_args!("{command} is no command of berth; `berth --help` lists them"));
             ExitCode::from(USAGE)

@@ -67,10 +67,21 @@ pub fn image_user(text: &str) -> Result<Option<(Name, Option<Name>)>, Error> {
 /// Who a process runs as: the request's user, else the image's, else root, with the image's supplementary groups unless the
 /// request is strict (KEP-3619). The primary group is always among the groups.
 pub fn resolve(rootfs: BorrowedFd<'_>, spec: &UserSpec, image: &str) -> Result<ResolvedUser, Error> {
+    // What the request itself has wrong is said first.
+    wanted(spec, image)?;
+    look_up(spec, image, &read(rootfs, c"etc/passwd")?, &read(rootfs, c"etc/group")?)
+}
+
+/// As [`resolve`], from the text of the image's files. Pure.
+pub(crate) fn look_up(
+    spec: &UserSpec,
+    image: &str,
+    passwd: &str,
+    group_file: &str,
+) -> Result<ResolvedUser, Error> {
     let requested_gid = spec.gid.map(|gid| id("run_as_group", gid)).transpose()?;
     let (user, image_group) = wanted(spec, image)?;
-    let passwd = read(rootfs, c"etc/passwd")?;
-    let entry = passwd_entry(&passwd, &user);
+    let entry = passwd_entry(passwd, &user);
     let uid = match (&user, &entry) {
         (Name::Id(uid), _) => *uid,
         (Name::Name(_), Some(entry)) => entry.uid,
@@ -78,10 +89,9 @@ pub fn resolve(rootfs: BorrowedFd<'_>, spec: &UserSpec, image: &str) -> Result<R
             return Err(Error::invalid("user", format!("no user \"{name}\" in the image's /etc/passwd")));
         }
     };
-    let group_file = read(rootfs, c"etc/group")?;
     let gid = match (requested_gid, image_group) {
         (Some(gid), _) | (None, Some(Name::Id(gid))) => gid,
-        (None, Some(Name::Name(name))) => group_id(&group_file, &name).ok_or_else(|| {
+        (None, Some(Name::Name(name))) => group_id(group_file, &name).ok_or_else(|| {
             Error::invalid("group", format!("no group \"{name}\" in the image's /etc/group"))
         })?,
         (None, None) => entry.as_ref().map_or(0, |e| e.gid),
@@ -90,7 +100,7 @@ pub fn resolve(rootfs: BorrowedFd<'_>, spec: &UserSpec, image: &str) -> Result<R
     if !spec.strict_groups
         && let Some(entry) = &entry
     {
-        memberships(&group_file, &entry.name, &mut groups);
+        memberships(group_file, &entry.name, &mut groups);
     }
     for group in &spec.supplemental_groups {
         groups.push(id("supplemental_groups", *group)?);

@@ -4,7 +4,7 @@ use crate::error::Error;
 use crate::spec::ContainerSecurity;
 
 /// Names by number, without `CAP_`.
-const NAMES: [&str; 41] = [
+pub(crate) const NAMES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",
     "DAC_READ_SEARCH",

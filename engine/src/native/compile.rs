@@ -119,12 +119,12 @@ pub(crate) struct Exec<'a> {
 }
 
 /// A C string out of the client's text.
-fn text(field: &str, value: &str) -> Result<CString, Error> {
+pub(crate) fn text(field: &str, value: &str) -> Result<CString, Error> {
     CString::new(value).map_err(|_| Error::invalid(field, "contains a zero byte"))
 }
 
 /// Strings one behind the other, each with its NUL.
-fn list<'a>(field: &str, strings: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>, Error> {
+pub(crate) fn list<'a>(field: &str, strings: impl Iterator<Item = &'a [u8]>) -> Result<Vec<u8>, Error> {
     let mut out = Vec::new();
     for string in strings {
         if string.contains(&0) {
@@ -315,7 +315,7 @@ fn cgroup_mounts(plan: &mut Writer, facts: &Facts, attributes: u64) {
 }
 
 /// What every program expects to find in /dev.
-fn usual_devices(plan: &mut Writer, shared: bool) {
+pub(crate) fn usual_devices(plan: &mut Writer, shared: bool) {
     for (from, at, major, minor) in [
         (template::NULL, c"/dev/null", 1, 3),
         (c"/zero", c"/dev/zero", 1, 5),
@@ -336,6 +336,11 @@ fn usual_devices(plan: &mut Writer, shared: bool) {
             gid: 0,
         });
     }
+    usual_links(plan);
+}
+
+/// The links of /dev.
+pub(crate) fn usual_links(plan: &mut Writer) {
     for (at, target) in [
         (c"/dev/ptmx", c"pts/ptmx"),
         (c"/dev/fd", c"/proc/self/fd"),
@@ -349,7 +354,7 @@ fn usual_devices(plan: &mut Writer, shared: bool) {
 }
 
 /// A device number as plans carry it.
-fn number(major: u32, minor: u32) -> u64 {
+pub(crate) fn number(major: u32, minor: u32) -> u64 {
     u64::from(major) << 32 | u64::from(minor)
 }
 
@@ -368,7 +373,7 @@ fn device(plan: &mut Writer, node: &Node) -> Result<(), Error> {
 }
 
 /// An absolute path in the container.
-fn absolute(field: &str, path: &str) -> Result<CString, Error> {
+pub(crate) fn absolute(field: &str, path: &str) -> Result<CString, Error> {
     if path.starts_with('/') {
         text(field, path)
     } else {

@@ -42,6 +42,12 @@ pub(crate) fn explain(plan: &[u8], failure: Failure) -> Error {
         (_, _, Detail::InProc) => {
             problem(format!("nothing can be mounted at \"{object}\": it leads into /proc"))
         }
+        (Step::Hook { .. }, code, Detail::Hook) if code == libc::ETIMEDOUT => {
+            Error::new(Kind::FailedPrecondition, format!("hook \"{object}\" did not end in time"))
+        }
+        (Step::Hook { .. }, code, Detail::Hook) => {
+            Error::new(Kind::FailedPrecondition, format!("hook \"{object}\" ended with code {code}"))
+        }
         (_, _, Detail::Symlink) => {
             problem(format!("the image has a symbolic link at \"{object}\", where Berth mounts"))
         }

@@ -15,7 +15,7 @@ mod lsm;
 pub(crate) mod plan;
 pub mod seccomp;
 mod supervisor;
-mod sysctls;
+pub(crate) mod sysctls;
 pub(crate) mod userns;
 
 use std::collections::{BTreeMap, HashMap};
@@ -363,7 +363,7 @@ fn features() -> Features {
 }
 
 /// Major and minor version of the running kernel.
-fn kernel() -> (u32, u32) {
+pub(crate) fn kernel() -> (u32, u32) {
     let uname = rustix::system::uname();
     let release = uname.release().to_string_lossy();
     let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
@@ -371,7 +371,7 @@ fn kernel() -> (u32, u32) {
 }
 
 /// What the plan compiler has to know of this node.
-fn facts(config: &Config) -> Result<Facts, Error> {
+pub(crate) fn facts(config: &Config) -> Result<Facts, Error> {
     let status = std::fs::read_to_string("/proc/self/status")
         .map_err(|e| Error::with(Kind::Internal, "read /proc/self/status", e))?;
     let hierarchies = cgroup::node()?;

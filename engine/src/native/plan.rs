@@ -158,6 +158,45 @@ steps! {
     32 ShareFile { from: &'p CStr, at: &'p CStr } "mount device"
     /// Asks a security module for the label after execve(2), by writing to a file below /proc.
     30 Label { file: &'p CStr, value: &'p [u8] } "set the security label"
+
+    // From here on: what only OCI bundles need (`native::child::bundle`).
+    /// Tells the starter that a stage is reached and waits until it says to go on.
+    64 Sync { stage: u64 } "wait for the runtime"
+    /// Makes a mount namespace's template of its own. `null`: descriptor of a detached null device; `keep`: the node's tree stays in
+    /// reach for hooks until the root is changed; `sysfs`: a user namespace needs one in sight to mount another.
+    65 Template { null: u64, keep: u64, sysfs: u64 } "make the template mount namespace"
+    /// Attaches the root file system at its own path in the node's tree that the template keeps.
+    66 RootAt { fd: u64, at: &'p CStr } "attach the root file system"
+    /// Takes the root file system as a tree that no mount namespace holds, for a process that stays in the node's.
+    67 RootAlone { fd: u64, null: u64 } "take the root file system"
+    /// Sets the host name.
+    68 Hostname { name: &'p [u8] } "set the host name"
+    /// Sets the NIS domain name.
+    69 Domainname { name: &'p [u8] } "set the domain name"
+    /// Writes a file below /proc/sys.
+    70 Sysctl { path: &'p CStr, value: &'p [u8] } "set sysctl"
+    /// Mounts a file system of its own at a place that may be reached by links of the image. `propagation`: `MS_*` or 0.
+    71 FileSystem { kind: &'p CStr, options: &'p [u8], attributes: u64, propagation: u64, at: &'p CStr } "mount"
+    /// Runs a program and waits for it; `before`, the process id and `after` are what it reads. `host`: in the node's tree.
+    72 Hook { path: &'p CStr, arguments: &'p [u8], environment: &'p [u8], before: &'p [u8], after: &'p [u8], seconds: u64, host: u64 } "run hook"
+    /// Reports being ready, then waits for a byte on `go`; failures from here on are told on `verdict`.
+    73 Await { go: u64, verdict: u64 } "wait to be started"
+    /// The process's own umask.
+    74 Umask { mask: u64 } "set the umask"
+    /// Leaves this many descriptors from 3 on to the program.
+    75 Preserve { count: u64 } "pass descriptors on"
+    /// Becomes root of the user namespace it was born into.
+    76 NamespaceRoot {} "become root of the user namespace"
+    /// Enters a namespace (`CLONE_NEW*`) by its descriptor.
+    77 Enter { fd: u64, kind: u64 } "enter a namespace"
+    /// Changes how mounts travel from and to the root file system. `propagation`: `MS_*`.
+    78 Propagation { propagation: u64, recursive: u64 } "set the propagation of the root file system"
+    /// Sets the execution domain (personality(2)).
+    79 Personality { domain: u64 } "set the personality"
+    /// Changes the root directory to that of a running container which has no mount namespace of its own.
+    80 ChangeRoot { fd: u64 } "change the root directory"
+    /// Attaches a bind of the bundle, asked for by its number: so mounts come into being, and are listed, in the bundle's order.
+    81 Bind { index: u64, at: &'p CStr } "mount"
 }
 
 impl Step<'_> {
@@ -173,8 +212,11 @@ impl Step<'_> {
             | Self::Link { at, .. }
             | Self::Mask { at }
             | Self::ReadOnly { at }
-            | Self::Attributes { at, .. } => at,
-            Self::Chdir { path } => path,
+            | Self::Attributes { at, .. }
+            | Self::RootAt { at, .. }
+            | Self::Bind { at, .. }
+            | Self::FileSystem { at, .. } => at,
+            Self::Chdir { path } | Self::Sysctl { path, .. } | Self::Hook { path, .. } => path,
             Self::Label { value, .. } => return String::from_utf8_lossy(value).into_owned(),
             Self::Exec { arguments, .. } => strings(arguments).next().unwrap_or_default(),
             _ => return String::new(),

@@ -378,6 +378,16 @@ pub fn execveat(program: BorrowedFd<'_>, argv: &Strings<'_>) -> io::Error {
     io::Error::last_os_error()
 }
 
+/// As [`execveat`], with an environment.
+pub fn execveat_with(program: BorrowedFd<'_>, argv: &Strings<'_>, envp: &Strings<'_>) -> io::Error {
+    let (argv, envp) = (argv.pointers.as_ptr(), envp.pointers.as_ptr());
+    // SAFETY: as in `execve`.
+    unsafe {
+        libc::syscall(libc::SYS_execveat, program.as_raw_fd(), c"".as_ptr(), argv, envp, libc::AT_EMPTY_PATH)
+    };
+    io::Error::last_os_error()
+}
+
 /// Ends this process at once, running nothing.
 pub fn exit(code: i32) -> ! {
     // SAFETY: _exit takes an integer and does not return.

@@ -68,6 +68,20 @@ pub fn close_on_exec_from(first: u32) -> io::Result<()> {
         .map(drop)
 }
 
+/// Lets the descriptors `first` to `first + count - 1`, as far as they are open, survive execve(2).
+pub fn keep_on_exec(first: u32, count: u32) {
+    for number in first..first.saturating_add(count) {
+        // SAFETY: only a flag changes; no descriptor is closed or made.
+        unsafe { libc::fcntl(number as i32, libc::F_SETFD, 0) };
+    }
+}
+
+/// Sets the execution domain of the calling process (personality(2)).
+pub fn personality(domain: u64) -> io::Result<()> {
+    // SAFETY: personality takes an integer.
+    check(unsafe { libc::personality(domain as libc::c_ulong) }.into()).map(drop)
+}
+
 /// Makes `target` another name of `fd`, inheritable. Only for the standard descriptors, which no value owns.
 pub fn dup_standard(fd: BorrowedFd<'_>, target: i32) -> io::Result<()> {
     if !(0..=2).contains(&target) {
@@ -142,10 +156,9 @@ pub fn set_limit(resource: u32, wanted: libc::rlimit) -> io::Result<()> {
     }
 }
 
-/// Closes every descriptor from 3 on but these. Only for a cloned child on its way to execve(2): it never returns to code that owns
+/// Closes every descriptor from `first` on but these. Only for a cloned child on its way to execve(2): it never returns to code that owns
 /// one of the others.
-pub fn close_others(_proof: &SingleThreaded, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut first = 3;
+pub fn close_others(_proof: &SingleThreaded, mut first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     // Few are kept, so looking for the next one each time is cheap.
     while let Some(next) =
         keep.iter().map(|fd| fd.as_raw_fd().cast_unsigned()).filter(|fd| *fd >= first).min()

@@ -11,12 +11,14 @@ pub(crate) enum Rules {
     All,
     /// Only this.
     Only(Vec<Rule>),
+    /// Nothing, then allowed (`true`) and taken away again rule by rule, the last word counting for each kind of access.
+    Ordered(Vec<(bool, Rule)>),
 }
 
 /// One allowed set of devices.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Rule {
-    /// `c` or `b`.
+    /// `c`, `b`, or `a` for both (in [`Rules::Ordered`] only).
     pub(crate) kind: u8,
     /// Major number; `None`: all.
     pub(crate) major: Option<u32>,
@@ -85,16 +87,27 @@ impl Rules {
 
 /// Applies rules to a fresh cgroup.
 pub(crate) fn apply(node: &Hierarchies, cgroup: &str, rules: &Rules) -> Result<(), Error> {
-    let Rules::Only(rules) = rules else { return Ok(()) };
+    let ordered: Vec<(bool, Rule)> = match rules {
+        Rules::All => return Ok(()),
+        Rules::Only(rules) => rules.iter().map(|rule| (true, *rule)).collect(),
+        Rules::Ordered(rules) => rules.clone(),
+    };
     let failed = |e| Error::with(Kind::Internal, format!("set the device rules of cgroup {cgroup}"), e);
     if let Some(v1) = node.v1("devices") {
         let dir = v1.open(cgroup).map_err(failed)?;
         write(&dir, "devices.deny", "a").map_err(failed)?;
-        return rules.iter().try_for_each(|rule| write(&dir, "devices.allow", &line(rule)).map_err(failed));
+        return ordered.iter().try_for_each(|(allow, rule)| {
+            let file = if *allow { "devices.allow" } else { "devices.deny" };
+            write(&dir, file, &line(rule)).map_err(failed)
+        });
     }
     let Some(v2) = &node.v2 else { return Ok(()) };
     let dir = v2.open(cgroup).map_err(failed)?;
-    let program = bpf::load_device_program(&program(rules)).map_err(failed)?;
+    let program = match rules {
+        Rules::Only(rules) => program(rules),
+        _ => ordered_program(&ordered),
+    };
+    let program = bpf::load_device_program(&program).map_err(failed)?;
     bpf::attach_device_program(std::os::fd::AsFd::as_fd(&dir), std::os::fd::AsFd::as_fd(&program))
         .map_err(failed)
 }
@@ -162,6 +175,42 @@ fn program(rules: &[Rule]) -> Vec<u64> {
     out
 }
 
+/// The program for rules of which the last word counts: read backwards, r3 keeps the kinds of access nobody has spoken about yet.
+fn ordered_program(rules: &[(bool, Rule)]) -> Vec<u64> {
+    const AND: u8 = 0x54;
+    const MOVE: u8 = 0xb7;
+    const MOVE_REGISTER: u8 = 0xbc;
+    const JUMP_EQUAL: u8 = 0x16;
+    const JUMP_UNEQUAL: u8 = 0x56;
+    const EXIT: u8 = 0x95;
+    let mut out = program(&[]);
+    // The answer of an empty list comes last.
+    out.truncate(out.len() - 2);
+    for (allow, rule) in rules.iter().rev() {
+        let bits = rule.access.bits().cast_signed();
+        let mut part = Vec::new();
+        if rule.kind != b'a' {
+            part.push((JUMP_UNEQUAL, 2, 0, if rule.kind == b'b' { 1 } else { 2 }));
+        }
+        part.extend(rule.major.map(|major| (JUMP_UNEQUAL, 4, 0, major.cast_signed())));
+        part.extend(rule.minor.map(|minor| (JUMP_UNEQUAL, 5, 0, minor.cast_signed())));
+        if *allow {
+            part.extend([(AND, 3, 0, !bits), (JUMP_UNEQUAL, 3, 0, 0)]);
+        } else {
+            part.extend([(MOVE_REGISTER, 1, 3, 0), (AND, 1, 0, bits), (JUMP_EQUAL, 1, 0, 0)]);
+        }
+        part.extend([(MOVE, 0, 0, i32::from(*allow)), (EXIT, 0, 0, 0)]);
+        let length = part.len();
+        for (at, (code, dst, src, value)) in part.into_iter().enumerate() {
+            let jump = matches!(code, JUMP_EQUAL | JUMP_UNEQUAL);
+            let offset = if jump { i16::try_from(length - at - 1).unwrap_or(i16::MAX) } else { 0 };
+            out.push(insn(code, dst, src, offset, value));
+        }
+    }
+    out.extend([insn(MOVE, 0, 0, 0, 0), insn(EXIT, 0, 0, 0, 0)]);
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -184,6 +233,7 @@ mod tests {
                 0x74 => r[dst] >>= value,
                 0xb7 => r[dst] = value,
                 0xbc => r[dst] = r[src],
+                0x16 => pc += jump(r[dst] == value),
                 0x56 => pc += jump(r[dst] != value),
                 0x5e => pc += jump(r[dst] != r[src]),
                 0x95 => return r[0] == 1,
@@ -220,6 +270,42 @@ mod tests {
                 "{kind} {access} {major}:{minor}"
             );
         }
+    }
+
+    /// One rule from `rwm` letters.
+    fn rule(kind: u8, major: Option<u32>, minor: Option<u32>, access: &str) -> Rule {
+        Rule { kind, major, minor, access: Access::parse(access).unwrap() }
+    }
+
+    #[test]
+    fn the_last_word_on_a_kind_of_access_counts() {
+        let (mknod, read, write) = (1, 2, 4);
+        let rules = [
+            (true, rule(b'a', None, None, "rwm")),
+            (false, rule(b'c', Some(10), None, "rw")),
+            (true, rule(b'c', Some(10), Some(229), "r")),
+            (true, rule(b'c', Some(10), Some(229), "w")),
+            (false, rule(b'b', Some(8), None, "w")),
+        ];
+        let program = ordered_program(&rules);
+        for (kind, access, major, minor, expected) in [
+            (2, read | write, 1, 1, true),
+            (2, read, 10, 200, false),
+            (2, mknod, 10, 200, true),
+            (2, mknod | read, 10, 200, false),
+            (2, read | write, 10, 229, true),
+            (1, read, 8, 0, true),
+            (1, read | write, 8, 0, false),
+            (1, write, 9, 0, true),
+        ] {
+            assert_eq!(
+                verdict(&program, kind, access, major, minor),
+                expected,
+                "{kind} {access} {major}:{minor}"
+            );
+        }
+        assert!(!verdict(&ordered_program(&[]), 2, read, 1, 3), "nothing said is nothing allowed");
+        bpf::load_device_program(&program).unwrap();
     }
 
     #[test]

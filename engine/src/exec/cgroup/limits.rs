@@ -16,7 +16,8 @@ pub(crate) struct Setting {
     pub(crate) optional: bool,
 }
 
-fn set(controller: &'static str, file: &str, value: impl std::fmt::Display) -> Setting {
+/// A value that must be written.
+pub(crate) fn set(controller: &'static str, file: &str, value: impl std::fmt::Display) -> Setting {
     Setting { controller, file: file.into(), value: value.to_string(), optional: false }
 }
 

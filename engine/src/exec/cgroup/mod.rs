@@ -116,10 +116,21 @@ pub(crate) fn prepare(cgroup: &str, resources: &Resources) -> Result<(), Error> 
 /// Fails with [`Kind::NotFound`] when the cgroup is gone, with [`Kind::InvalidArgument`] when the kernel refuses a value: the text
 /// names file and value.
 pub fn update(cgroup: &str, resources: &Resources) -> Result<(), Error> {
+    update_with(cgroup, resources, &[], &[])
+}
+
+/// As [`update`], with settings beyond [`Resources`] for controllers on v1 and on v2.
+pub(crate) fn update_with(
+    cgroup: &str,
+    resources: &Resources,
+    v1: &[Setting],
+    v2: &[Setting],
+) -> Result<(), Error> {
     hierarchy::check(cgroup)?;
     let node = node()?;
     let mut undo: Vec<(&Hierarchy, Setting)> = Vec::new();
     let mut plan = settings(node, resources)?;
+    more(node, v1, v2, &mut plan)?;
     order_memory(node, cgroup, &mut plan);
     for (hierarchy, setting) in plan {
         let before = hierarchy.open(cgroup).map_err(|e| gone(cgroup, e))?;
@@ -184,6 +195,57 @@ fn settings<'n>(node: &'n Hierarchies, r: &Resources) -> Result<Vec<(&'n Hierarc
         out.push((hierarchy, setting));
     }
     Ok(out)
+}
+
+/// Adds settings where their controllers are; one that is nowhere and not optional is an error.
+fn more<'n>(
+    node: &'n Hierarchies,
+    v1: &[Setting],
+    v2: &[Setting],
+    out: &mut Vec<(&'n Hierarchy, Setting)>,
+) -> Result<(), Error> {
+    let on_v1 = v1.iter().filter_map(|s| Some((node.v1(s.controller)?, s.clone())));
+    let on_v2 = v2.iter().filter_map(|s| Some((node.v2(s.controller)?, s.clone())));
+    out.extend(on_v1.chain(on_v2));
+    for setting in v1.iter().chain(v2).filter(|s| !s.optional) {
+        let controller = setting.controller;
+        if node.v1(controller).is_none() && node.v2(controller).is_none() && controller != "io" {
+            return Err(Error::new(
+                Kind::FailedPrecondition,
+                format!("cgroup controller {controller} is not available on this node ({})", setting.file),
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Pids of all members of a cgroup and of those below it, as this process sees them; absent has none.
+pub(crate) fn members(cgroup: &str) -> Result<Vec<i32>, Error> {
+    hierarchy::check(cgroup)?;
+    let node = node()?;
+    let mut pids = Vec::new();
+    for hierarchy in node.all() {
+        match hierarchy.open(cgroup).and_then(|dir| removal::members(&dir)) {
+            Ok(found) => pids.extend(found),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(gone(cgroup, e)),
+        }
+    }
+    pids.sort_unstable();
+    pids.dedup();
+    Ok(pids)
+}
+
+/// Stops all members of a cgroup, or lets them go on, and waits until the kernel says so.
+pub(crate) fn freeze(cgroup: &str, frozen: bool) -> Result<(), Error> {
+    hierarchy::check(cgroup)?;
+    removal::freeze(node()?, cgroup, frozen)
+}
+
+/// Whether a cgroup is frozen; an absent one is not.
+pub(crate) fn is_frozen(cgroup: &str) -> Result<bool, Error> {
+    hierarchy::check(cgroup)?;
+    Ok(removal::is_frozen(node()?, cgroup))
 }
 
 /// A v1 memory limit above the old memory+swap limit must be preceded by raising the latter (memory.memsw ≥ memory.limit).

@@ -60,6 +60,81 @@ fn kill_members(dir: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
+/// Pids of a cgroup and of those below.
+pub(super) fn members(dir: &OwnedFd) -> io::Result<Vec<i32>> {
+    let text = read(dir, "cgroup.procs")?;
+    let mut pids: Vec<i32> = text.lines().filter_map(|l| l.parse().ok()).collect();
+    for child in children(dir)? {
+        pids.extend(members(&open(dir, &child)?)?);
+    }
+    Ok(pids)
+}
+
+/// The cgroup as the freezer has it: v2, also where controllers are on v1; else the v1 freezer.
+fn freezer(node: &Hierarchies, cgroup: &str) -> io::Result<(OwnedFd, bool)> {
+    if let Some(v2) = &node.v2 {
+        return Ok((v2.open(cgroup)?, true));
+    }
+    let v1 = node.v1("freezer").ok_or(io::ErrorKind::Unsupported)?;
+    Ok((v1.open(cgroup)?, false))
+}
+
+/// Freezes or thaws. A freeze that does not come about in time is taken back: nothing stays half frozen.
+pub(super) fn freeze(node: &Hierarchies, cgroup: &str, frozen: bool) -> Result<(), Error> {
+    let what = if frozen { "freeze" } else { "thaw" };
+    let failed = |e| Error::with(Kind::Internal, format!("{what} cgroup {cgroup}"), e);
+    let (dir, v2) = freezer(node, cgroup).map_err(failed)?;
+    let set = |frozen: bool| match (v2, frozen) {
+        (true, true) => write(&dir, "cgroup.freeze", "1"),
+        (true, false) => write(&dir, "cgroup.freeze", "0"),
+        (false, true) => write(&dir, "freezer.state", "FROZEN"),
+        (false, false) => write(&dir, "freezer.state", "THAWED"),
+    };
+    set(frozen).map_err(failed)?;
+    let until = Instant::now() + PATIENCE;
+    while frozen_now(&dir, v2).map_err(failed)? != frozen {
+        let left = until.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            let _ = set(!frozen);
+            return Err(failed(io::ErrorKind::TimedOut.into()));
+        }
+        if v2 {
+            let events = openat(&dir, "cgroup.events", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+            let events = events.map_err(|e| failed(e.into()))?;
+            let mut text = [0; 128];
+            let length = rustix::io::pread(&events, &mut text, 0).map_err(|e| failed(e.into()))?;
+            if is_in(&text[..length], b"frozen 1") != frozen {
+                let left =
+                    Timespec { tv_sec: left.as_secs().cast_signed(), tv_nsec: left.subsec_nanos().into() };
+                poll(&mut [PollFd::new(&events, PollFlags::PRI)], Some(&left))
+                    .map_err(|e| failed(e.into()))?;
+            }
+        } else {
+            // The v1 freezer has no event, and needs to be told again while processes fork under it.
+            std::thread::sleep(Duration::from_millis(1));
+            set(frozen).map_err(failed)?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether a cgroup is frozen.
+pub(super) fn is_frozen(node: &Hierarchies, cgroup: &str) -> bool {
+    freezer(node, cgroup).and_then(|(dir, v2)| frozen_now(&dir, v2)).unwrap_or(false)
+}
+
+fn frozen_now(dir: &OwnedFd, v2: bool) -> io::Result<bool> {
+    if v2 {
+        return Ok(is_in(read(dir, "cgroup.events")?.as_bytes(), b"frozen 1"));
+    }
+    Ok(read(dir, "freezer.state")?.trim() == "FROZEN")
+}
+
+/// Whether a line is in a text.
+fn is_in(text: &[u8], line: &[u8]) -> bool {
+    text.split(|b| *b == b'\n').any(|l| l == line)
+}
+
 /// Kills, waits until nobody is left, and removes on every hierarchy.
 pub(super) fn remove(node: &Hierarchies, cgroup: &str) -> Result<(), Error> {
     let until = Instant::now() + PATIENCE;

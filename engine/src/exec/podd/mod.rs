@@ -13,7 +13,7 @@
 mod adopt;
 mod launch;
 mod ledger;
-mod log;
+pub(crate) mod log;
 pub(crate) mod record;
 mod requests;
 mod setup;

@@ -9,6 +9,7 @@
     reason = "integers cross the kernel's boundary in its own widths and signs"
 )]
 
+mod bundle;
 mod credentials;
 mod mounts;
 mod paths;
@@ -50,6 +51,12 @@ pub(crate) const FAILED: u8 = b'F';
 pub(crate) const SIBLING: u8 = b'S';
 /// First byte of a message on the child's channel: the master of its terminal is attached.
 pub(crate) const TERMINAL: u8 = b'T';
+/// First byte of a message on the child's channel: the stage in the second byte is reached, and a byte is waited for.
+pub(crate) const STAGE: u8 = b'W';
+/// First byte of a message on the child's channel: the bind whose number follows (u16) is wanted.
+pub(crate) const BIND: u8 = b'B';
+/// First byte of a message on the child's channel: everything is done but the program.
+pub(crate) const READY: u8 = b'R';
 
 /// The one error record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +83,8 @@ pub(crate) enum Detail {
     Symlink = 3,
     /// The path lies in /proc, where a volume would deceive the runtime and the container alike.
     InProc = 4,
+    /// A hook ended with an error, or not in time.
+    Hook = 5,
 }
 
 impl Failure {
@@ -103,6 +112,7 @@ impl Failure {
             2 => Detail::Outside,
             3 => Detail::Symlink,
             4 => Detail::InProc,
+            5 => Detail::Hook,
             _ => Detail::None,
         };
         Self { step, errno, detail }
@@ -169,13 +179,35 @@ struct Child<'p> {
     root: Option<OwnedFd>,
     /// A working directory that root may not enter, to be tried again as the user.
     cwd: Option<&'p std::ffi::CStr>,
+    /// What covers of masks are made of, where there is no template to find it in.
+    alone: Option<bundle::Alone>,
+    /// The node's tree, for hooks.
+    node: Option<OwnedFd>,
+    /// Descriptors from 3 on that the program gets.
+    preserved: u32,
+    /// Nothing but standard and preserved descriptors survives execve(2) any more.
+    closed: bool,
+    umask: u32,
 }
 
 /// Executes the plan; ends in another program, or in `exit` after sending the failure.
 pub(crate) fn run(prepared: &Prepared<'_>, proof: &SingleThreaded, fds: Vec<OwnedFd>, channel: OwnedFd) -> ! {
-    let mut child = Child { prepared, proof, fds, channel, root: None, cwd: None };
+    let mut child = Child {
+        prepared,
+        proof,
+        fds,
+        channel,
+        root: None,
+        cwd: None,
+        alone: None,
+        node: None,
+        preserved: 0,
+        closed: false,
+        umask: 0o022,
+    };
     let failure = child.steps();
-    let _ = socket::send(&child.channel, &failure.encode(), &[]);
+    // write(2) is the one call that works on a socket and a pipe, and that a filter cannot be without.
+    let _ = rustix::io::write(&child.channel, &failure.encode());
     process::exit(127)
 }
 
@@ -217,7 +249,7 @@ impl<'p> Child<'p> {
             Step::ReadOnlyRoot {} => self.read_only_root(),
             Step::User { fd, flags } => self.enter_user(fd, flags),
             Step::ShareFile { from, at } => self.share_file(from, at),
-            Step::Label { file, value } => paths::write_proc(file, value).map_err(plain),
+            Step::Label { file, value } => self.write_proc(file, value).map_err(plain),
             Step::OomScore { value } => self.oom_score(value.cast_signed()),
             Step::Limit { resource, soft, hard } => credentials::limit(resource, soft, hard),
             Step::Stdio { stdin, stdout, stderr, uid } => self.stdio([stdin, stdout, stderr], uid),
@@ -232,11 +264,15 @@ impl<'p> Child<'p> {
                 credentials::capabilities(permitted, effective, inheritable, ambient)
             }
             Step::NoNewPrivs {} => rustix::thread::set_no_new_privs(true).map_err(plain),
-            Step::Seccomp { flags, program } => thread::seccomp(program, flags as u32).map_err(plain),
+            Step::Seccomp { flags, program } => {
+                self.close_on_exec()?;
+                thread::seccomp(program, flags as u32).map_err(plain)
+            }
             Step::Chdir { path } => self.chdir(path),
             Step::Exec { .. } => self.exec(),
             Step::Session {} => rustix::process::setsid().map(drop).map_err(plain),
             Step::Idle {} => process::idle(self.proof),
+            other => self.bundle_step(other),
         }
     }
 
@@ -264,7 +300,8 @@ impl<'p> Child<'p> {
         let fd = self.fd(pidfd)?.try_clone_to_owned().map_err(plain)?;
         // What is open now is the supervisor's; from inside a container it must not be seen for an instant (CVE-2016-9962).
         std::mem::forget(std::mem::take(&mut self.fds));
-        thread::close_others(self.proof, &[fd.as_fd(), self.channel.as_fd()]).map_err(plain)?;
+        thread::close_others(self.proof, 3 + self.preserved, &[fd.as_fd(), self.channel.as_fd()])
+            .map_err(plain)?;
         thread::setns(fd.as_fd(), flags as i32).map_err(plain)?;
         if flags & libc::CLONE_NEWUSER as u64 != 0 {
             credentials::become_root()?;
@@ -290,13 +327,7 @@ impl<'p> Child<'p> {
     /// Lowering the score below what we have needs CAP_SYS_RESOURCE; without it the process keeps ours.
     fn oom_score(&self, value: i64) -> Done {
         let mut text = [0; 24];
-        let length = {
-            use std::io::Write;
-            let mut rest = &mut text[..];
-            let _ = write!(rest, "{value}");
-            24 - rest.len()
-        };
-        match paths::write_proc(c"self/oom_score_adj", &text[..length]) {
+        match self.write_proc(c"self/oom_score_adj", paths::decimal(value, &mut text)) {
             Err(Errno::ACCESS | Errno::PERM) => Ok(()),
             other => other.map_err(plain),
         }

@@ -11,18 +11,18 @@ use rustix::mount::{
 };
 
 use super::paths::{self, Leaf};
-use super::{Cause, Child, Detail, Done, TERMINAL, plain, template};
+use super::{Cause, Child, Detail, Done, TERMINAL, plain};
 use crate::native::plan;
 use crate::sys::{mount, socket, thread};
 
 /// Both ends of a move are the descriptors themselves.
-const BOTH: MoveMountFlags =
+pub(super) const BOTH: MoveMountFlags =
     MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH.union(MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH);
 /// A detached copy of one mount.
-const COPY: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
+pub(super) const COPY: OpenTreeFlags = OpenTreeFlags::OPEN_TREE_CLONE.union(OpenTreeFlags::OPEN_TREE_CLOEXEC);
 
 /// Attaches a detached mount.
-fn attach_to(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
+pub(super) fn attach_to(mount: BorrowedFd<'_>, target: BorrowedFd<'_>) -> Result<(), Errno> {
     move_mount(mount, c"", target, c"", BOTH)
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn new_mount(kind: &CStr, options: &[u8], attributes: u64) -> Result<
 
 /// Refuses to mount a volume into procfs, by whatever links the path leads there (CVE-2019-19921, CVE-2023-28642). Files that
 /// lxcfs and the like replace are exempt.
-fn refuse_proc(target: BorrowedFd<'_>, at: &CStr) -> Done {
+pub(super) fn refuse_proc(target: BorrowedFd<'_>, at: &CStr) -> Done {
     const PROC: u64 = 0x9fa0;
     const EXEMPT: [&[u8]; 8] = [
         b"/proc/cpuinfo",
@@ -166,8 +166,7 @@ impl Child<'_> {
     pub(super) fn mask(&self, at: &CStr) -> Done {
         let Some(target) = self.existing(at)? else { return Ok(()) };
         let directory = paths::is_directory(target.as_fd()).map_err(plain)?;
-        let cover =
-            open_tree(CWD, if directory { template::MASK } else { template::NULL }, COPY).map_err(plain)?;
+        let cover = self.cover(directory).map_err(plain)?;
         attach_to(cover.as_fd(), target.as_fd()).map_err(plain)
     }
 
@@ -190,6 +189,10 @@ impl Child<'_> {
 
     /// pivot_root(2), "pivot_root(".", ".")": the old root is stacked on the new one and taken off.
     pub(super) fn pivot(&mut self) -> Done {
+        self.node = None;
+        if self.alone.is_some() {
+            return self.change_root();
+        }
         rustix::process::fchdir(self.root()?).map_err(plain)?;
         rustix::process::pivot_root(c".", c".").map_err(plain)?;
         unmount(c".", UnmountFlags::DETACH).map_err(plain)?;

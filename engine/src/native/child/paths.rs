@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, ResolveFlags, mkdirat, mknodat, openat2, readlinkat_raw};
 use rustix::io::Errno;
 
-use super::{Cause, Detail, plain, template};
+use super::{Cause, Detail, plain};
 
 /// Longest path (PATH_MAX).
 const MAX: usize = 4096;
@@ -188,13 +188,20 @@ pub(super) fn open_root() -> Result<OwnedFd, Errno> {
     rustix::fs::open(c"/", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
 }
 
-/// Writes to a file of the template's own procfs: the container's /proc may be anything (CVE-2025-52881).
-pub(super) fn write_proc(file: &CStr, value: &[u8]) -> Result<(), Errno> {
-    let proc =
-        rustix::fs::open(template::PROC, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+/// Writes to a file of a procfs that is not the container's, whose /proc may be anything (CVE-2025-52881).
+pub(super) fn write_proc(proc: BorrowedFd<'_>, file: &CStr, text: &[u8]) -> Result<(), Errno> {
     let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_XDEV | ResolveFlags::NO_MAGICLINKS;
-    let fd = openat2(&proc, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
-    rustix::io::write(&fd, value).map(drop)
+    let fd = openat2(proc, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty(), resolve)?;
+    rustix::io::write(&fd, text).map(drop)
+}
+
+/// A number as text, in a buffer of the caller's.
+pub(super) fn decimal(value: i64, buffer: &mut [u8; 24]) -> &[u8] {
+    use std::io::Write;
+    let mut rest = &mut buffer[..];
+    let _ = write!(rest, "{value}");
+    let length = 24 - rest.len();
+    &buffer[..length]
 }
 
 /// Whether the path's end is a directory.

@@ -50,14 +50,24 @@ impl<'p> Child<'p> {
         if thread::cwd_is_below_root() { Ok(()) } else { Err((Errno::NOENT, Detail::Outside)) }
     }
 
+    /// Before a filter is in place: profiles older than close_range(2) have no good word for it.
+    pub(super) fn close_on_exec(&mut self) -> Done {
+        if !self.closed {
+            thread::close_on_exec_from(3).map_err(plain)?;
+            thread::keep_on_exec(3, self.preserved);
+            self.closed = true;
+        }
+        Ok(())
+    }
+
     /// Ends in the program. Whatever descriptor is still open is closed by the kernel on the way.
     pub(super) fn exec(&mut self) -> Done {
         if let Some(path) = self.cwd.take() {
             rustix::process::chdir(path).map_err(plain)?;
         }
-        thread::close_on_exec_from(3).map_err(plain)?;
+        self.close_on_exec()?;
         thread::reset_signals().map_err(plain)?;
-        rustix::process::umask(Mode::from_raw_mode(0o022));
+        rustix::process::umask(Mode::from_raw_mode(self.umask));
         let Some(Step::Exec { arguments, environment }) =
             plan::steps(self.prepared.plan).and_then(Iterator::last)
         else {

@@ -83,6 +83,14 @@ impl Cache {
         }
     }
 
+    /// The filter for the text of a profile, in either spelling.
+    ///
+    /// # Errors
+    /// As [`Cache::filter`].
+    pub fn text(&self, name: &str, text: &[u8], capabilities: u64) -> Result<Option<Arc<Filter>>, Error> {
+        self.compiled(name, text, capabilities)
+    }
+
     fn compiled(&self, name: &str, text: &[u8], capabilities: u64) -> Result<Option<Arc<Filter>>, Error> {
         let key = (Sha256::digest(text).into(), capabilities);
         let mut filters = self.filters.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,132 @@
+//! Plans of bundles: which steps there are, and in which order.
+
+use super::*;
+use crate::native::plan;
+
+fn spec(json: &str) -> Spec {
+    let spec = bundle::parse(json.as_bytes()).unwrap();
+    bundle::check(&spec).unwrap();
+    spec
+}
+
+/// A bundle with a shell and these members of `linux`, plus members of its own.
+fn shell(linux: &str, more: &str) -> Spec {
+    spec(&format!(
+        r#"{{"ociVersion":"1.2.0","root":{{"path":"r"}},
+            "process":{{"user":{{"uid":7,"gid":8}},"cwd":"/w","args":["sh"],"noNewPrivileges":false}},
+            "linux":{{{linux}}}{more}}}"#
+    ))
+}
+
+const MOUNT: &str = r#""namespaces":[{"type":"mount"},{"type":"pid"}]"#;
+
+fn filter() -> Filter {
+    Filter { program: Box::new([0; 8]), flags: 0, listener: None }
+}
+
+/// The names of a container's steps.
+fn steps(spec: &Spec) -> Result<Vec<String>, Error> {
+    let requests: Vec<_> = spec.mounts().iter().flatten().map(mounts::request).collect::<Result<_, _>>()?;
+    let slots = Slots { tasks: 2, root: 2, null: 3, pipes: [4, 5], streams: [6, 7, 8], ..Slots::default() };
+    let bytes = container(&Container {
+        id: "c",
+        spec,
+        bundle: Path::new("/b"),
+        rootfs: Path::new("/b/r"),
+        facts: &Facts { bounding: u64::MAX, cgroup_v2: true, ..Facts::default() },
+        slots: &slots,
+        mounts: &requests,
+        filter: Some(&filter()),
+        preserve: 0,
+        keyring: true,
+    })?;
+    assert!(plan::verify(&bytes));
+    let name = |step: Step<'_>| format!("{step:?}").split([' ', '{']).next().unwrap_or_default().to_owned();
+    Ok(plan::steps(&bytes).unwrap().map(name).collect())
+}
+
+/// The position of a step.
+fn at(steps: &[String], name: &str) -> usize {
+    steps.iter().position(|step| step == name).unwrap_or_else(|| panic!("no {name} in {steps:?}"))
+}
+
+#[test]
+fn a_process_waits_with_nothing_left_to_take_away_from_it() {
+    let steps = steps(&shell(MOUNT, "")).unwrap();
+    assert_eq!(steps[0], "Preserve", "what the starter had open is closed first");
+    for earlier in
+        ["JoinCgroups", "Template", "Root", "Pivot", "Seccomp", "Bounding", "Identity", "Capabilities"]
+    {
+        assert!(at(&steps, earlier) < at(&steps, "Await"), "{earlier}");
+    }
+    assert!(at(&steps, "Chdir") < at(&steps, "Seccomp"), "a filter may have no good word for getcwd");
+    assert_eq!(steps[steps.len() - 2..], ["Await", "Exec"]);
+}
+
+#[test]
+fn the_node_stays_in_reach_only_for_hooks_that_need_it() {
+    let hook = |name: &str| format!(r#","hooks":{{"{name}":[{{"path":"/h","args":["h"]}}]}}"#);
+    for (name, kept) in [
+        ("createContainer", true),
+        ("createRuntime", true),
+        ("prestart", true),
+        ("startContainer", false),
+        ("poststop", false),
+    ] {
+        let steps = steps(&shell(MOUNT, &hook(name))).unwrap();
+        assert_eq!(steps.contains(&"RootAt".to_owned()), kept, "{name}");
+        assert_eq!(steps.contains(&"Sync".to_owned()), kept, "{name}");
+    }
+    let created = steps(&shell(MOUNT, &hook("createContainer"))).unwrap();
+    assert!(at(&created, "Sync") < at(&created, "Hook") && at(&created, "Hook") < at(&created, "Pivot"));
+    let started = steps(&shell(MOUNT, &hook("startContainer"))).unwrap();
+    assert!(at(&started, "Await") < at(&started, "Hook") && at(&started, "Hook") < at(&started, "Exec"));
+}
+
+#[test]
+fn without_a_mount_namespace_nothing_is_attached_to_the_node() {
+    let steps = steps(&shell("", "")).unwrap();
+    assert!(at(&steps, "RootAlone") < at(&steps, "Pivot"));
+    assert!(!steps.iter().any(|step| ["Root", "RootAt", "Template"].contains(&step.as_str())), "{steps:?}");
+}
+
+#[test]
+fn places_that_hostile_images_link_away_are_reached_strictly() {
+    let mount = |at: &str, kind: &str| {
+        let mounts = format!(r#","mounts":[{{"destination":"{at}","type":"{kind}","source":"{kind}"}}]"#);
+        steps(&shell(MOUNT, &mounts)).unwrap()
+    };
+    for (place, kind) in
+        [("/proc", "proc"), ("/elsewhere", "proc"), ("/sys", "sysfs"), ("/dev", "tmpfs"), ("/dev/", "tmpfs")]
+    {
+        assert!(mount(place, kind).contains(&"Mount".to_owned()), "{kind} at {place}");
+    }
+    assert!(mount("/var/cache", "tmpfs").contains(&"FileSystem".to_owned()));
+}
+
+#[test]
+fn sysctls_of_the_node_are_refused() {
+    let wanted = |key: &str, namespaces: &str| {
+        let linux = format!(r#""namespaces":[{{"type":"mount"}}{namespaces}],"sysctl":{{"{key}":"1"}}"#);
+        steps(&shell(&linux, ""))
+    };
+    wanted("net.ipv4.ip_forward", r#",{"type":"network"}"#).unwrap();
+    for (key, namespaces) in [
+        ("net.ipv4.ip_forward", ""),
+        ("kernel.core_pattern", r#",{"type":"network"}"#),
+        ("kernel.shmmax", ""),
+    ] {
+        assert!(wanted(key, namespaces).unwrap_err().chain().contains(key), "{key}");
+    }
+}
+
+#[test]
+fn a_cgroup_path_stays_below_the_hierarchies() {
+    let path = |text: &str| cgroup("c", &shell(&format!(r#""cgroupsPath":"{text}""#), ""));
+    assert_eq!(path("").unwrap(), "/berth-oci/c");
+    assert_eq!(path("/kubepods/pod1/c").unwrap(), "/kubepods/pod1/c");
+    assert_eq!(path("relative//x/.").unwrap(), "/relative/x");
+    for bad in ["/", "/a/../..", "..", "system.slice:runc:c"] {
+        path(bad).unwrap_err();
+    }
+}

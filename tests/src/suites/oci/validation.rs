@@ -1,0 +1,182 @@
+//! runtime-tools' validation programs on Berth and on Debian's crun, assertion by assertion, in one run.
+//!
+//! A program is one case: it passes when Berth holds everything crun holds, and does not fail where crun does not. The table
+//! names every assertion that either does not hold.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use anyhow::{Context, Result, bail};
+
+use crate::report::{Report, line};
+use crate::world::World;
+
+/// How many programs run at a time: most of them wait for a clock.
+const WORKERS: usize = 6;
+
+/// What one program said of one runtime.
+#[derive(Clone, Debug, Default)]
+struct Verdict {
+    /// Assertions that hold, and that do not, by their text, with how often.
+    ok: BTreeMap<String, usize>,
+    not_ok: BTreeMap<String, usize>,
+    skipped: usize,
+    /// The program itself failed.
+    failed: Option<String>,
+}
+
+/// Runs all programs on both runtimes and reports one case per program.
+///
+/// # Errors
+/// The programs are not there.
+pub(super) fn run(world: &World, report: &mut Report, runtime: &Path, dir: &Path) -> Result<()> {
+    let (Some(programs), Some(crun)) = (world.tool("RUNTIME_TOOLS"), crun()) else {
+        report.skip("runtime-tools' validation programs", "runtime-tools or crun");
+        return Ok(());
+    };
+    let programs = PathBuf::from(programs);
+    let names = names(&programs)?;
+    let verdicts = [("berth", runtime), ("crun", &crun)].map(|(name, runtime)| {
+        let scratch = dir.join(name);
+        fs::create_dir_all(&scratch)?;
+        all(&programs, &names, runtime, &scratch)
+    });
+    let [berth, crun] = verdicts;
+    let (berth, crun) = (berth?, crun?);
+    line(format_args!("        program                               berth ok/not/skip   crun ok/not/skip"));
+    for name in &names {
+        let (ours, theirs) = (&berth[name], &crun[name]);
+        line(format_args!("        {name:<38} {:<19} {}", ours.counts(), theirs.counts()));
+        for (text, times) in &ours.not_ok {
+            let too = if theirs.not_ok.contains_key(text) { ", crun too" } else { "" };
+            line(format_args!("          not ok ×{times}{too}: {text}"));
+        }
+        for (text, times) in theirs.not_ok.iter().filter(|(text, _)| !ours.not_ok.contains_key(*text)) {
+            line(format_args!("          not ok ×{times}, crun alone: {text}"));
+        }
+        for (who, failed) in [("berth", &ours.failed), ("crun", &theirs.failed)] {
+            if let Some(why) = failed {
+                line(format_args!("          {who} ended early: {why}"));
+            }
+        }
+    }
+    for name in &names {
+        report.case(&format!("runtime-tools {name}: not behind crun"), || {
+            not_behind(&berth[name], &crun[name])
+        });
+    }
+    Ok(())
+}
+
+/// Debian's crun.
+fn crun() -> Option<PathBuf> {
+    Some(PathBuf::from("/usr/bin/crun")).filter(|path| path.is_file())
+}
+
+/// Every program but the one that runs inside containers.
+fn names(programs: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir(programs).with_context(|| programs.display().to_string())? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name != "runtimetest" && !name.contains('.') {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Runs all programs, several at a time.
+fn all(
+    programs: &Path,
+    names: &[String],
+    runtime: &Path,
+    scratch: &Path,
+) -> Result<BTreeMap<String, Verdict>> {
+    let (next, verdicts) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
+    let work = || -> Result<()> {
+        while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let verdict = one(programs, name, runtime, scratch)?;
+            if let Ok(mut verdicts) = verdicts.lock() {
+                verdicts.insert(name.clone(), verdict);
+            }
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..WORKERS).map(|_| scope.spawn(work)).collect();
+        for worker in workers {
+            match worker.join() {
+                Ok(outcome) => outcome?,
+                Err(_) => bail!("a worker panicked"),
+            }
+        }
+        Ok(())
+    })?;
+    Ok(verdicts.into_inner().unwrap_or_default())
+}
+
+/// Runs one program; what it says is TAP (testanything.org).
+fn one(programs: &Path, name: &str, runtime: &Path, scratch: &Path) -> Result<Verdict> {
+    let output = Command::new("timeout")
+        .args(["-k", "5", "90"])
+        .arg(programs.join(name))
+        .current_dir(programs)
+        .env("RUNTIME", runtime)
+        .env("TMPDIR", scratch)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("start {name}"))?;
+    let mut verdict = Verdict::default();
+    for text in String::from_utf8_lossy(&output.stdout).lines() {
+        let (list, rest) = match (text.strip_prefix("ok "), text.strip_prefix("not ok ")) {
+            (Some(rest), _) => (&mut verdict.ok, rest),
+            (_, Some(rest)) => (&mut verdict.not_ok, rest),
+            _ => continue,
+        };
+        if rest.to_ascii_lowercase().contains("# skip") {
+            verdict.skipped += 1;
+        } else if !rest.contains("# TODO") {
+            *list.entry(described(rest)).or_default() += 1;
+        }
+    }
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        verdict.failed = Some(said.lines().take(3).collect::<Vec<_>>().join("; "));
+    }
+    Ok(verdict)
+}
+
+/// An assertion without its number and without names that are new in every run.
+fn described(text: &str) -> String {
+    let text = text.split_once(" - ").map_or(text, |(_, text)| text);
+    let fresh = |word: &&str| !word.contains("ocitest") && word.len() < 36;
+    text.split(' ').filter(fresh).collect::<Vec<_>>().join(" ")
+}
+
+impl Verdict {
+    fn counts(&self) -> String {
+        let sum = |list: &BTreeMap<String, usize>| list.values().sum::<usize>();
+        let failed = if self.failed.is_some() { " ended early" } else { "" };
+        format!("{}/{}/{}{failed}", sum(&self.ok), sum(&self.not_ok), self.skipped)
+    }
+}
+
+/// Whatever crun passes, we pass.
+fn not_behind(ours: &Verdict, theirs: &Verdict) -> Result<()> {
+    let mut behind: Vec<String> = Vec::new();
+    for (text, times) in &theirs.ok {
+        let held = ours.ok.get(text).copied().unwrap_or(0);
+        if held < *times {
+            behind.push(format!("holds {held} of {times}: {text}"));
+        }
+    }
+    if let (Some(why), None) = (&ours.failed, &theirs.failed) {
+        behind.push(format!("ended early: {why}"));
+    }
+    if behind.is_empty() { Ok(()) } else { bail!("{}", behind.join("\n")) }
+}

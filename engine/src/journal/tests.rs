@@ -77,7 +77,7 @@ fn after_a_failed_write_the_next_one_writes_everything() {
     let journal = Journal::open(&node.config.root).unwrap();
     let one = state("one");
     journal.save(None, &one).unwrap();
-    let mut ready = one.clone();
+    let mut ready = one;
     ready.status.phase = PodPhase::Ready;
     journal.save(None, &ready).unwrap();
     let (pods, report) = journal.load().unwrap();

@@ -329,7 +329,7 @@ async fn begin(
         match timeout(STEP, upgrade).await {
             Ok(Ok(io)) => {
                 debug!("session begins");
-                let serve = session::serve(&shared, request, carrier, TokioIo::new(io));
+                let serve = Box::pin(session::serve(&shared, request, carrier, TokioIo::new(io)));
                 match shared.cut.run_until_cancelled(serve).await {
                     Some(Ok(())) => debug!("session ended"),
                     None => debug!("session cut off"),

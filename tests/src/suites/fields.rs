@@ -126,7 +126,7 @@ async fn connect(node: &Node) -> Result<Runtime> {
 /// What every script says of a container that asks for nothing.
 async fn baseline(node: &Node) -> Result<BTreeMap<&'static str, String>> {
     let mut client = connect(node).await?;
-    let (pod, container) = start(&mut client, node, &|_, _| {}).await?;
+    let (pod, container) = Box::pin(start(&mut client, node, &|_, _| {})).await?;
     let mut said = BTreeMap::new();
     for probe in PROBES {
         said.insert(probe.script, ask(&mut client, &container, probe).await?);
@@ -137,7 +137,7 @@ async fn baseline(node: &Node) -> Result<BTreeMap<&'static str, String>> {
 
 async fn look(node: &Node, probe: &Probe) -> Result<String> {
     let mut client = connect(node).await?;
-    let (pod, container) = start(&mut client, node, &probe.set).await?;
+    let (pod, container) = Box::pin(start(&mut client, node, &probe.set)).await?;
     let said = ask(&mut client, &container, probe).await;
     remove(&mut client, &pod).await?;
     said

@@ -309,7 +309,7 @@ fn fresh(world: &World, name: &str) -> Result<(Node, Berth)> {
 /// What has crossed the wire, headers and small blobs included.
 fn within(proxy: &Proxy) -> Result<()> {
     let moved = proxy.moved();
-    ensure!(moved >= BIG && moved <= BIG * 102 / 100, "{moved} bytes for {BIG}");
+    ensure!((BIG..=BIG * 102 / 100).contains(&moved), "{moved} bytes for {BIG}");
     Ok(())
 }
 

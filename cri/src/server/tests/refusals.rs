@@ -345,7 +345,7 @@ fn containers(pod: &str) -> Vec<Row> {
     ];
     let privileged = create(pod, "privileged", secured(|s| s.privileged = true));
     let absent = create(pod, "absent:1", |c| {
-        c.image = Some(ImageSpec { image: "absent:1".into(), ..Default::default() })
+        c.image = Some(ImageSpec { image: "absent:1".into(), ..Default::default() });
     });
     let not_found = (absent.0, absent.1, Code::NotFound, absent.3);
     rows.into_iter().chain([privileged, not_found]).collect()

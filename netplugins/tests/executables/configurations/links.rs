@@ -4,14 +4,17 @@ use serde_json::{Value, json};
 
 use super::{Case, UPLINK, UPLINK_INSIDE, case, dual, four, ranges};
 
+/// A bridge plugin's configuration with more keys.
+#[allow(clippy::needless_pass_by_value)] // literals read better without a borrow
+fn bridge(extra: Value, ipam: Value) -> Value {
+    let mut conf = json!({"type": "bridge", "bridge": "cnx0", "ipam": ipam});
+    conf.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    json!([conf])
+}
+
 pub(super) fn bridges() -> Vec<Case> {
     let occupied =
         "ip link add cnx0 type bridge && ip addr add 10.51.0.77/24 dev cnx0 && ip link set cnx0 up";
-    let bridge = |extra: Value, ipam: Value| {
-        let mut conf = json!({"type": "bridge", "bridge": "cnx0", "ipam": ipam});
-        conf.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
-        json!([conf])
-    };
     vec![
         case("bridge dual stack", bridge(json!({"isGateway": true}), dual())),
         case(

@@ -149,11 +149,11 @@ pub(super) fn text(answer: &Result<DynamicMessage, Status>, field: &str) -> Opti
 
 /// Name of the enum value in a nested field, as `status.state`.
 pub(super) fn state(answer: &Result<DynamicMessage, Status>) -> Option<String> {
-    facts(answer).remove("status.state").or_else(|| Some(default_state(answer.as_ref().ok()?.descriptor())))
+    facts(answer).remove("status.state").or_else(|| Some(default_state(&answer.as_ref().ok()?.descriptor())))
 }
 
 /// The states whose number is 0 are not on the wire.
-fn default_state(answer: MessageDescriptor) -> String {
+fn default_state(answer: &MessageDescriptor) -> String {
     let pod = answer.name() == "PodSandboxStatusResponse";
     (if pod { "SANDBOX_READY" } else { "CONTAINER_CREATED" }).to_owned()
 }

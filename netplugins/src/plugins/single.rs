@@ -66,7 +66,9 @@ fn settings(kind: &str, request: &Request) -> Result<Settings, Refusal> {
     let mode = conf.text("mode")?.unwrap_or_default();
     let layer3 = conf.object("ipam")?.map(|i| i.text("type").map(|t| t.is_some_and(|t| !t.is_empty())));
     let layer3 = layer3.transpose()?.unwrap_or_default();
-    let previous = if kind == "ipvlan" { request.previous()? } else { None };
+    // At CHECK the previous result is this plugin's own.
+    let chains = kind == "ipvlan" && request.command == Command::Add;
+    let previous = if chains { request.previous()? } else { None };
     let master = conf.text("master")?.filter(|m| !m.is_empty()).map(str::to_owned);
     let parent = match (kind, master, &previous) {
         ("dummy", ..) => Parent::None,
@@ -264,7 +266,8 @@ fn check(request: &Request, settings: &Settings) -> Result<(), Refusal> {
         let msg = format!("interface {} is {:?}, not {:?}", request.interface, own.kind, settings.kind);
         return Err(Refusal::new(code::INTERNAL, msg));
     }
-    if !settings.inside {
+    // One that was not written may have been the chain's, or the default route's of another day.
+    if !settings.inside && matches!(settings.parent, Parent::Named(_)) {
         parent(&mut interface::node()?, &settings.parent)?;
     }
     interface::check(request)

@@ -38,6 +38,12 @@ fn a_parent_is_named_or_the_default_routes_or_the_chains() {
         "ips": [{"address": "10.0.0.5/24"}]}});
     let settings = read("ipvlan", chained).unwrap();
     assert!(settings.chained && settings.parent == Parent::Named("bond0".into()));
+    let own = json!({"prevResult": {"cniVersion": "1.0.0", "interfaces": [{"name": "eth0"}], "ips": [{"address": "10.0.0.5/24"}]}});
+    assert_eq!(
+        super::settings("ipvlan", &request("CHECK", own)).unwrap().parent,
+        Parent::Default,
+        "its own result"
+    );
     let two = json!({"prevResult": {"cniVersion": "1.0.0", "interfaces": [{"name": "a"}, {"name": "b"}]}});
     assert!(read("ipvlan", two).unwrap_err().msg.contains("lacks a single named interface"));
 }

@@ -52,7 +52,7 @@ pub const ALL: [(&str, Suite); 19] = [
 ];
 
 /// The suites that run only when they are asked for.
-pub const EXTRA: [&str; 5] = ["critest-full", "critest-rival", "differential", "image", "oci"];
+pub const EXTRA: [&str; 6] = ["critest-full", "critest-rival", "differential", "image", "oci", "cni"];
 
 /// A node for a suite, and what exists once it is up.
 ///

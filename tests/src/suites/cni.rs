@@ -50,7 +50,7 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
     match debian(world) {
         Ok(containerd) => {
             report.case("Debian's containerd gives a container its network by our executables", || {
-                under_containerd(&containerd, &dir, &conf, &bin)
+                under_containerd(&containerd, &dir, &bin)
             });
         }
         Err(missing) => report.skip("Debian's containerd with our executables", missing),
@@ -131,8 +131,8 @@ fn debian(world: &World) -> std::result::Result<PathBuf, String> {
     Ok(root)
 }
 
-fn under_containerd(root: &Path, dir: &Path, conf: &Path, bin: &Path) -> Result<()> {
-    // `ctr` knows these places only; they are this machine's own.
+/// Lays list and executables where `ctr` looks for them; the places are this machine's own.
+fn install_for_ctr(bin: &Path) -> Result<()> {
     std::fs::create_dir_all("/opt/cni/bin")?;
     std::fs::create_dir_all("/etc/cni/net.d")?;
     let list = LIST
@@ -148,7 +148,11 @@ fn under_containerd(root: &Path, dir: &Path, conf: &Path, bin: &Path) -> Result<
             Path::new("/opt/cni/bin").join(entry.file_name()),
         )?;
     }
-    let _ = conf;
+    Ok(())
+}
+
+fn under_containerd(root: &Path, dir: &Path, bin: &Path) -> Result<()> {
+    install_for_ctr(bin)?;
     let path =
         format!("{0}/usr/bin:{0}/usr/sbin:{1}", root.display(), std::env::var("PATH").unwrap_or_default());
     let (socket, state) = (dir.join("ctd.sock"), dir.join("ctd"));

@@ -229,6 +229,11 @@ fn resumed(api: &Api, members: &[Member]) -> Result<()> {
         })?;
     }
     api.remove("mesh9");
+    for member in members {
+        shell::eventually("and of its end", 10, || {
+            Ok((!member.space.sh("ip route show proto 190")?.contains("10.219.0.0/24")).then_some(()))
+        })?;
+    }
     Ok(())
 }
 

@@ -61,8 +61,10 @@ impl Space {
 /// A link cannot be made.
 pub(super) fn outside() -> Result<Space> {
     let host = Space::make("outside")?;
-    Space::Node.sh("ip link add wire0 type veth peer name wire1 netns outside; ip link set wire0 up
-        ip address add 198.51.100.1/24 dev wire0; ip -6 address add 2001:db8:9::1/64 dev wire0 nodad")?;
+    Space::Node.sh(
+        "ip link add wire0 type veth peer name wire1 netns outside; ip link set wire0 addrgenmode none up
+        ip address add 198.51.100.1/24 dev wire0; ip -6 address add 2001:db8:9::1/64 dev wire0 nodad",
+    )?;
     host.sh(
         "ip address add 198.51.100.9/24 dev wire1; ip -6 address add 2001:db8:9::9/64 dev wire1 nodad; ip link set wire1 up",
     )?;

@@ -139,7 +139,7 @@ impl Podd {
         let (log, oom, terminal, stdin) = (next(HAS_LOG), next(HAS_OOM), next(TTY), next(STDIN));
         let outputs = [next(STDOUT), next(STDERR)];
         let (ledger, stages) = (next(LEDGER), [next(STAGE_OUT), next(STAGE_ERR)]);
-        let key = self.last_token + 1;
+        let key = self.new_key();
         let ended = message.all(Tag::Ended).next().is_some();
         if !ended {
             self.watch_end(&pidfd, key)?;

@@ -74,7 +74,7 @@ impl Podd {
         let Cloned::Parent { pid, pidfd } = cloned.map_err(refuse("clone"))? else { return Ok(()) };
         drop((theirs, slots));
         let oom = oom.map(|file| (oom_kills(&file), file)).map(|(before, file)| (file, before));
-        let key = self.last_token + 1;
+        let key = self.new_key();
         let token = self.watch(&ours, Source::Channel(key)).map_err(refuse("watch the child"))?;
         let mut process = Process {
             key,

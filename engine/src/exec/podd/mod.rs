@@ -237,6 +237,12 @@ impl Podd {
         }
     }
 
+    /// A key for a process, never given twice: not even one without anything to watch may share it.
+    fn new_key(&mut self) -> u64 {
+        self.last_token += 1;
+        self.last_token
+    }
+
     fn process(&mut self, key: u64) -> Option<&mut Process> {
         self.processes.iter_mut().find(|p| p.key == key)
     }

@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 
-use support::Pod;
+use support::{Pod, numbers};
 
 /// Kills the supervisor and lets another one take over.
 async fn replace_supervisor(pod: &mut Pod) {
@@ -14,12 +14,6 @@ async fn replace_supervisor(pod: &mut Pod) {
     let state = pod.dir.join("state");
     while !matches!(pod.connection.events.recv().await, Some(engine::exec::Event::Gone) | None) {}
     pod.connection = pod.driver.connect(&pod.id, &state).await.unwrap().expect("nothing was adopted");
-}
-
-/// The numbers that a stream of the log holds, in order; every record must be a whole line.
-fn numbers(log: &str, stream: &str) -> Vec<u32> {
-    let prefix = format!("{stream} F ");
-    log.lines().filter_map(|l| l.strip_prefix(&*prefix)).map(|n| n.parse().unwrap()).collect()
 }
 
 #[tokio::test]

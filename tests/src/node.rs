@@ -22,7 +22,8 @@ pub struct Node {
     pub dir: PathBuf,
     /// The CRI socket.
     pub socket: PathBuf,
-    berth: PathBuf,
+    /// The program; another one serves from the next start on.
+    pub berth: PathBuf,
     /// Network namespace it runs in (`ip netns`); none: the machine's.
     space: Option<String>,
     process: Option<Child>,

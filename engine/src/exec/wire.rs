@@ -39,6 +39,9 @@ pub(crate) enum Kind {
     Adopt = 10,
     /// Take over a container. Fields and descriptors: those of a `Container`.
     Keep = 11,
+    /// Go on as another program. Fields: its arguments, each a `Message`. Descriptor: the program. It answers, as to `Hello` without
+    /// containers, or the old one says why not.
+    Upgrade = 12,
     /// Done. In answer to `Hello`, `Setup` and `Adopt` with the namespaces net, UTS, IPC, a detached copy of the pod's /dev/shm, if
     /// `HAS_USER` the user namespace and, if `POD_PID`, the pidfd of its first process.
     Ok = 32,
@@ -49,7 +52,7 @@ pub(crate) enum Kind {
     /// Something else failed.
     Error = 35,
     /// A container, in answer to `Hello`. Descriptors: its pidfd, then as far as `Has` says log, counter of OOM kills, terminal, our
-    /// ends of stdin, stdout, stderr, the log's ledger, and the stages of stdout and stderr.
+    /// ends of stdin, stdout, stderr, the log's ledger, the stages of stdout and stderr, and the pipes of `Clients`.
     Container = 36,
     /// Event: a container has ended.
     Exited = 64,
@@ -61,8 +64,8 @@ impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
         let all = [
-            Hello, Setup, Start, Exec, Signal, Reopen, Resize, Attach, Shutdown, Adopt, Keep, Ok, Started,
-            Failed, Error, Container, Exited, ExecExited,
+            Hello, Setup, Start, Exec, Signal, Reopen, Resize, Attach, Shutdown, Adopt, Keep, Upgrade, Ok,
+            Started, Failed, Error, Container, Exited, ExecExited,
         ];
         all.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -112,6 +115,12 @@ pub(crate) enum Tag {
     Ended = 19,
     /// Cgroup of a container; handed back in `Container`.
     Cgroup = 20,
+    /// What the counter of OOM kills said when the container started.
+    OomBefore = 21,
+    /// Text of a line that has not ended, of stdout and of stderr.
+    Partial = 22,
+    /// Number of attached clients, of stdout and of stderr.
+    Clients = 23,
 }
 
 /// Descriptors of a pod that are always there: namespaces net, UTS, IPC, and /dev/shm.

@@ -2,7 +2,7 @@
 //!
 //! In reading order: this file (the driver: starting and finding supervisors), [`supervisor`] (calls to one), [`compile`] (what is asked
 //! for → plan; pure), [`plan`] (its format), [`child`] (its interpreter), [`failure`] (what went wrong, for a person),
-//! [`capabilities`], [`seccomp`], [`lsm`], [`sysctls`], [`devices`], [`userns`].
+//! [`renewal`] (supervisors of an older program), [`capabilities`], [`seccomp`], [`lsm`], [`sysctls`], [`devices`], [`userns`].
 //!
 //! Tasks spawned: per supervisor one that reads its messages, and one that reaps it if it is our child.
 
@@ -13,6 +13,7 @@ mod devices;
 pub(crate) mod failure;
 mod lsm;
 pub(crate) mod plan;
+mod renewal;
 pub mod seccomp;
 mod supervisor;
 pub(crate) mod sysctls;
@@ -76,6 +77,8 @@ pub struct Native {
     features: Features,
     /// The supervisor's program.
     program: Arc<OwnedFd>,
+    /// What is known of the programs of supervisors found running.
+    programs: Arc<renewal::Programs>,
     /// The way into the supervisors' cgroup, until somebody removes that.
     entrance: Mutex<Option<Arc<cgroup::Entrance>>>,
     node: Arc<Node>,
@@ -168,6 +171,7 @@ impl Native {
             config,
             features: features(),
             program: Arc::new(program),
+            programs: Arc::default(),
             entrance,
             node: Arc::new(Node {
                 facts,
@@ -235,9 +239,19 @@ impl Native {
         match Supervisor::resume(pod, connection, self.node.clone()).await {
             // It was dying already: the kernel let the connection wait at a socket that was about to close.
             Err(e) if e.kind() == Kind::Unavailable => self.adopt(pod, dir).await,
-            other => other.map(|c| Some(supervisor::connection(c))),
+            Err(e) => Err(e),
+            Ok(resumed) => {
+                self.renew(pod, &resumed.0).await;
+                Ok(Some(supervisor::connection(resumed)))
+            }
         }
     }
+}
+
+/// The arguments of a supervisor.
+fn words(config: &Config, pod: &str) -> Result<Vec<CString>, std::ffi::NulError> {
+    let words = [OsString::from("berth")].into_iter().chain(config.arguments.clone()).chain([pod.into()]);
+    words.map(|word| CString::new(word.into_encoded_bytes())).collect()
 }
 
 /// Starts a supervisor for a pod: it listens, and waits for its `Setup`. Blocking, one to two milliseconds.
@@ -254,11 +268,7 @@ fn spawn(
     let listener = listen_in(&directory).map_err(|e| failed("make the control socket", e))?;
     let null =
         File::options().read(true).write(true).open("/dev/null").map_err(|e| failed("open /dev/null", e))?;
-    let words = [OsString::from("berth")].into_iter().chain(config.arguments.clone()).chain([pod.into()]);
-    let words: Vec<CString> = words
-        .map(|w| CString::new(w.into_encoded_bytes()))
-        .collect::<Result<_, _>>()
-        .map_err(|e| failed("name the supervisor", e.into()))?;
+    let words = words(config, pod).map_err(|e| failed("name the supervisor", e.into()))?;
     let arguments: Vec<_> = words.iter().map(CString::as_c_str).collect();
     let null = null.as_fd();
     let fds = [null, null, null, listener.as_fd(), directory.as_fd()];

@@ -4,6 +4,7 @@ mod kept;
 mod launch;
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -293,6 +294,16 @@ impl Supervisor {
             Err(e) if e.kind() == Kind::NotFound => Ok(()),
             other => other.map(drop),
         }
+    }
+
+    /// Has it go on as another program.
+    pub(super) async fn upgrade(&self, program: OwnedFd, arguments: &[CString]) -> Result<(), Error> {
+        let mut message = Message::new(Word::Upgrade, 0);
+        for word in arguments {
+            message = message.put(Tag::Message, word.as_bytes());
+        }
+        message.fds.push(program);
+        self.call(message, CALL_TIME).await.map(drop)
     }
 
     async fn shutdown(&self) -> Result<(), Error> {

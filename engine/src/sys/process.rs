@@ -496,16 +496,24 @@ pub fn idle(_proof: &SingleThreaded) -> ! {
     }
 }
 
-/// Takes over a descriptor that the parent gave us under an agreed number. Each number can be taken once.
+/// Takes over a descriptor that came to us through execve(2) under an agreed number; each can be taken once.
 pub fn inherited(_proof: &SingleThreaded, number: RawFd) -> io::Result<OwnedFd> {
-    static TAKEN: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-    let bit = u32::try_from(number).ok().and_then(|n| 1u64.checked_shl(n)).filter(|_| number > 2);
-    let bit = bit.ok_or(io::ErrorKind::InvalidInput)?;
-    if TAKEN.fetch_or(bit, std::sync::atomic::Ordering::SeqCst) & bit != 0 {
+    if number <= 2 {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // SAFETY: F_GETFD only asks; it fails for a number that is not open.
+    let flags = check(unsafe { libc::fcntl(number, libc::F_GETFD) }.into())?;
+    // Whatever this program opens closes on exec, and so does what was taken here: only what is inherited does not.
+    if flags & libc::c_long::from(libc::FD_CLOEXEC) != 0 {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
-    // SAFETY: F_SETFD only marks; it fails for a number that is not open.
+    // SAFETY: F_SETFD only marks.
     check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) }.into())?;
     // SAFETY: the descriptor is open, came to us by inheritance, so that no value of ours owns it, and is taken only here, once.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
+/// Whether a pidfd's process is a child of ours, ended or not.
+pub fn is_child(pidfd: BorrowedFd<'_>) -> bool {
+    reap(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, libc::WNOHANG | libc::WNOWAIT).is_ok()
 }

@@ -4,7 +4,7 @@
 
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -42,8 +42,13 @@ static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A native driver whose supervisor is this package's own binary.
 pub fn driver(cgroup: &str) -> Arc<dyn Driver> {
+    driver_of(Path::new(env!("CARGO_BIN_EXE_podd")), cgroup)
+}
+
+/// A native driver whose supervisor is this program.
+pub fn driver_of(program: &Path, cgroup: &str) -> Arc<dyn Driver> {
     Native::new(Config {
-        program: Some(env!("CARGO_BIN_EXE_podd").into()),
+        program: Some(program.into()),
         supervisor_cgroup: format!("{cgroup}/podd"),
         ..Config::default()
     })
@@ -103,6 +108,12 @@ impl Pod {
         Container { id, spec, process: shell(script), mounts: Vec::new() }
     }
 
+    /// Device and inode of the supervisor's program.
+    pub fn program(&self) -> (u64, u64) {
+        let about = fs::metadata(format!("/proc/{}/exe", self.connection.supervisor.pid())).unwrap();
+        (about.dev(), about.ino())
+    }
+
     pub fn cgroup(&self, id: &str) -> String {
         format!("/berth-test-{}/{id}", self.id)
     }
@@ -150,6 +161,23 @@ impl Pod {
             }
         };
         tokio::time::timeout(Duration::from_secs(60), wait).await.expect("the container does not end")
+    }
+
+    /// Waits for the ends of containers, in whatever order they come; their exit codes.
+    pub async fn exit_codes<const N: usize>(&mut self, ids: [&str; N]) -> [i32; N] {
+        let mut codes = [None; N];
+        let wait = async {
+            while codes.contains(&None) {
+                let Some(Event::Exited { container, exit }) = self.connection.events.recv().await else {
+                    panic!("the supervisor has gone")
+                };
+                if let Some(at) = ids.iter().position(|id| *id == container) {
+                    codes[at] = Some(exit.code);
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("not all containers end");
+        codes.map(Option::unwrap)
     }
 
     /// Runs a container to its end: exit and log without the time stamps.
@@ -244,6 +272,12 @@ pub async fn read_all(fd: OwnedFd) -> String {
     let mut file = tokio::fs::File::from_std(fd.into());
     let _ = file.read_to_end(&mut bytes).await;
     String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// The numbers that a stream of the log holds, in order; every record must be a whole line.
+pub fn numbers(log: &str, stream: &str) -> Vec<u32> {
+    let prefix = format!("{stream} F ");
+    log.lines().filter_map(|l| l.strip_prefix(&*prefix)).map(|n| n.parse().unwrap()).collect()
 }
 
 /// A root with busybox and two users.

@@ -1,6 +1,8 @@
 //! The daemon may die at any instruction: pods, logs and exit codes survive.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
@@ -53,6 +55,9 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
             let mut client = node.client().await?;
             all_in_state(&mut client, &pods[..2], api::ContainerState::ContainerRunning).await
         })
+    });
+    report.case("a new version of the binary takes the supervisors of running pods with it", || {
+        updated(&mut node, &pods[..2])
     });
     report.case("after the restart every verb works on the old pods", || wait(use_and_remove(&node, &pods)));
     report.case("a daemon killed while a pod starts leaves nothing that Remove does not clear", || {
@@ -124,6 +129,41 @@ fn killed(node: &mut Node, pods: &[Running]) -> Result<()> {
     let after = lines(&pods[0].log)?.len();
     shell::eventually("they log on", 10, || Ok((lines(&pods[0].log)?.len() > after + 20).then_some(())))?;
     pods.iter().try_for_each(|pod| gapless(&lines(&pod.log)?))
+}
+
+/// Restarts the node with another binary: every supervisor goes on as that one, in its process, and the containers notice nothing.
+fn updated(node: &mut Node, pods: &[Running]) -> Result<()> {
+    let supervisors: Vec<_> = pods.iter().map(supervisor).collect::<Result<_>>()?;
+    let older: Vec<_> = supervisors.iter().map(|pid| program(*pid)).collect::<Result<_>>()?;
+    let status = node.end(Signal::SIGTERM)?;
+    ensure!(status.success(), "{status}");
+    let newer = node.dir.join("berth-newer");
+    fs::copy(&node.berth, &newer)?;
+    fs::OpenOptions::new().append(true).open(&newer)?.write_all(b"\n")?;
+    node.berth = newer;
+    node.launch()?;
+    for (pod, (pid, older)) in pods.iter().zip(supervisors.iter().zip(older)) {
+        shell::eventually("its supervisor goes on as the new program", 10, || {
+            Ok((program(*pid)? != older).then_some(()))
+        })?;
+        let after = lines(&pod.log)?.len();
+        shell::eventually("it logs on", 10, || Ok((lines(&pod.log)?.len() > after + 20).then_some(())))?;
+        gapless(&lines(&pod.log)?)?;
+    }
+    alive(pods)
+}
+
+/// The process that supervises a pod: the parent of its container.
+fn supervisor(pod: &Running) -> Result<i32> {
+    let status = fs::read_to_string(format!("/proc/{}/status", pod.pid))?;
+    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("PPid")?;
+    Ok(parent.trim().parse()?)
+}
+
+/// Device and inode of a process's program.
+fn program(pid: i32) -> Result<(u64, u64)> {
+    let about = fs::metadata(format!("/proc/{pid}/exe"))?;
+    Ok((about.dev(), about.ino()))
 }
 
 async fn all_in_state(client: &mut Client, pods: &[Running], state: api::ContainerState) -> Result<()> {

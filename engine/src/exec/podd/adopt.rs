@@ -3,6 +3,7 @@
 //! Everything that keeps a pod going is a descriptor: namespaces, the pods's /dev/shm, pidfds, pipes, logs. The daemon holds a copy of
 //! each, so that the death of a supervisor closes no pipe and loses no exit; it starts another one and gives it the copies. No line is
 //! lost or doubled ([`super::ledger`]), except that what had been read from a terminal and not written yet is gone: at most one read.
+//! [`super::upgrade`] hands over the same in the same words, to itself.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -15,7 +16,7 @@ use super::ledger::{self, Ledger};
 use super::log::Log;
 use super::setup::enter_template;
 use super::streams::nonblocking;
-use super::{Podd, Process, Source, launch, requests};
+use super::{Podd, Process, Source, requests};
 use crate::exec::Exit;
 use crate::exec::wire::{
     self, HAS_LOG, HAS_OOM, HAS_USER, Kind, LEDGER, Message, POD_PID, STAGE_ERR, STAGE_OUT, STDERR, STDIN,
@@ -35,8 +36,8 @@ impl Process {
             (HAS_LOG, self.log.file()),
             (HAS_OOM, self.oom.as_ref().map(|(file, _)| file)),
             (TTY, self.terminal.as_ref()),
-            // A stdin that ends with its first client must have no other holder.
-            (STDIN, self.stdin.as_ref().filter(|_| !self.stdin_once)),
+            // A stdin that ends with its first client must have no other holder; we ourselves are none.
+            (STDIN, self.stdin.as_ref().filter(|_| !self.stdin_once || kind == Kind::Keep)),
             (STDOUT, stdout.as_ref().map(|o| &o.fd)),
             (STDERR, stderr.as_ref().map(|o| &o.fd)),
             (LEDGER, self.log.ledger().map(Ledger::file)),
@@ -56,7 +57,8 @@ impl Process {
             .put(Tag::Cgroup, self.cgroup.as_bytes())
             .number(Tag::Pid, wire::int(self.pid))
             .number(Tag::At, self.started.cast_unsigned())
-            .number(Tag::Has, has);
+            .number(Tag::Has, has)
+            .number(Tag::OomBefore, self.oom.as_ref().map_or(0, |(_, before)| *before));
         if let Some(exit) = &self.exit {
             message = requests::describe_exit(message, exit);
         }
@@ -141,14 +143,14 @@ impl Podd {
         let (ledger, stages) = (next(LEDGER), [next(STAGE_OUT), next(STAGE_ERR)]);
         let key = self.new_key();
         let ended = message.all(Tag::Ended).next().is_some();
-        if !ended {
+        if !ended && !process::is_child(pidfd.as_fd()) {
             self.watch_end(&pidfd, key)?;
         }
         let mut process = Process {
             key,
             container: message.text(Tag::Container).to_owned(),
             cgroup: message.text(Tag::Cgroup).to_owned(),
-            exec: None,
+            exec: message.all(Tag::Exec).next().map(|_| message.get(Tag::Exec)),
             pid: message.int(Tag::Pid),
             pidfd,
             started: message.get(Tag::At).cast_signed(),
@@ -159,12 +161,15 @@ impl Podd {
             stdin_once: has & STDIN_ONCE != 0,
             log: Log::new(log),
             outputs: [None, None],
-            oom: oom.map(|file| (launch::oom_kills(&file), file)).map(|(before, file)| (file, before)),
+            oom: oom.map(|file| (file, message.get(Tag::OomBefore))),
         };
         for (which, (fd, name)) in outputs.into_iter().zip(["stdout", "stderr"]).enumerate() {
             process.outputs[which] = fd.and_then(|fd| {
                 nonblocking(&fd);
-                self.output_of(fd, key, which, name)
+                let mut output = self.output_of(fd, key, which, name)?;
+                output.stream.resume(message.all(Tag::Partial).nth(which).unwrap_or_default());
+                output.clients.extend(fds.by_ref().take(clients(&message, which)));
+                Some(output)
             });
         }
         if let Some(ledger) = ledger {
@@ -192,6 +197,12 @@ impl Podd {
         let (code, signal) = process::exit_info(pidfd.as_fd()).ok().flatten().unwrap_or((UNKNOWN, 0));
         self.ended(key, code, signal);
     }
+}
+
+/// How many attached clients an output has, out of a message.
+fn clients(message: &Message, which: usize) -> usize {
+    let count = message.all(Tag::Clients).nth(which).and_then(|v| v.first_chunk::<8>());
+    count.map_or(0, |v| usize::try_from(u64::from_le_bytes(*v)).unwrap_or(0))
 }
 
 /// How a container has ended, out of a message.

@@ -34,6 +34,16 @@ impl Stream {
         Self { name, partial: Vec::new() }
     }
 
+    /// What has been read of a line that has not ended yet.
+    pub(super) fn partial(&self) -> &[u8] {
+        &self.partial
+    }
+
+    /// A stream in the middle of a line.
+    pub(super) fn resume(&mut self, partial: &[u8]) {
+        self.partial = partial.to_vec();
+    }
+
     /// Appends the records that `data` completes.
     pub(super) fn feed(&mut self, mut data: &[u8], stamp: &[u8], out: &mut Vec<u8>) {
         while !data.is_empty() {

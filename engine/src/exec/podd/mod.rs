@@ -6,7 +6,7 @@
 //! ```
 //!
 //! In reading order: [`setup`] (namespaces and the template), [`launch`] (clone), [`requests`], [`streams`] (output, logs, attach),
-//! [`ledger`], [`log`], [`record`]. It is started by the daemon from a sealed memfd with two descriptors, the listening socket (3) and the pod's
+//! [`ledger`], [`log`], [`record`], and how another one ([`adopt`]) or another program ([`upgrade`]) takes over. It is started by the daemon from a sealed memfd with two descriptors, the listening socket (3) and the pod's
 //! directory (4), waits for `Setup`, and then serves whoever of uid 0 connects, one daemon after the other, until `Shutdown`.
 //! It owns the log files and the exit records; it spawns no thread, and reads no file but procfs and cgroupfs.
 
@@ -18,6 +18,7 @@ pub(crate) mod record;
 mod requests;
 mod setup;
 mod streams;
+mod upgrade;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -104,11 +105,15 @@ struct Podd {
     buffer: Vec<u8>,
 }
 
-/// Entry point of `berth podd ARGS`, to be called before any thread or runtime is started. `args` begin after `podd`.
+/// Entry point of `berth podd POD [STATE]`, to be called before any thread or runtime is started. `args` begin after `podd`. The pod's
+/// id is there for ps(1) alone; STATE is the number of the descriptor that [`upgrade`] left.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    // The pod id is there for ps(1) alone.
-    drop(args.into_iter());
-    match Podd::new().and_then(|mut podd| podd.serve()) {
+    let state = args.into_iter().nth(1).and_then(|state| state.to_str()?.parse().ok());
+    let podd = Podd::new().and_then(|mut podd| match state {
+        Some(state) => podd.resume(state).map(|()| podd),
+        None => Ok(podd),
+    });
+    match podd.and_then(|mut podd| podd.serve()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }

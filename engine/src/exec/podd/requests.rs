@@ -41,6 +41,10 @@ impl Podd {
                 Ok(()) => Ok(Message::new(Kind::Ok, request)),
                 Err(e) => Err(wire::error("adopt the container", &e)),
             },
+            Kind::Upgrade if self.ready => match self.upgrade(connection, &mut message) {
+                Ok(never) => match never {},
+                Err(e) => Err(wire::error("go on as another program", &e)),
+            },
             Kind::Start | Kind::Exec if self.ready => match self.launch(connection, message) {
                 Ok(()) => return,
                 Err((what, e)) => Err(wire::error(what, &e)),

@@ -14,18 +14,23 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use super::Record;
-use super::chain::Target;
+use super::chain::{Target, Valid};
 use super::config::{self, Network};
 use crate::Attachment;
 use crate::error::Error;
 
 const KIND: &str = "cniCacheV1";
+/// Where other runtimes keep theirs: libcni's default.
+const OTHERS: &str = "/var/lib/cni/results";
+/// Larger files are not cached results.
+const MAX_BYTES: u64 = 4 << 20;
 
-/// The two directories.
+/// The directories.
 #[derive(Debug)]
 pub(super) struct Cache {
     results: PathBuf,
     pending: PathBuf,
+    others: PathBuf,
 }
 
 /// libcni's record.
@@ -51,7 +56,7 @@ struct Cached {
 
 impl Cache {
     pub(super) fn new(directory: &Path) -> Self {
-        Self { results: directory.join("results"), pending: directory.join("pending") }
+        Self { results: directory.join("results"), pending: directory.join("pending"), others: OTHERS.into() }
     }
 
     /// Keeps the result of an ADD.
@@ -112,6 +117,18 @@ impl Cache {
             (files, Attachment { id, interface, private: super::write(records), ..Attachment::default() })
         };
         Ok(orphans.into_iter().map(attachment).collect())
+    }
+
+    /// What other runtimes of this node have attached to a network: containerd with the same configuration, say, whose pods
+    /// are not gone because this daemon does not know them. Their namespaces tell which attachments still exist.
+    pub(super) fn others(&self, network: &str) -> Vec<Valid> {
+        let read = |file: PathBuf| {
+            let length = fs::metadata(&file).ok()?.len();
+            serde_json::from_slice::<Cached>(&fs::read(&file).ok().filter(|_| length <= MAX_BYTES)?).ok()
+        };
+        let cached = list(&self.others).unwrap_or_default().into_iter().filter_map(read);
+        let there = |c: &Cached| c.network_name == network && Path::new(&c.netns).exists();
+        cached.filter(there).map(|c| Valid { container: c.container_id, interface: c.if_name }).collect()
     }
 
     /// Keeps an attachment whose DEL has to be repeated.
@@ -179,5 +196,29 @@ fn remove(file: &Path) -> Result<(), Error> {
     match fs::remove_file(file) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", file)(e)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::testing::TempDir;
+
+    #[test]
+    fn attachments_of_other_runtimes_count_while_their_namespaces_exist() {
+        let dir = TempDir::new("cache");
+        let cache = Cache { others: dir.path().to_owned(), ..Cache::new(&dir.path().join("own")) };
+        let keep = |network: &str, container: &str, netns: &str| {
+            let cached = json!({ "kind": KIND, "containerId": container, "config": "e30=", "ifName": "eth0",
+                "networkName": network, "netns": netns, "result": { "cniVersion": "1.0.0" } });
+            fs::write(dir.path().join(format!("{network}-{container}-eth0")), cached.to_string()).unwrap();
+        };
+        keep("n", "live", "/proc/self/ns/net");
+        keep("n", "dead", "/nowhere");
+        keep("m", "elsewhere", "/proc/self/ns/net");
+        fs::write(dir.path().join("n-garbage-eth0"), "{").unwrap();
+        assert_eq!(cache.others("n"), [Valid { container: "live".into(), interface: "eth0".into() }]);
     }
 }

@@ -1,7 +1,8 @@
 //! A network's plugins called one after the other: ADD, DEL, CHECK, GC and STATUS of the specification.
 //!
 //! ADD goes forward and hands each plugin's result to the next; DEL goes backward and carries on after a failure; CHECK
-//! and STATUS stop at the first one. Versions decide what exists: CHECK from 0.4.0, GC and STATUS from 1.1.0.
+//! and STATUS stop at the first one. Versions decide what exists: CHECK from 0.4.0, GC and STATUS from 1.1.0; what is built in
+//! collects garbage in any version.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -16,6 +17,8 @@ use crate::plugins;
 
 /// "Try again later" of a plugin is obeyed within the deadline.
 const AGAIN_PAUSE: Duration = Duration::from_millis(500);
+/// The address manager whose files this program keeps in order, whoever wrote them.
+const HOST_LOCAL: &str = "host-local";
 
 /// The container side of a call.
 #[derive(Clone, Debug)]
@@ -111,22 +114,33 @@ impl Chain<'_> {
     }
 
     /// Lets plugins drop what belongs to no attachment in the list; every failure is kept.
+    ///
+    /// GC is of version 1.1.0. Built-in plugins are asked whatever the version: theirs is a function of this program. So are
+    /// the files of `host-local` under somebody else's plugin: their format is common property, and the reference plugin,
+    /// which has no GC, would never free an address whose DEL was lost.
     pub(crate) fn collect(&self, valid: &[Valid]) -> Vec<Failure> {
-        if self.network.disable_gc || !at_least(&self.network.version, "1.1.0") {
+        if self.network.disable_gc {
             return Vec::new();
         }
         let valid: Vec<Value> =
             valid.iter().map(|v| json!({ "containerID": v.container, "ifname": v.interface })).collect();
-        let calls = self.network.plugins.iter().map(|plugin| {
+        let mut failures = Vec::new();
+        for plugin in &self.network.plugins {
             let mut config = self.config(plugin, None, None);
             if let Some(object) = config.as_object_mut() {
                 // The second key is a misspelling that libcni once shipped and still sends.
                 object.insert("cni.dev/valid-attachments".into(), Value::Array(valid.clone()));
                 object.insert("cni.dev/attachments".into(), Value::Array(valid.clone()));
             }
-            self.call(plugin, "GC", None, &config).map(drop)
-        });
-        calls.filter_map(Result::err).collect()
+            let built_in = self.built_in.contains(&plugin.kind);
+            if built_in || at_least(&self.network.version, "1.1.0") {
+                failures.extend(self.call(plugin, "GC", None, &config).err());
+            }
+            if !built_in && plugin.address_manager() == Some(HOST_LOCAL) {
+                failures.extend(self.call_built_in(HOST_LOCAL, "GC", None, &config).err());
+            }
+        }
+        failures
     }
 
     /// Asks whether the plugins could serve an ADD now. Versions without STATUS say yes.
@@ -166,7 +180,7 @@ impl Chain<'_> {
         config: &Value,
     ) -> Result<Vec<u8>, Failure> {
         if self.built_in.contains(&plugin.kind) {
-            return self.call_built_in(plugin, command, target, config);
+            return self.call_built_in(&plugin.kind, command, target, config);
         }
         let executable = invoke::find(&plugin.kind, self.path)?;
         let call = Call {
@@ -184,21 +198,21 @@ impl Chain<'_> {
     /// The same without a process: the plugin is a function of this program.
     fn call_built_in(
         &self,
-        plugin: &Plugin,
+        kind: &str,
         command: &'static str,
         target: Option<&Target<'_>>,
         config: &Value,
     ) -> Result<Vec<u8>, Failure> {
         let failed = |r: plugins::Refusal| Failure::Failed {
-            plugin: format!("{} (built in)", plugin.kind).into(),
+            plugin: format!("{kind} (built in)").into(),
             code: r.code,
             text: r.to_string(),
         };
         let request = plugins::Request::in_process(command, target, self.path, config).map_err(failed)?;
-        let answer = plugins::run(&plugin.kind, &request).unwrap_or(Ok(None)).map_err(failed)?;
+        let answer = plugins::run(kind, &request).unwrap_or(Ok(None)).map_err(failed)?;
         let Some(success) = answer else { return Ok(Vec::new()) };
         let result = success.encode(&request.version);
-        let result = result.map_err(|why| Failure::Result { plugin: plugin.kind.clone().into(), why })?;
+        let result = result.map_err(|why| Failure::Result { plugin: kind.into(), why })?;
         Ok(result.to_string().into_bytes())
     }
 }

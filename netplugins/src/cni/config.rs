@@ -57,6 +57,13 @@ pub(crate) struct Broken {
     pub(crate) why: String,
 }
 
+impl Plugin {
+    /// The plugin that gives it addresses (`ipam.type`).
+    pub(crate) fn address_manager(&self) -> Option<&str> {
+        self.raw.get("ipam")?.get("type")?.as_str()
+    }
+}
+
 impl fmt::Display for Broken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.file.display(), self.why)

@@ -270,7 +270,7 @@ impl Cni {
         }
     }
 
-    /// GC of every network configured now, with the attachments it has.
+    /// GC of every network configured now, with the attachments it has, of whatever runtime.
     pub(crate) fn collect(&self) {
         let Some(Ok(networks)) = self.networks() else { return };
         let _alone = self.exclusive.write().unwrap_or_else(PoisonError::into_inner);
@@ -278,7 +278,8 @@ impl Cni {
         let all = [live, self.cache.pending()].concat();
         for network in networks.iter() {
             let built_in = chain::in_process(network, &self.path);
-            let valid: Vec<Valid> = all.iter().flat_map(|a| valid(a, &network.name)).collect();
+            let mut valid: Vec<Valid> = all.iter().flat_map(|a| valid(a, &network.name)).collect();
+            valid.extend(self.cache.others(&network.name));
             for failure in self.chain(network, &built_in, GC_LIMIT).collect(&valid) {
                 tracing::warn!(network = network.name, "GC: {}", crate::error::chain(&failure));
             }

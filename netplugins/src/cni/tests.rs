@@ -200,6 +200,29 @@ fn a_restart_detaches_what_no_pod_owns() {
     again.remove_namespace("live").unwrap();
 }
 
+/// Addresses whose holder is gone for good, in a list too old for GC: by the built-in plugins, and by executables of others.
+#[test]
+fn addresses_of_nobody_are_freed_whatever_the_version() {
+    for kind in ["bridge", "first"] {
+        let node = Node::new();
+        let data = node.dir.path().join("ipam");
+        let list = json!({"cniVersion": "0.3.1", "name": "old", "plugins": [{"type": kind, "ipam": {
+            "type": "host-local", "dataDir": data, "ranges": [[{"subnet": "10.73.0.0/24"}]]}}]});
+        fs::write(node.dir.path().join("net.d/10-n.conflist"), list.to_string()).unwrap();
+        fs::create_dir_all(data.join("old")).unwrap();
+        fs::create_dir_all(data.join("other")).unwrap();
+        for file in ["old/10.73.0.2", "old/10.73.0.3", "other/10.73.0.4"] {
+            fs::write(data.join(file), "long-gone\r\neth0").unwrap();
+        }
+        crate::open(config(&node.dir)).unwrap().restore(&[]).unwrap();
+        let left = |file: &str| data.join(file).exists();
+        assert!(!left("old/10.73.0.2") && !left("old/10.73.0.3"), "{kind}");
+        assert!(left("other/10.73.0.4"), "{kind}: another network's");
+        let log = fs::read_to_string(node.dir.path().join("log")).unwrap_or_default();
+        assert!(!log.lines().any(|l| l.starts_with("GC first") && l.contains("0.3.1")), "{log}");
+    }
+}
+
 #[test]
 fn a_broken_file_keeps_the_last_good_network_and_is_named() {
     let node = Node::new();

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use super::{Answer, Command, Refusal, Request, code};
+use crate::cni::config::at_least;
 use crate::cni::invoke::{self, Call, Failure};
 use crate::cni::result::Success;
 
@@ -23,9 +24,18 @@ pub(super) fn call(kind: &str, request: &Request) -> Answer {
     super::run(kind, request).unwrap_or_else(|| execute(kind, request))
 }
 
-/// The same command for the address manager, if there is one.
+/// The same command for the address manager, if there is one. Somebody else's is asked for what its version has.
 pub(super) fn forward(request: &Request) -> Result<(), Refusal> {
+    let young = matches!(request.command, Command::Gc | Command::Status);
+    if young && !at_least(&request.version, "1.1.0") && !is_built_in(request)? {
+        return Ok(());
+    }
     ipam(request)?.map_or(Ok(()), |answer| answer.map(drop))
+}
+
+fn is_built_in(request: &Request) -> Result<bool, Refusal> {
+    let Some(ipam) = request.conf.object("ipam")? else { return Ok(false) };
+    Ok(ipam.text("type")?.is_some_and(|kind| super::NAMES.contains(&kind)))
 }
 
 /// Refuses a configuration that names no address manager.

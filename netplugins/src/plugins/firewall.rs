@@ -26,8 +26,7 @@ use std::net::IpAddr;
 use rustix::io::Errno;
 
 use super::interface::internal;
-use super::masquerade::owner;
-use super::{Answer, Command, Refusal, Request, code};
+use super::{Answer, Command, Refusal, Request, code, owner};
 use crate::cni::config::at_least;
 use crate::cni::result::Success;
 use crate::name::LINK_NAME_BYTES;
@@ -73,14 +72,13 @@ pub(super) fn run(request: &Request) -> Answer {
         return Err(Refusal { code: code::VERSION, msg: "incompatible CNI versions".into(), details });
     }
     let settings = settings(request)?;
-    let own = owner(&request.container, &request.interface);
+    let own = owner::own(request);
     match request.command {
         Command::Add => add(request, &settings, &own).map(Some),
         Command::Del => remove(|comment| comment == own).map(|()| None),
         Command::Check => check(request, &own).map(|()| None),
         Command::Gc => {
-            let valid: Vec<String> = request.valid().iter().map(|(c, i)| owner(c, i)).collect();
-            remove(|comment| comment != COMMON && !valid.iter().any(|v| v == comment))?;
+            remove(owner::gone(request))?;
             sweep().map(|()| None)
         }
         Command::Status => old_kind().map(|()| None),

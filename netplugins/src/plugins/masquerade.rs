@@ -14,10 +14,9 @@
 use std::net::IpAddr;
 
 use rustix::io::Errno;
-use sha2::{Digest, Sha256};
 
 use super::interface::internal;
-use super::{Refusal, Request, code};
+use super::{Refusal, Request, code, owner};
 use crate::cni::result::Success;
 use crate::netlink::{NETLINK_NETFILTER, Socket};
 use crate::nft::element::Element;
@@ -29,7 +28,7 @@ const MASQUERADED: [&str; 2] = ["masq4", "masq6"];
 /// Masquerades the addresses of a result.
 pub(super) fn add(request: &Request, result: &Success) -> Result<(), Refusal> {
     let mut socket = Socket::open(NETLINK_NETFILTER).map_err(internal)?;
-    let owner = owner(&request.container, &request.interface);
+    let owner = owner::own(request);
     let pods =
         result.ips.iter().map(|ip| Element::owned(set(MASQUERADED, ip.address.0), ip.address.0, &owner));
     let pods: Vec<Element> = pods.collect();
@@ -55,7 +54,7 @@ pub(super) fn check_backend(request: &Request) -> Result<(), Refusal> {
 
 /// Removes the entries of the request's attachment.
 pub(super) fn release(request: &Request) -> Result<(), Refusal> {
-    let own = owner(&request.container, &request.interface);
+    let own = owner::own(request);
     remove(|comment| comment == own)
 }
 
@@ -79,20 +78,9 @@ pub(super) fn remove(chosen: impl Fn(&str) -> bool) -> Result<(), Refusal> {
     Ok(())
 }
 
-/// Removes what belongs to no valid attachment.
+/// Removes what belongs to no valid attachment of the network.
 pub(super) fn collect(request: &Request) -> Result<(), Refusal> {
-    let valid: Vec<String> = request.valid().iter().map(|(c, i)| owner(c, i)).collect();
-    remove(|comment| !valid.iter().any(|v| v == comment))
-}
-
-/// The comment of an attachment's entries; a long container id goes by its digest, because comments are short.
-pub(super) fn owner(container: &str, interface: &str) -> String {
-    const LONGEST: usize = 100;
-    if container.len() <= LONGEST {
-        return format!("{container}/{interface}");
-    }
-    let digest: String = Sha256::digest(container).iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("sha256:{digest}/{interface}")
+    remove(owner::gone(request))
 }
 
 fn commit(socket: &mut Socket, pods: &[Element], near: &[Element]) -> Result<(), crate::netlink::Failure> {

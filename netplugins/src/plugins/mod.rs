@@ -20,6 +20,7 @@ mod host_local;
 mod interface;
 mod loopback;
 mod masquerade;
+mod owner;
 mod portmap;
 mod ptp;
 mod sbr;

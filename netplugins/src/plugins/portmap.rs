@@ -9,8 +9,7 @@ use rustix::io::Errno;
 
 use super::conf::Conf;
 use super::interface::internal;
-use super::masquerade::owner;
-use super::{Answer, Command, Refusal, Request, code};
+use super::{Answer, Command, Refusal, Request, code, owner};
 use crate::cni::result::Success;
 use crate::netlink::{NETLINK_NETFILTER, Socket, conntrack, route};
 use crate::nft::element::Element;
@@ -35,15 +34,12 @@ pub(super) fn run(request: &Request) -> Answer {
     if request.conf.number("markMasqBit")?.is_some_and(|bit| bit >= MARK_BITS) {
         return Err(Refusal::config("MasqMarkBit must be between 0 and 31"));
     }
-    let own = owner(&request.container, &request.interface);
+    let own = owner::own(request);
     match request.command {
         Command::Add => add(request, &own).map(Some),
         Command::Del => remove(|comment| comment == own).map(|()| None),
         Command::Check => check(request, &own).map(|()| None),
-        Command::Gc => {
-            let valid: Vec<String> = request.valid().iter().map(|(c, i)| owner(c, i)).collect();
-            remove(|comment| !valid.iter().any(|v| v == comment)).map(|()| None)
-        }
+        Command::Gc => remove(owner::gone(request)).map(|()| None),
         Command::Status => Ok(None),
     }
 }

@@ -11,8 +11,7 @@
 use rustix::io::Errno;
 
 use super::interface::internal;
-use super::masquerade::owner;
-use super::{Refusal, Request};
+use super::{Refusal, Request, owner};
 use crate::name::LINK_NAME_BYTES;
 use crate::netlink::op::Mac;
 use crate::netlink::{NETLINK_NETFILTER, Socket};
@@ -36,7 +35,7 @@ pub(super) fn add(request: &Request, port: &str, mac: Mac) -> Result<(), Refusal
     t.add_set(SETS[1], Shape { key: both, data: None, interval: false });
     t.add_chain(CHAIN, Some(Hook { kind: "filter", number: 0, priority: -300 }));
     t.flush_chain(CHAIN).add_rule(CHAIN, &rule());
-    t.add_elements(&elements(port, mac, &owner(&request.container, &request.interface)));
+    t.add_elements(&elements(port, mac, &owner::own(request)));
     let mut socket = Socket::open(NETLINK_NETFILTER).map_err(internal)?;
     t.commit(&mut socket).map_err(|r| internal(r.failure))
 }
@@ -65,14 +64,13 @@ fn elements(port: &str, mac: Mac, owner: &str) -> [Element; 2] {
 
 /// Removes the entries of the request's attachment.
 pub(super) fn release(request: &Request) -> Result<(), Refusal> {
-    let own = owner(&request.container, &request.interface);
+    let own = owner::own(request);
     remove(|comment| comment == own)
 }
 
-/// Removes what belongs to no valid attachment.
+/// Removes what belongs to no valid attachment of the network.
 pub(super) fn collect(request: &Request) -> Result<(), Refusal> {
-    let valid: Vec<String> = request.valid().iter().map(|(c, i)| owner(c, i)).collect();
-    remove(|comment| !valid.iter().any(|v| v == comment))
+    remove(owner::gone(request))
 }
 
 fn remove(chosen: impl Fn(&str) -> bool) -> Result<(), Refusal> {

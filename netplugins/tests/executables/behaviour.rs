@@ -138,7 +138,7 @@ fn host_ports(lab: &Lab) -> Option<String> {
         other["prevResult"]["ips"][0]["address"] = json!("10.73.0.99/24");
         let (ok, printed) = site.call_with("ADD", &other, &[("CNI_CONTAINERID", "c9")]);
         assert!(
-            !ok && printed["msg"].as_str().unwrap().contains("published by c1/eth0 already"),
+            !ok && printed["msg"].as_str().unwrap().contains("published by testnet/c1/eth0 already"),
             "{printed}"
         );
         site.done("DEL", &ports);
@@ -162,8 +162,13 @@ fn garbage(lab: &Lab) -> Option<String> {
     let mut collect = conf;
     collect["cni.dev/valid-attachments"] = json!([{"containerID": "c1", "ifname": "eth0"}]);
     site.done("GC", &collect);
-    assert!(site.node.sh("nft list ruleset").contains("10.72.0.2 comment \"c1/eth0\""));
+    assert!(site.node.sh("nft list ruleset").contains("10.72.0.2 comment \"testnet/c1/eth0\""));
     collect["cni.dev/valid-attachments"] = json!([]);
+    // Another network of the node has no attachments: that says nothing about this one's.
+    let mut other = collect.clone();
+    other["name"] = json!("othernet");
+    site.done("GC", &other);
+    assert!(site.node.sh("nft list ruleset").contains("10.72.0.2 comment \"testnet/c1/eth0\""));
     site.done("GC", &collect);
     assert!(!site.node.sh("nft list ruleset").contains("10.72.0.2"));
     assert!(!lab.data("gc").join("testnet/10.72.0.2").exists());

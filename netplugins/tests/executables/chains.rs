@@ -119,7 +119,7 @@ fn every_configuration(lab: &Lab) -> Option<String> {
 /// What a pod may leave on a node, but for the bridges, which stay.
 fn traces(node: &Namespace) -> String {
     node.sh("ip -o link | sed 's/^[0-9]*: //' | grep -vE '^(cni0|cnx0)[:@.]|^veth[0-9a-f]*@cnx0|master cnx0' | cut -d' ' -f1 | sort
-        nft list ruleset | grep 'comment \"c1/eth0' || true")
+        nft list ruleset | grep 'comment \"testnet/c1/eth0' || true")
 }
 
 /// How many addresses a data directory holds.

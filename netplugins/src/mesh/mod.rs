@@ -102,7 +102,7 @@ impl Mesh {
     }
 
     fn link(&self) -> String {
-        format!("{}vx", self.prefix)
+        tunnel_link(&self.prefix)
     }
 
     fn table(&self) -> String {
@@ -171,6 +171,11 @@ impl Mesh {
         changes.push(format!("link {name} added, local {}", wanted.local));
         Ok(find(socket)?.map(|(index, _)| index))
     }
+}
+
+/// The tunnel's name, for links that begin with `prefix`.
+pub(crate) fn tunnel_link(prefix: &str) -> String {
+    format!("{prefix}vx")
 }
 
 /// The tunnel's MTU: what the wire to the other nodes carries, less what is put around each packet.

@@ -1,22 +1,22 @@
 //! The built-in network: routed, dual stack, one veth per pod, no bridge and no process ever executed.
 //!
-//! `reserve` decides ([`Ledger`] and [`plan`]), `attach` executes: the veth is born in place under its final names, the
+//! [`reserve`] decides ([`Ledger`] and [`plan`]), `attach` executes: the veth is born in place under its final names, the
 //! pod's side is configured by one datagram, its nft entries by one transaction. `detach` removes the entries; the kernel
 //! dismantles the link when the namespace dies. [`restore`] makes the kernel agree with the live pods.
 
 mod anchor;
 mod attach;
 mod plan;
+mod reserve;
 mod restore;
 
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use crate::bandwidth::Limits;
-use crate::cidr::{Cidr, width};
+use crate::cidr::Cidr;
 use crate::error::Error;
 use crate::ledger::Ledger;
 use crate::netlink::watch::LinkWatch;
@@ -27,13 +27,8 @@ use crate::{Attachment, Config, Endpoint, InterfaceStats, Inventory, NetNs, name
 
 use plan::Private;
 
-/// Interface name in the pod.
-const POD_LINK: &str = "eth0";
 /// Ethernet's, where the node has no default route to learn from.
 const DEFAULT_MTU: u32 = 1500;
-
-/// How long a reservation waits for addresses of pods that are being taken down.
-const LEAVING: Duration = Duration::from_secs(2);
 
 /// The built-in driver.
 #[derive(Debug)]
@@ -191,48 +186,6 @@ impl Routed {
         self.namespaces.remove(id)
     }
 
-    pub(crate) fn reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error> {
-        if let Err(e) = self.ready() {
-            // The other network's configuration went away: this one has not been needed so far.
-            if self.state().held_back {
-                self.reconcile(&[])?
-            } else {
-                return Err(e);
-            };
-        }
-        match self.try_reserve(endpoint) {
-            // Pods come and go faster than the kernel dismantles links: the next one is about to be gone.
-            Err(Error::Exhausted { leaving: 1.., .. }) => {
-                let mut watch = LinkWatch::open().map_err(Error::kernel("watch links"))?;
-                let deadline = Instant::now() + LEAVING;
-                loop {
-                    match self.try_reserve(endpoint) {
-                        Err(Error::Exhausted { leaving: 1.., .. })
-                            if watch.changed(deadline).map_err(Error::kernel("watch links"))? => {}
-                        other => return other,
-                    }
-                }
-            }
-            other => other,
-        }
-    }
-
-    /// Reserves, or leaves everything as it was.
-    fn try_reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error> {
-        let mut state = self.state();
-        let reserved = self.decide(&mut state, endpoint);
-        if matches!(&reserved, Err(e) if !matches!(e, Error::Held { .. })) {
-            state.ledger.abandon(&endpoint.id);
-        }
-        reserved
-    }
-
-    pub(crate) fn abandon(&self, attachment: &Attachment) {
-        let mut state = self.state();
-        state.live.remove(&attachment.id);
-        state.ledger.abandon(&attachment.id);
-    }
-
     pub(crate) fn attach(
         &self,
         ns: &NetNs,
@@ -333,67 +286,6 @@ impl Routed {
             None => Ok(()),
         }
     }
-
-    /// Decides links, addresses and ports of a pod, and holds them.
-    fn decide(&self, state: &mut State, endpoint: &Endpoint) -> Result<Attachment, Error> {
-        let held = state.ledger.addresses_of(&endpoint.id);
-        if !held.is_empty() {
-            let addresses = held.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-            return Err(Error::Held { id: endpoint.id.clone(), addresses });
-        }
-        let prefix = &self.config.link_prefix;
-        let host_interface = (0..).map(|salt| name::host_link(prefix, &endpoint.id, salt));
-        let host_interface =
-            host_interface.into_iter().find(|l| !state.ledger.has_link(l)).unwrap_or_default();
-
-        let mut addresses = Vec::new();
-        let mut gateways = Vec::new();
-        for ipv4 in [true, false] {
-            if !state.ledger.has_family(ipv4) || (!ipv4 && !state.ipv6) {
-                continue;
-            }
-            let (address, from) =
-                state.ledger.take(&endpoint.id, &host_interface, ipv4, |link| self.is_gone(link))?;
-            addresses.push((address, width(address)));
-            gateways.push(from.gateway());
-        }
-        let Some((primary, _)) = addresses.first().copied() else {
-            return Err(Error::NotReady("the only pod CIDRs are IPv6, and IPv6 is off on this node".into()));
-        };
-        let (mac, host_mac) = plan::macs(primary);
-        let limits = Limits::of(&endpoint.annotations)?;
-        let shaper = limits.egress.map(|_| name::shaper_link(prefix, &host_interface));
-        let private = Private {
-            version: Private::VERSION,
-            mac,
-            host_mac,
-            mtu: state.mtu,
-            quiet: state.ipv6,
-            gateways,
-            ports: endpoint.host_ports.clone(),
-            name: called(endpoint),
-            limits,
-            shaper: shaper.unwrap_or_default(),
-        };
-        let attachment = Attachment {
-            id: endpoint.id.clone(),
-            interface: POD_LINK.to_owned(),
-            host_interface,
-            addresses,
-            boot_id: state.boot_id.clone(),
-            private: serde_json::to_value(&private)
-                .map_err(|e| Error::Format { path: "network record".into(), why: e.to_string() })?,
-        };
-        state.ledger.name(&endpoint.id, &private.name);
-        state.ledger.publish(&endpoint.id, &private.publications(&attachment)?)?;
-        Ok(attachment)
-    }
-}
-
-/// `namespace/name`, or nothing.
-fn called(endpoint: &Endpoint) -> String {
-    let (name, namespace, _) = &endpoint.pod;
-    if name.is_empty() { String::new() } else { format!("{namespace}/{name}") }
 }
 
 fn with<T>(

@@ -571,3 +571,20 @@ fn a_pods_traffic_keeps_within_its_limits_in_both_directions() {
         node.assert_clean();
     });
 }
+
+#[test]
+fn a_pod_sends_no_more_at_once_than_the_tunnel_to_other_nodes_carries() {
+    on_a_node(|| {
+        let node = Node::new();
+        let mtu = |pod: &Pod| pod.inside(|| sh("ip -o link show eth0")).contains(" mtu 1450 ");
+        let early = node.pod("early", vec![]);
+        sh("ip link add ntvx mtu 1450 type veth peer name far");
+        let late = node.pod("late", vec![]);
+        assert_eq!((mtu(&early), mtu(&late)), (false, true));
+        sh("ip link delete ntvx");
+        let later = node.pod("later", vec![]);
+        assert!(!mtu(&later));
+        [early, late, later].into_iter().for_each(|pod| node.remove(pod));
+        node.assert_clean();
+    });
+}

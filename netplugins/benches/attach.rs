@@ -31,6 +31,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         netns_dir: dir.join("netns"),
         state_dir: dir.join("state"),
         link_prefix: "ntbe".into(),
+        tap: netplugins::no_tap,
     })?;
     driver.restore(&[])?;
     let mut pods: Vec<(NetNs, Attachment)> = Vec::new();

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::Error;
+use crate::{Error, MakeTap};
 
 /// How pods are connected.
 #[derive(Clone, Debug)]
@@ -26,6 +26,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// Prefix of host link names and name of the nft table; tests use their own. At most 6 characters.
     pub link_prefix: String,
+    /// Makes tap links, for the plugin of that name.
+    pub tap: MakeTap,
 }
 
 /// A pod's network namespace: an open fd and the one bind mount by which CNI can name it.

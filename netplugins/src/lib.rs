@@ -66,7 +66,7 @@ pub use driver::{
 pub use error::{Error, Kind};
 pub use mesh::{Mesh, Peer};
 pub use netlink::Failure;
-pub use plugins::{NAMES as CNI_PLUGINS, cni_main, install as install_cni};
+pub use plugins::{MakeTap, NAMES as CNI_PLUGINS, Tap, cni_main, install as install_cni, no_tap};
 
 /// Opens the network of this node. Nothing in the kernel is touched before [`Driver::restore`].
 ///

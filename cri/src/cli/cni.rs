@@ -26,12 +26,20 @@ pub(super) fn main(args: Args) -> ExitCode {
     match operands.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["list"] => say(CNI_PLUGINS.map(|name| format!("{name}\n")).concat()),
         ["install", directory] => install(Path::new(directory)),
-        [plugin] => netplugins::cni_main(plugin).unwrap_or_else(|| {
+        [plugin] => netplugins::cni_main(plugin, make_tap).unwrap_or_else(|| {
             let known = CNI_PLUGINS.join(", ");
             usage("cni", &format_args!("{plugin} is no built-in plugin; there are {known}"))
         }),
         _ => usage("cni", &"expected install DIR, list, or the name of a plugin"),
     }
+}
+
+/// The one thing that plugins do by an ioctl.
+///
+/// # Errors
+/// The kernel's.
+pub fn make_tap(tap: &netplugins::Tap) -> std::io::Result<()> {
+    engine::sys::tap::make(&tap.name, tap.multi_queue, tap.owner, tap.group)
 }
 
 fn parse(mut args: Args) -> Result<Option<Vec<String>>, Error> {

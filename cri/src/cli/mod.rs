@@ -119,7 +119,7 @@ fn by_name(name: &OsString, arguments: &[OsString]) -> Option<ExitCode> {
     let name = std::path::Path::new(name).file_name()?.to_str()?;
     match name {
         "runc" => Some(engine::oci::main(arguments)),
-        name => netplugins::cni_main(name),
+        name => netplugins::cni_main(name, cni::make_tap),
     }
 }
 

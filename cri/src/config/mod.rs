@@ -229,6 +229,7 @@ impl file::Network {
             netns_dir: self.netns_dir.unwrap_or_else(|| "/run/netns".into()),
             state_dir: root.into(),
             link_prefix: prefix,
+            tap: crate::cli::cni::make_tap,
         })
     }
 }

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod mount;
 pub mod process;
 pub mod socket;
+pub mod tap;
 pub mod thread;
 
 use std::io;

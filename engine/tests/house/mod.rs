@@ -54,6 +54,7 @@ impl House {
             netns_dir: self.dir.join("netns"),
             state_dir: self.dir.join("net"),
             link_prefix: format!("k{}", self.name),
+            tap: netplugins::no_tap,
         })
         .unwrap();
         let config = Config {

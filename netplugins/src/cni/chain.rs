@@ -13,7 +13,7 @@ use serde_json::{Map, Value, json};
 use super::config::{Network, Plugin, at_least};
 use super::invoke::{self, Call, Failure, TRY_AGAIN};
 use super::result::Success;
-use crate::plugins;
+use crate::plugins::{self, MakeTap};
 
 /// "Try again later" of a plugin is obeyed within the deadline.
 const AGAIN_PAUSE: Duration = Duration::from_millis(500);
@@ -46,6 +46,8 @@ pub(crate) struct Chain<'a> {
     pub(crate) path: &'a [PathBuf],
     /// Types that are run in process.
     pub(crate) built_in: &'a BTreeSet<String>,
+    /// Makes tap links for them.
+    pub(crate) tap: MakeTap,
     pub(crate) deadline: Instant,
 }
 
@@ -208,7 +210,8 @@ impl Chain<'_> {
             code: r.code,
             text: r.to_string(),
         };
-        let request = plugins::Request::in_process(command, target, self.path, config).map_err(failed)?;
+        let request =
+            plugins::Request::in_process(command, target, self.path, self.tap, config).map_err(failed)?;
         let answer = plugins::run(kind, &request).unwrap_or(Ok(None)).map_err(failed)?;
         let Some(success) = answer else { return Ok(Vec::new()) };
         let result = success.encode(&request.version);

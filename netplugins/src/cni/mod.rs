@@ -27,7 +27,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::Error;
-use crate::{Attachment, Config, Endpoint, NetNs};
+use crate::{Attachment, Config, Endpoint, MakeTap, NetNs};
 
 use cache::Cache;
 use chain::{Chain, Target, Valid};
@@ -47,6 +47,8 @@ const GC_LIMIT: Duration = Duration::from_secs(60);
 pub(crate) struct Cni {
     pub(crate) conf_dir: PathBuf,
     path: Vec<PathBuf>,
+    /// Makes tap links for built-in plugins.
+    tap: MakeTap,
     cache: Cache,
     directory: Mutex<Directory>,
     /// What the plugins last answered to STATUS.
@@ -90,6 +92,7 @@ impl Cni {
         Self {
             conf_dir: config.conf_dir.clone(),
             path: config.bin_dirs.clone(),
+            tap: config.tap,
             cache: Cache::new(&config.state_dir.join("cni")),
             directory: Mutex::new(Directory::new(&config.conf_dir, config.max_networks)),
             health: Mutex::default(),
@@ -304,7 +307,7 @@ impl Cni {
         built_in: &'a BTreeSet<String>,
         limit: Duration,
     ) -> Chain<'a> {
-        Chain { network, path: &self.path, built_in, deadline: Instant::now() + limit }
+        Chain { network, path: &self.path, built_in, tap: self.tap, deadline: Instant::now() + limit }
     }
 }
 

@@ -27,6 +27,7 @@ mod sbr;
 mod single;
 mod spoof;
 mod static_ipam;
+mod tap;
 #[cfg(test)]
 mod testing;
 mod tuning;
@@ -52,12 +53,13 @@ use crate::error::Error;
 use crate::{name, netns};
 
 use conf::Conf;
+pub use tap::{MakeTap, Tap, no_tap};
 
 /// A configuration with its previous result.
 const MAX_INPUT: u64 = 4 << 20;
 
 /// Names of the built-in plugins.
-pub const NAMES: [&str; 17] = [
+pub const NAMES: [&str; 18] = [
     "bandwidth",
     "bridge",
     "dummy",
@@ -72,6 +74,7 @@ pub const NAMES: [&str; 17] = [
     "ptp",
     "sbr",
     "static",
+    "tap",
     "tuning",
     "vlan",
     "vrf",
@@ -91,6 +94,8 @@ pub(crate) struct Request {
     pub(crate) conf: Conf,
     /// Version of the result.
     pub(crate) version: String,
+    /// Makes tap links.
+    pub(crate) tap: MakeTap,
 }
 
 /// Commands of the specification, but for VERSION.
@@ -180,6 +185,7 @@ impl Request {
         command: &str,
         target: Option<&Target<'_>>,
         path: &[PathBuf],
+        tap: MakeTap,
         config: &Value,
     ) -> Result<Self, Refusal> {
         let known = Command::ALL.into_iter().find(|(name, _)| *name == command);
@@ -194,6 +200,7 @@ impl Request {
             path: path.to_vec(),
             version: String::new(),
             conf: Conf::new(config.clone())?,
+            tap,
         };
         check(request, false)
     }
@@ -244,6 +251,7 @@ pub(crate) fn run(kind: &str, request: &Request) -> Option<Answer> {
         "ptp" => ptp::run(request),
         "sbr" => sbr::run(request),
         "static" => static_ipam::run(request),
+        "tap" => tap::run(request),
         "tuning" => tuning::run(request),
         "vrf" => vrf::run(request),
         _ => return None,
@@ -253,7 +261,8 @@ pub(crate) fn run(kind: &str, request: &Request) -> Option<Answer> {
 /// The executable's face: acts as the plugin whose name `argv0` ends in. `None`: that is no plugin's name.
 ///
 /// Must be called before the process has other threads in other namespaces; reads standard input, writes standard output.
-pub fn cni_main(argv0: &str) -> Option<ExitCode> {
+/// `tap` makes tap links.
+pub fn cni_main(argv0: &str, tap: MakeTap) -> Option<ExitCode> {
     let kind =
         NAMES.into_iter().find(|name| Path::new(argv0).file_name().is_some_and(|file| file == *name))?;
     let variable = |name: &str| std::env::var_os(name).unwrap_or_default();
@@ -268,7 +277,7 @@ pub fn cni_main(argv0: &str) -> Option<ExitCode> {
             .map_or(Some(ExitCode::FAILURE), |()| Some(ExitCode::SUCCESS));
         }
         Some("VERSION") => Ok(Some(json!({ "cniVersion": NEWEST, "supportedVersions": VERSIONS }))),
-        _ => answer(kind, variable),
+        _ => answer(kind, variable, tap),
     };
     let (value, exit) = match printed {
         Ok(value) => (value, ExitCode::SUCCESS),
@@ -297,21 +306,25 @@ pub fn install(directory: &Path, binary: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(made)
 }
 
-fn answer(kind: &str, variable: impl Fn(&str) -> OsString) -> Result<Option<Value>, (Refusal, String)> {
+fn answer(
+    kind: &str,
+    variable: impl Fn(&str) -> OsString,
+    tap: MakeTap,
+) -> Result<Option<Value>, (Refusal, String)> {
     let early = |refusal| (refusal, NEWEST.to_owned());
     let mut input = Vec::new();
     io::stdin()
         .take(MAX_INPUT)
         .read_to_end(&mut input)
         .map_err(|e| early(Refusal::new(code::IO, format!("error reading from stdin: {e}"))))?;
-    let request = request(&input, variable).map_err(early)?;
+    let request = request(&input, variable, tap).map_err(early)?;
     let late = |refusal| (refusal, request.version.clone());
     let answered = run(kind, &request).unwrap_or(Ok(None)).map_err(late)?;
     let encode = |s: Success| s.encode(&request.version).map_err(|e| late(Refusal::new(code::INTERNAL, e)));
     answered.map(encode).transpose()
 }
 
-fn request(input: &[u8], variable: impl Fn(&str) -> OsString) -> Result<Request, Refusal> {
+fn request(input: &[u8], variable: impl Fn(&str) -> OsString, tap: MakeTap) -> Result<Request, Refusal> {
     let text = |name: &str| variable(name).into_string().unwrap_or_default();
     let command = text("CNI_COMMAND");
     let Some((_, command)) = Command::ALL.into_iter().find(|(name, _)| *name == command) else {
@@ -334,6 +347,7 @@ fn request(input: &[u8], variable: impl Fn(&str) -> OsString) -> Result<Request,
         path: std::env::split_paths(&variable("CNI_PATH")).collect(),
         version: String::new(),
         conf: Conf::new(value)?,
+        tap,
     };
     let overridden = matches!(text("CNI_NETNS_OVERRIDE").as_str(), "1" | "true");
     check(request, overridden)

@@ -20,7 +20,7 @@ pub(super) fn request(command: &str, mut conf: Value) -> Request {
         args: "",
         capabilities: &serde_json::Map::new(),
     };
-    Request::in_process(command, Some(&target), &[PathBuf::from("/nowhere")], &conf).unwrap()
+    Request::in_process(command, Some(&target), &[PathBuf::from("/nowhere")], super::no_tap, &conf).unwrap()
 }
 
 /// A configuration.

@@ -35,6 +35,7 @@ fn config(dir: &TempDir) -> Config {
         netns_dir: dir.path().join("netns"),
         state_dir: dir.path().join("state"),
         link_prefix: "nt".into(),
+        tap: crate::no_tap,
     }
 }
 

@@ -14,15 +14,17 @@ use crate::lab::{Lab, Namespace, Site, VERSIONS, everything, lacks, versioned};
 pub(crate) const TESTS: &[Test] =
     &[("every_configuration_is_added_checked_and_deleted_without_a_trace", every_configuration)];
 
-/// Versions to try: those given, or one of each form that results have, another one for every configuration.
-fn choose(versions: &[&'static str], index: usize) -> Vec<&'static str> {
+/// Versions to try, from a configuration's first on: those given, or one of each form that results have, another one for every
+/// configuration.
+fn choose(versions: &[&'static str], index: usize, since: &str) -> Vec<&'static str> {
+    let fit = |all: &[&'static str]| all.iter().filter(|v| **v >= since).copied().collect::<Vec<_>>();
     match std::env::var("CNI_VERSIONS").as_deref() {
-        Ok("all") => versions.to_vec(),
-        Ok(list) => versions.iter().filter(|v| list.split(',').any(|l| l == **v)).copied().collect(),
-        Err(_) if versions.len() != VERSIONS.len() => versions.to_vec(),
+        Ok("all") => fit(versions),
+        Ok(list) => fit(versions).into_iter().filter(|v| list.split(',').any(|l| l == *v)).collect(),
+        Err(_) if versions.len() != VERSIONS.len() => fit(versions),
         Err(_) => {
-            let forms = [&VERSIONS[..2], &VERSIONS[2..5], &VERSIONS[5..]];
-            forms.iter().map(|form| form[index % form.len()]).collect()
+            let forms = [&VERSIONS[..2], &VERSIONS[2..5], &VERSIONS[5..]].map(fit);
+            forms.iter().filter_map(|form| form.get(index % form.len().max(1)).copied()).collect()
         }
     }
 }
@@ -41,7 +43,7 @@ pub(crate) fn each(lab: &Lab, versions: &[&'static str], body: impl Fn(&Case, &s
         .filter(serves)
         .enumerate()
         .flat_map(|(i, case)| {
-            choose(versions, i).into_iter().filter(|v| *v >= case.since).map(move |v| (case, v))
+            choose(versions, i, case.since).into_iter().map(move |v| (case, v))
         })
         .collect();
     let next = AtomicUsize::new(0);

@@ -192,6 +192,17 @@ pub(crate) fn versioned(conf: &Value, version: &str) -> Value {
     conf
 }
 
+/// What the product does by an ioctl.
+pub(crate) fn make_tap(tap: &netplugins::Tap) -> std::io::Result<()> {
+    let mut ip = Command::new("ip");
+    ip.args(["tuntap", "add", "mode", "tap", "name", &tap.name]);
+    ip.args(tap.multi_queue.then_some("multi_queue"));
+    for (word, id) in [("user", tap.owner), ("group", tap.group)] {
+        ip.args(id.map(|id| [word.to_owned(), id.to_string()]).into_iter().flatten());
+    }
+    if ip.status()?.success() { Ok(()) } else { Err(std::io::Error::other("ip tuntap add")) }
+}
+
 /// Whether the kernel has a kind of link; the reason to leave a test out.
 pub(crate) fn lacks(kind: &str) -> Option<String> {
     let node = Namespace::new();
@@ -203,6 +214,7 @@ pub(crate) fn lacks(kind: &str) -> Option<String> {
             "ip link add x0 type veth peer name x1 && ip link add link x0 name y0 type ipvlan".to_owned()
         }
         "vrf" => "ip link add y0 type vrf table 5".to_owned(),
+        "tap" => "ip tuntap add mode tap name y0".to_owned(),
         "bridge vlans" => "ip link add y0 type bridge vlan_filtering 1".to_owned(),
         kind => format!("ip link add y0 type {kind}"),
     };

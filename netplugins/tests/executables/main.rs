@@ -28,7 +28,7 @@ type Test = (&'static str, fn(&Lab) -> Option<String>);
 
 fn main() -> ExitCode {
     let argv0 = std::env::args().next().unwrap_or_default();
-    if let Some(code) = netplugins::cni_main(&argv0) {
+    if let Some(code) = netplugins::cni_main(&argv0, lab::make_tap) {
         return code;
     }
     let lab = Lab::new();

@@ -86,11 +86,21 @@ pub(super) fn fixed() -> Vec<Case> {
         Case {
             since: "1.1.0",
             ..case(
-                "routes with metric, mtu and table",
+                "routes with metric and table",
                 json!([{"type": "bridge", "bridge": "cnx0", "isGateway": true,
             "ipam": {"type": "host-local", "dataDir": "{DATA}", "subnet": "10.51.0.0/24", "routes": [
-                {"dst": "10.60.0.0/16", "mtu": 1300, "advmss": 1200, "priority": 50},
-                {"dst": "10.62.0.0/16", "table": 77}]}}]),
+                {"dst": "10.60.0.0/16", "priority": 50}, {"dst": "10.62.0.0/16", "table": 77}]}}]),
+            )
+        },
+        Case {
+            since: "1.1.0",
+            // The reference hands them on and does not set them.
+            state_differs: true,
+            ..case(
+                "routes with mtu",
+                json!([{"type": "bridge", "bridge": "cnx0", "isGateway": true,
+            "ipam": {"type": "host-local", "dataDir": "{DATA}", "subnet": "10.51.0.0/24", "routes": [
+                {"dst": "10.60.0.0/16", "mtu": 1300, "advmss": 1200}]}}]),
             )
         },
     ]

@@ -229,6 +229,24 @@ pub(super) fn devices() -> Vec<Case> {
     vec![
         Case { needs: &["dummy"], ..case("dummy dual stack", json!([{"type": "dummy", "ipam": dual()}])) },
         case("dummy without addresses", json!([{"type": "dummy"}])),
+        Case {
+            needs: &["tap"],
+            ..case("tap", json!([{"type": "tap", "mtu": 1400, "mac": "c2:b0:57:49:47:f6", "ipam": four()}]))
+        },
+        Case {
+            needs: &["tap"],
+            since: "0.3.0",
+            ..case(
+                "tap with an owner, layer 2",
+                json!([{"type": "tap", "multiQueue": true, "owner": 0, "group": 0}]),
+            )
+        },
+        Case {
+            needs: &["tap"],
+            since: "0.3.0",
+            pod: "ip link add br0 type bridge",
+            ..case("tap as a port of a bridge in the pod", json!([{"type": "tap", "bridge": "br0"}]))
+        },
         device("host-device by name", json!({"type": "host-device", "device": "dev0", "ipam": dual()})),
         Case {
             since: "0.3.0",

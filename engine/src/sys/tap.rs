@@ -6,10 +6,11 @@ use std::os::fd::AsRawFd;
 
 use super::check;
 
-/// `IFF_TAP`, `IFF_NO_PI`, `IFF_MULTI_QUEUE`.
-const TAP: i16 = 0x2;
-const NO_PACKET_INFORMATION: i16 = 0x1000;
-const MULTI_QUEUE: i16 = 0x100;
+/// `IFF_TAP`, `IFF_NO_PI`, `IFF_MULTI_QUEUE`, `IFF_TUN_EXCL`.
+const TAP: u16 = 0x2;
+const NO_PACKET_INFORMATION: u16 = 0x1000;
+const MULTI_QUEUE: u16 = 0x100;
+const NEW: u16 = 0x8000;
 
 /// `_IOW('T', number, int)`.
 const fn request(number: libc::c_ulong) -> libc::c_ulong {
@@ -25,7 +26,7 @@ const TUNSETGROUP: libc::c_ulong = request(206);
 #[repr(C)]
 struct Request {
     name: [u8; 16],
-    flags: i16,
+    flags: u16,
     unused: [u8; 22],
 }
 
@@ -37,7 +38,8 @@ struct Request {
 pub fn make(name: &str, multi_queue: bool, owner: Option<u32>, group: Option<u32>) -> io::Result<()> {
     let tun = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     let queues = if multi_queue { MULTI_QUEUE } else { 0 };
-    let mut wanted = Request { name: [0; 16], flags: TAP | NO_PACKET_INFORMATION | queues, unused: [0; 22] };
+    let mut wanted =
+        Request { name: [0; 16], flags: TAP | NO_PACKET_INFORMATION | NEW | queues, unused: [0; 22] };
     let room = wanted.name.get_mut(..name.len()).filter(|_| !name.is_empty() && name.len() < 16);
     room.ok_or(io::ErrorKind::InvalidFilename)?.copy_from_slice(name.as_bytes());
     // SAFETY: the kernel reads and writes a `struct ifreq`, whose size and layout `Request` has, initialised in full, its name
@@ -62,17 +64,18 @@ mod tests {
     fn a_tap_stays_with_its_owner_and_names_are_taken_once() {
         std::thread::spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
-            match make("tap0", true, Some(1000), Some(1001)) {
-                Err(e) if e.kind() == io::ErrorKind::NotFound => return, // no tun in this kernel
+            match make("tap0", true, Some(64_242), Some(64_243)) {
+                // No tun in this kernel, with or without its file.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ENODEV)) => return,
                 made => made.unwrap(),
             }
             let shown =
                 std::process::Command::new("ip").args(["-d", "link", "show", "tap0"]).output().unwrap();
             let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
-            for word in ["type tap", "multi_queue on", "persist on", "user 1000", "group 1001"] {
+            for word in ["type tap", "multi_queue", "persist on", "user 64242", "group 64243"] {
                 assert!(shown.contains(word), "{word}: {shown}");
             }
-            assert_eq!(make("tap0", false, None, None).unwrap_err().kind(), io::ErrorKind::InvalidInput);
+            assert_eq!(make("tap0", true, None, None).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
             assert!(make("a-name-of-sixteen", false, None, None).is_err());
             assert!(make("", false, None, None).is_err());
         })

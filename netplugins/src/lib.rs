@@ -22,7 +22,8 @@
 //!
 //! # Threads
 //!
-//! `netns` lives for the length of one visit to a pod's namespace. `cni` exists where the CNI directory configures a network:
+//! `netns` lives for the length of one visit to a pod's namespace, `netns-pool` while pods keep coming: it makes namespaces ahead
+//! and ends within two seconds of the last one. `cni` exists where the CNI directory configures a network:
 //! it asks STATUS, repeats failed DELs and runs GC, and ends with the driver.
 //!
 //! # Files

@@ -3,7 +3,9 @@
 //! A namespace is entered only on a thread of its own, which hands back file descriptors and ends; no other thread of the
 //! daemon ever changes namespaces. Each namespace has one bind mount, `<netns_dir>/<id>`, which is how `ip netns` and CNI
 //! plugins can name it. The directory is shared with others, so an empty marker `<state_dir>/netns/<id>` is written
-//! first: only what has a marker is ours to sweep.
+//! first: only what has a marker is ours to sweep. [`pool`] makes some ahead.
+
+mod pool;
 
 use std::collections::BTreeSet;
 use std::fs::{self, DirBuilder, OpenOptions};
@@ -19,6 +21,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use crate::error::Error;
 use crate::netlink::{Failure, NETLINK_ROUTE, Socket, route};
 use crate::{NetNs, name};
+use pool::Pool;
 
 /// `NSFS_MAGIC` of `linux/magic.h`.
 const NSFS_MAGIC: u64 = 0x6e73_6673;
@@ -30,6 +33,7 @@ pub(crate) struct Namespaces {
     directory: PathBuf,
     /// Where the markers are.
     markers: PathBuf,
+    pool: Pool,
 }
 
 /// A new namespace and a socket inside it.
@@ -39,9 +43,17 @@ pub(crate) struct Fresh {
     pub(crate) socket: Socket,
 }
 
+impl Fresh {
+    /// With its loopback up.
+    fn up(mut self) -> Result<Self, Error> {
+        route::run(&mut self.socket, &[route::Op::Up("lo".into())], None)?;
+        Ok(self)
+    }
+}
+
 impl Namespaces {
     pub(crate) fn new(directory: &Path, state_dir: &Path) -> Self {
-        Self { directory: directory.to_owned(), markers: state_dir.join("netns") }
+        Self { directory: directory.to_owned(), markers: state_dir.join("netns"), pool: Pool::new(unshare) }
     }
 
     /// Where the namespace of that id is mounted.
@@ -51,12 +63,12 @@ impl Namespaces {
 
     /// A fresh namespace with `lo` up, mounted under its id, and a netlink socket inside it.
     pub(crate) fn create(&self, id: &str) -> Result<(NetNs, Socket), Error> {
-        self.pin(id, unshare)
+        self.pin(id, || self.pool.take())
     }
 
     /// As [`create`](Self::create), of a fresh namespace that somebody else has made.
     pub(crate) fn adopt(&self, id: &str, fd: OwnedFd) -> Result<(NetNs, Socket), Error> {
-        self.pin(id, || Ok(Fresh { socket: socket_in(fd.as_fd())?, fd }))
+        self.pin(id, || Fresh { socket: socket_in(fd.as_fd())?, fd }.up())
     }
 
     fn pin(&self, id: &str, fresh: impl FnOnce() -> Result<Fresh, Error>) -> Result<(NetNs, Socket), Error> {
@@ -71,8 +83,7 @@ impl Namespaces {
     }
 
     fn make(&self, id: &str, fresh: Fresh) -> Result<(NetNs, Socket), Error> {
-        let Fresh { fd, mut socket } = fresh;
-        route::run(&mut socket, &[route::Op::Up("lo".into())], None)?;
+        let Fresh { fd, socket } = fresh;
         let path = self.mount(fd.as_fd(), id)?;
         Ok((NetNs { fd, path }, socket))
     }
@@ -152,7 +163,7 @@ impl Namespaces {
     }
 }
 
-/// Makes a namespace on a thread of its own.
+/// Makes a namespace on a thread of its own, with `lo` up.
 fn unshare() -> Result<Fresh, Error> {
     on_own_thread(move || {
         nix::sched::unshare(CloneFlags::CLONE_NEWNET)
@@ -160,7 +171,7 @@ fn unshare() -> Result<Fresh, Error> {
         let fd = current().map_err(Error::namespace("open a new network namespace"))?;
         let socket =
             Socket::open(NETLINK_ROUTE).map_err(Error::kernel("open a socket in a new network namespace"))?;
-        Ok(Fresh { fd, socket })
+        Fresh { fd, socket }.up()
     })?
 }
 

@@ -42,9 +42,7 @@ pub(crate) fn each(lab: &Lab, versions: &[&'static str], body: impl Fn(&Case, &s
         .iter()
         .filter(serves)
         .enumerate()
-        .flat_map(|(i, case)| {
-            choose(versions, i, case.since).into_iter().map(move |v| (case, v))
-        })
+        .flat_map(|(i, case)| choose(versions, i, case.since).into_iter().map(move |v| (case, v)))
         .collect();
     let next = AtomicUsize::new(0);
     let failures = Mutex::new(Vec::new());

@@ -5,6 +5,7 @@
 //! - [`reads`]: the same for what a kubelet reads, while pods are being made, and for exec
 //! - [`machine`]: memory, processor time and mounts, as the kernel counts them
 //! - [`run`]: the rounds; [`density`] and [`growth`]: nodes full of pods; [`pull`]: big images; [`memory`]: who holds it
+//! - [`net`]: the network of pods alone, against the reference CNI plugins
 //! - [`profile`]: where the time goes, by the daemon's own account
 //! - [`sample`]: medians and the like
 //! - [`table`]: Markdown and JSON; [`plot`]: pictures
@@ -17,6 +18,7 @@ pub mod density;
 pub mod growth;
 pub mod machine;
 pub mod memory;
+pub mod net;
 pub mod plot;
 pub mod profile;
 pub mod pull;

@@ -9,7 +9,7 @@ use tests::bench::growth::{self, Growth};
 use tests::bench::reads::{self, Load};
 use tests::bench::run::{self, Effort, Results};
 use tests::bench::table::{self, Table};
-use tests::bench::{density, memory, plot, profile, pull};
+use tests::bench::{density, memory, net, plot, profile, pull};
 use tests::report::line;
 use tests::world::World;
 
@@ -37,7 +37,8 @@ fn bench(what: &str) -> Result<()> {
         "profile" => profile::run(&world, number_from("BENCH_PODS", 30)?)?,
         "pull" => pull(&world)?,
         "cri" => under_load(&world)?,
-        other => bail!("{other} is no mode: all, quick, growth, memory, profile, pull or cri"),
+        "net" => net::run(&world)?,
+        other => bail!("{other} is no mode: all, quick, growth, memory, profile, pull, cri or net"),
     }
     Ok(std::fs::remove_dir_all(&world.dir)?)
 }

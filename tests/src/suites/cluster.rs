@@ -1,6 +1,7 @@
 //! kubectl through a real API server and a real kubelet to the daemon: the way every user's exec, attach, cp, logs and
-//! port-forward come in. Each of them over WebSocket and over SPDY.
+//! port-forward come in. Each of them over WebSocket and over SPDY. And the network agent, which lives by that API server.
 
+mod agent;
 mod control;
 
 use std::fs;
@@ -82,6 +83,9 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
             }
         }
         report.case("all of them have reached the daemon", || served(&node));
+        report.case("the network agent, who may list and watch nodes only, follows them within 2 s", || {
+            agent::follows(world, &node, &control)
+        });
         report.case("a deleted pod is gone, and its sandbox is stopped", || {
             control.kubectl(&["delete", "pod", "talk", "--grace-period=1", "--timeout=60s"])?;
             Ok(())

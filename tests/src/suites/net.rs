@@ -4,6 +4,7 @@
 //! - [`reach`]: who reaches whom, under which address, through which port
 //! - [`limits`]: what is refused, and what a full node says
 //! - [`mesh`], with [`api`]: several nodes, and the API server that they hear of each other from
+//! - [`policies`]: who may reach whom, where the network says so
 //! - [`attack`]: what a pod must not be able to do
 
 mod api;
@@ -11,6 +12,7 @@ mod attack;
 mod limits;
 mod mesh;
 mod pods;
+mod policies;
 mod reach;
 mod space;
 mod traffic;
@@ -41,6 +43,7 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
     drop(node);
     limits::full(world, report);
     limits::cidrs(world, report);
+    policies::run(world, report);
     mesh::run(world, report);
     Ok(())
 }

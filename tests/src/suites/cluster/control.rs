@@ -13,14 +13,19 @@ use serde_json::json;
 use crate::node::tail;
 use crate::shell;
 
-/// The one token the API server knows; it stands for the group of administrators.
+/// Stands for the group of administrators.
 const TOKEN: &str = "suite";
+/// Stands for the user [`AGENT`], who may do what the suite says.
+const AGENT_TOKEN: &str = "agent";
+/// The user who `berth net agent` is.
+pub(super) const AGENT: &str = "net-agent";
 
 /// Running etcd and kube-apiserver; dropping them ends them.
 #[derive(Debug)]
 pub(super) struct Control {
     dir: PathBuf,
     kubectl: String,
+    port: u16,
     /// For the kubelet and kubectl.
     pub(super) kubeconfig: PathBuf,
     processes: Vec<(String, Child)>,
@@ -44,7 +49,7 @@ impl Control {
         let kubeconfig = dir.join("kubeconfig.json");
         fs::write(&kubeconfig, kubeconfig_for(api).to_string())?;
         let kubectl = programs.kubectl.clone();
-        let mut control = Self { dir: dir.to_owned(), kubectl, kubeconfig, processes: Vec::new() };
+        let mut control = Self { dir: dir.to_owned(), kubectl, port: api, kubeconfig, processes: Vec::new() };
         let url = |port: u16| format!("http://127.0.0.1:{port}");
         control.run(
             "etcd",
@@ -86,6 +91,20 @@ impl Control {
         Ok(self.kubectl(&["get", "--raw=/readyz"]).ok().map(drop))
     }
 
+    /// A kubeconfig for [`AGENT`], which trusts the API server for its certificate alone.
+    pub(super) fn for_agent(&self) -> Result<PathBuf> {
+        let file = self.dir.join("agent.kubeconfig");
+        let server = format!("https://127.0.0.1:{}", self.port);
+        let config = json!({
+            "apiVersion": "v1", "kind": "Config", "current-context": "suite",
+            "clusters": [{ "name": "suite", "cluster": { "server": server, "certificate-authority": "certs/apiserver.crt" } }],
+            "users": [{ "name": "agent", "user": { "token": AGENT_TOKEN } }],
+            "contexts": [{ "name": "suite", "context": { "cluster": "suite", "user": "agent" } }],
+        });
+        fs::write(&file, config.to_string())?;
+        Ok(file)
+    }
+
     /// kubectl with the arguments that lead to this cluster.
     pub(super) fn words(&self) -> Vec<String> {
         vec![
@@ -119,7 +138,8 @@ fn api_arguments(dir: &Path, store: &str, port: u16) -> Result<Vec<String>> {
         "openssl",
         &["ecparam", "-genkey", "-name", "prime256v1", "-noout", "-out", &key.display().to_string()],
     )?;
-    fs::write(&tokens, format!("{TOKEN},suite,suite,system:masters\n"))?;
+    let known = format!("{TOKEN},suite,suite,system:masters\n{AGENT_TOKEN},{AGENT},{AGENT}\n");
+    fs::write(&tokens, known)?;
     Ok(vec![
         format!("--etcd-servers={store}"),
         format!("--secure-port={port}"),
@@ -127,7 +147,7 @@ fn api_arguments(dir: &Path, store: &str, port: u16) -> Result<Vec<String>> {
         "--advertise-address=192.0.2.2".to_owned(),
         format!("--cert-dir={}", dir.join("certs").display()),
         format!("--token-auth-file={}", tokens.display()),
-        "--authorization-mode=AlwaysAllow".to_owned(),
+        "--authorization-mode=RBAC".to_owned(),
         // The node's name is in no DNS.
         "--kubelet-preferred-address-types=InternalIP".to_owned(),
         "--service-account-issuer=https://suite.test".to_owned(),

@@ -58,6 +58,21 @@ pub(super) fn run(world: &World, report: &mut Report) {
             Ok(())
         },
     );
+    report.case(
+        "a pod's packets fit into the tunnel from the start; older pods' packets get through as well",
+        || {
+            let (near, far) = (&members[0], &members[2]);
+            let early = near.pod.space.sh("ip -o link show eth0")?;
+            let late = pods::run(&near.daemon, &config(&near.daemon, "late", &[]))?;
+            let fitting = late.space.sh("ip -o link show eth0")?;
+            ensure!(early.contains(" mtu 1500 ") && fitting.contains(" mtu 1450 "), "{early}{fitting}");
+            for pod in [&near.pod, &late] {
+                tcp(&pod.space, (far.pod.v4()?, 7000).into(), &far.pod.space, 7000)?;
+                tcp(&far.pod.space, (pod.v6()?, 7000).into(), &pod.space, 7000)?;
+            }
+            pods::remove(&near.daemon, [&late])
+        },
+    );
     report.case("a node that joins is reached within 2 s, and forgotten within 2 s when it leaves", || {
         let late = Member::start(world, &api, "mesh4", 'b', 4)?;
         late.announce(&api);

@@ -105,8 +105,9 @@ pub(super) fn run(world: &World, report: &mut Report) {
 /// The two wires, and the router between them: this machine.
 fn routers() -> Result<()> {
     for (wire, number) in [('a', 201), ('b', 202)] {
+        // An address of its own: else it is that of a port, and when that node leaves the others still send to it.
         Space::Node.sh(&format!(
-            "ip link add br{wire} type bridge; ip link set br{wire} up
+            "ip link add br{wire} address 02:00:00:00:00:{wire}{wire} type bridge; ip link set br{wire} up
              ip address add 10.{number}.0.254/24 dev br{wire}; ip -6 address add 2001:db8:{wire}::fe/64 dev br{wire} nodad"
         ))?;
     }

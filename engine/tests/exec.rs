@@ -293,8 +293,8 @@ async fn stdin_reaches_the_container_and_ends_once() {
 #[tokio::test]
 async fn a_daemon_that_comes_back_finds_everything() {
     let mut pod = Pod::new().await;
-    let (ends, stays) =
-        (pod.container("echo first; sleep 0.2; echo last; exit 9"), pod.container("sleep 1000"));
+    let ends = "echo first; until [ -e /dev/shm/go ]; do sleep 0.01; done; echo last; exit 9";
+    let (ends, stays) = (pod.container(ends), pod.container("sleep 1000"));
     let (ends_id, stays_id) = (ends.id.clone(), stays.id.clone());
     pod.start(ends).await;
     let started = pod.start(stays).await;
@@ -306,6 +306,9 @@ async fn a_daemon_that_comes_back_finds_everything() {
     assert_eq!(fresh.survivors.len(), 2);
     pod.connection = fresh;
     assert_eq!(pod.connection.supervisor.pid(), pid);
+    // Not before somebody new listens: an exit that is in the answer to its greeting is not told again.
+    let go = pod.container("touch /dev/shm/go");
+    pod.start(go).await;
     assert_eq!(pod.exit(&ends_id).await.code, 9);
     let third = again.connect(&pod.id, &state).await.unwrap().unwrap();
     let ended = third.survivors.iter().find(|s| s.id == ends_id).unwrap();

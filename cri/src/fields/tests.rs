@@ -397,6 +397,30 @@ fn with_value(message: &MessageDescriptor, path: &[&str], value: Option<Value>) 
     built
 }
 
+/// Every request, once for each of its texts, which is `value` then: RPC, way to the field, request.
+pub(crate) fn with_each_text(value: &str) -> Vec<(prost_reflect::MethodDescriptor, String, DynamicMessage)> {
+    let pool = pool();
+    let services = pool.services().filter(|s| s.package_name() == "runtime.v1");
+    let methods: Vec<_> = services.flat_map(|s| s.methods().collect::<Vec<_>>()).collect();
+    let mut all = Vec::new();
+    for method in methods {
+        for path in paths(&method.input()) {
+            let field = path.last().unwrap();
+            let one = match field.kind() {
+                _ if field.is_map() => Value::Map([(MapKey::String(value.to_owned()), text(value))].into()),
+                Kind::String => text(value),
+                Kind::Bytes => Value::Bytes(value.as_bytes().to_vec().into()),
+                _ => continue,
+            };
+            let one = if field.is_list() { list([one]) } else { one };
+            let way: Vec<_> = path.iter().map(|field| field.name().to_owned()).collect();
+            let names: Vec<_> = way.iter().map(String::as_str).collect();
+            all.push((method.clone(), way.join("."), with_value(&method.input(), &names, Some(one))));
+        }
+    }
+    all
+}
+
 #[test]
 fn contradictions_are_refused() {
     type Pod = proto::LinuxSandboxSecurityContext;

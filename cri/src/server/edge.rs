@@ -9,6 +9,9 @@ use tonic::{Code, Request, Response, Status};
 use super::Service;
 use crate::telemetry::Telemetry;
 
+/// Most characters of an error's text: it travels in a header, of which clients take 8 KiB and less, and stands in the log.
+const LONGEST_TEXT: usize = 1024;
+
 /// When the caller stops waiting; `None`: never.
 pub type Deadline = Option<Instant>;
 
@@ -43,7 +46,7 @@ impl Call<'_> {
                 Ok(Response::new(answer))
             }
             Err(error) => {
-                let message = error.chain();
+                let message = readable(&error.chain());
                 self.telemetry.call(self.name, took, code(error.kind()));
                 match error.kind() {
                     Kind::Internal => tracing::error!(rpc = self.name, ?took, "{message}"),
@@ -71,6 +74,19 @@ pub fn code(kind: Kind) -> Code {
         Kind::Unimplemented => Code::Unimplemented,
         Kind::Internal => Code::Internal,
     }
+}
+
+/// A text as one line that can be read whoever has chosen the names in it: control characters are escaped, and a long one
+/// loses its middle, since the beginning tells what failed and the end why.
+fn readable(text: &str) -> String {
+    let escape = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    let count = text.chars().count();
+    if count <= LONGEST_TEXT {
+        return text.chars().map(escape).collect();
+    }
+    let end = LONGEST_TEXT / 4;
+    let begin = text.chars().take(LONGEST_TEXT - end).map(escape);
+    begin.chain(["…".to_owned()]).chain(text.chars().skip(count - end).map(escape)).collect()
 }
 
 /// The `grpc-timeout` header: at most eight digits and a unit (gRPC over HTTP/2, "Timeout"). Anything else is no
@@ -115,6 +131,14 @@ mod tests {
         ] {
             assert_eq!(parsed(header), Some(expected), "{header}");
         }
+    }
+
+    #[test]
+    fn an_error_is_one_line_of_bounded_length_with_its_beginning_and_its_end() {
+        assert_eq!(readable("pod \"ä\" is\tnot\nthere"), "pod \"ä\" is\\tnot\\nthere");
+        let long = readable(&format!("pod \"{}\" not found", "é".repeat(1 << 20)));
+        assert!(long.starts_with("pod \"éé") && long.ends_with("éé\" not found"), "{long}");
+        assert_eq!(long.chars().count(), LONGEST_TEXT + 1);
     }
 
     #[test]

@@ -8,6 +8,6 @@ pub(super) fn handle(service: &Service, _: &ImageFsInfoRequest) -> ImageFsInfoRe
     let store = service.engine.store();
     let at = engine::exec::nanos(std::time::SystemTime::now());
     let usage = stats::filesystem(at, store.root(), store.usage());
-    // Images and writable layers live on one file system.
-    ImageFsInfoResponse { image_filesystems: vec![usage.clone()], container_filesystems: vec![usage] }
+    // The other list is for a runtime that keeps what containers write apart from images; the proto's default is none.
+    ImageFsInfoResponse { image_filesystems: vec![usage], container_filesystems: Vec::new() }
 }

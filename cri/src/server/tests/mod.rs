@@ -1,5 +1,6 @@
 //! Promises of the server, kept over a real socket by a real client; the drivers below the engine are in memory.
 
+mod extremes;
 mod fuzz;
 mod harness;
 pub(crate) mod reads;
@@ -192,6 +193,7 @@ async fn an_identifier_of_an_image_is_the_same_everywhere() {
     let all = daemon.images.list_images(ListImagesRequest::default()).await.unwrap().into_inner().images;
     assert_eq!(all.len(), 2);
     let fs = daemon.images.image_fs_info(ImageFsInfoRequest {}).await.unwrap().into_inner();
+    assert_eq!(fs.container_filesystems, [], "what containers write is not kept apart");
     let fs = &fs.image_filesystems[0];
     assert!(fs.timestamp > 0 && fs.used_bytes.is_some() && fs.inodes_used.is_some());
     assert!(std::path::Path::new(&fs.fs_id.as_ref().unwrap().mountpoint).is_dir());

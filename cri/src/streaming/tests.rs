@@ -145,26 +145,10 @@ fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-fn resident() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
+/// Few of them; the suite `streams` has ten thousand, of a real daemon with real containers.
 #[tokio::test]
 async fn sessions_broken_at_random_leave_nothing_behind() {
     broken_at_random(300).await;
-}
-
-/// `cargo test -p cri --lib -- --ignored ten_thousand`
-#[tokio::test]
-#[ignore = "takes a minute"]
-async fn ten_thousand_broken_sessions_leave_memory_and_descriptors_flat() {
-    broken_at_random(2000).await;
-    let (memory, files) = (resident(), descriptors());
-    broken_at_random(10_000).await;
-    assert!(resident() < memory + 4096, "{memory} KiB grew to {} KiB", resident());
-    assert!(descriptors() <= files, "{files} descriptors grew to {}", descriptors());
 }
 
 async fn broken_at_random(sessions: usize) {

@@ -17,7 +17,7 @@ use engine::api::{Reader, Session, Writer};
 use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
-use tokio::task::unconstrained;
+use tokio::task::{unconstrained, yield_now};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
@@ -171,6 +171,8 @@ async fn gather(mut from: Reader, mut queue: DuplexStream, behind: &Cancellation
         if read == buffer.len() && read < LARGE {
             buffer.resize(2 * read, 0);
         }
+        // A container that always has more would fill the queue before its other end is looked at even once.
+        yield_now().await;
     }
 }
 

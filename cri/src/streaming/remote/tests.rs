@@ -2,8 +2,12 @@
 
 use std::time::Duration;
 
+use engine::api::Reader;
 use sha2::{Digest, Sha256};
+use tokio::io::AsyncReadExt;
+use tokio_util::sync::CancellationToken;
 
+use super::{ATTACH_BACKLOG, LARGE, gather};
 use crate::streaming::testing::{Client, Frame, on_terminal, script, server};
 use crate::streaming::{AttachRequest, Config, ExecRequest};
 
@@ -107,6 +111,24 @@ async fn an_attached_client_that_does_not_read_is_let_go_of() {
         here.alive.load(std::sync::atomic::Ordering::SeqCst) == 0
     })
     .await;
+}
+
+#[tokio::test]
+async fn an_attached_client_that_reads_is_kept_however_fast_the_container_talks() {
+    const TALK: u64 = 64 << 20;
+    let endless: Reader = Box::new(tokio::io::repeat(b'x').take(TALK));
+    let (queue, mut waiting) = tokio::io::duplex(ATTACH_BACKLOG);
+    let behind = CancellationToken::new();
+    let read = async {
+        let (mut buffer, mut total) = (vec![0; LARGE], 0);
+        while let Ok(read @ 1..) = waiting.read(&mut buffer).await {
+            total += read as u64;
+        }
+        total
+    };
+    let ((), total) = tokio::join!(gather(endless, queue, &behind), read);
+    assert!(!behind.is_cancelled(), "let go of after {total} bytes");
+    assert_eq!(total, TALK);
 }
 
 #[tokio::test]

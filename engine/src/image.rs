@@ -57,12 +57,13 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
 /// The system calls the store borrows from [`sys`](crate::sys).
 #[must_use]
 pub fn kernel() -> storage::Kernel {
-    use crate::sys::{btrfs, mount};
+    use crate::sys::{btrfs, mount, thread};
     storage::Kernel {
         seal: mount::seal,
         create_subvolume: btrfs::create_subvolume,
         snapshot: btrfs::snapshot,
         delete_subvolume: btrfs::delete_subvolume,
+        idle: thread::be_idle,
     }
 }
 

@@ -5,6 +5,7 @@
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 use serde::Serialize;
@@ -29,6 +30,28 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
     file.write_all(bytes).and_then(|()| file.sync_data()).map_err(FileError::at("write", &aside))?;
     fs::rename(&aside, path).map_err(FileError::at("rename to", path))?;
     path.parent().map_or(Ok(()), sync_directory)
+}
+
+/// Writes over `bad` what differs from `good`, where it lies: whoever has it open reads the good bytes from then on. Durable when this
+/// returns; a power cut leaves some of the damage.
+pub(crate) fn mend(bad: &Path, good: &Path) -> Result<(), FileError> {
+    let mut from = File::open(good).map_err(FileError::at("open", good))?;
+    let to = File::options().read(true).write(true).create(true).truncate(false).open(bad);
+    let to = to.map_err(FileError::at("open", bad))?;
+    let (mut piece, mut there, mut at) = (vec![0; 1 << 20], vec![0; 1 << 20], 0);
+    loop {
+        let n = from.read(&mut piece).map_err(FileError::at("read", good))?;
+        if n == 0 {
+            break;
+        }
+        // What cannot be read is bad too; a disk often finds another place for it when it is written.
+        let same = to.read_exact_at(&mut there[..n], at).is_ok() && there[..n] == piece[..n];
+        if !same {
+            to.write_all_at(&piece[..n], at).map_err(FileError::at("write", bad))?;
+        }
+        at += n as u64;
+    }
+    to.set_len(at).and_then(|()| to.sync_all()).map_err(FileError::at("flush", bad))
 }
 
 /// Makes names in a directory durable.

@@ -17,6 +17,8 @@ pub struct Kernel {
     pub snapshot: fn(BorrowedFd<'_>, BorrowedFd<'_>, &CStr) -> io::Result<()>,
     /// Deletes a subvolume of a directory: `BTRFS_IOC_SNAP_DESTROY`.
     pub delete_subvolume: fn(BorrowedFd<'_>, &CStr) -> io::Result<()>,
+    /// Puts the calling thread behind everybody else, at the disk and at the processors: `ioprio_set(2)`, `sched_setscheduler(2)`.
+    pub idle: fn() -> io::Result<()>,
 }
 
 impl Default for Kernel {
@@ -26,6 +28,7 @@ impl Default for Kernel {
             create_subvolume: |_, _| unsupported(),
             snapshot: |_, _, _| unsupported(),
             delete_subvolume: |_, _| unsupported(),
+            idle: unsupported,
         }
     }
 }

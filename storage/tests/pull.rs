@@ -168,3 +168,48 @@ async fn a_scrub_finds_the_one_layer_with_a_flipped_bit_and_an_open_drops_a_shor
     pull(&second, &name).await.map_err(|e| chain(&e)).unwrap();
     assert!(second.scrub().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_layers_are_fetched_again_and_put_right_under_whoever_has_them_open() {
+    if !have("heal", &["docker-registry", "skopeo"]) {
+        return;
+    }
+    let (temp, registry) = (Temp::new("heal"), Registry::start(""));
+    let layout = three_layers(&temp);
+    layout.finish(&serde_json::json!({}));
+    let name = format!("{}/h:t", registry.address);
+    layout.push(&name);
+    let store = store(&temp.0, None);
+    pull(&store, &name).await.map_err(|e| chain(&e)).unwrap();
+    let layers = std::fs::read_dir(store.root().join("layers/sha256")).unwrap();
+    let tars: Vec<_> = layers.map(|layer| layer.unwrap().path().join("tar")).collect();
+    let open: Vec<_> = tars.iter().map(|tar| std::fs::File::open(tar).unwrap()).collect();
+    let good: Vec<_> = tars.iter().map(|tar| std::fs::read(tar).unwrap()).collect();
+    let spoil = || {
+        for (tar, bytes) in tars.iter().zip(&good) {
+            let mut bytes = bytes.clone();
+            bytes[600] ^= 1;
+            // One is too short as well.
+            bytes.truncate(if std::ptr::eq(tar, &raw const tars[0]) { 1024 } else { bytes.len() });
+            std::fs::write(tar, bytes).unwrap();
+        }
+    };
+    spoil();
+    let damage = store.scrub();
+    assert_eq!(damage.len(), 3);
+    for one in &damage {
+        store.heal(&one.layer).await.map_err(|e| chain(&e)).unwrap();
+    }
+    assert!(store.scrub().is_empty());
+    for (mut file, bytes) in open.into_iter().zip(&good) {
+        let mut seen = Vec::new();
+        file.read_to_end(&mut seen).unwrap();
+        assert!(seen == *bytes, "whoever had it open reads the good bytes");
+    }
+    assert_eq!(std::fs::read_dir(store.root().join("staging")).unwrap().count(), 1, "only `partial` is left");
+    drop(registry);
+    spoil();
+    let error = store.heal(&damage[0].layer).await.unwrap_err();
+    assert_eq!(error.kind(), storage::ErrorKind::FailedPrecondition, "{}", chain(&error));
+    assert_eq!(store.scrub().len(), 3, "what cannot be fetched stays as it was");
+}

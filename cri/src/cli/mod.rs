@@ -58,7 +58,7 @@ usage: berth COMMAND [OPTIONS]
   load                  take in the images of an archive or an OCI layout
   search TERM           ask a registry what it has
   inspect IMAGE         everything known of an image
-  fsck                  read every layer again and compare it with its digest
+  fsck                  read every layer again, compare it with its digest, and repair it
   gc                    remove images nobody needs, and what broken pulls have left
 
   oci COMMAND           be an OCI runtime with runc's command line (also by the name runc as argv[0])

@@ -16,10 +16,13 @@ Prints everything known of images as JSON: names, manifest, configuration, layer
 ";
 
 const FSCK: &str = "\
-usage: berth fsck
+usage: berth fsck [--repair]
 
-Reads every layer again, compares it with its digest, and names the images of those that differ. Changes nothing; remove
-such an image and pull it again. Fails if anything is damaged.
+Reads every layer again, behind everybody else who wants the disk, compares it with its digest, and names the images of those
+that differ. Fails if anything is damaged and not repaired.
+
+  --repair  make a damaged layer anew from its blob, which is fetched once more from where the image was pulled unless it is
+            kept (image.keep_blobs); a registry that asks for a password needs the image removed and pulled again
 ";
 
 const GC: &str = "\
@@ -47,25 +50,26 @@ pub(super) fn inspect(args: Args) -> ExitCode {
 }
 
 pub(super) fn fsck(args: Args) -> ExitCode {
-    run("fsck", FSCK, args, &[], |command| {
+    run("fsck", FSCK, args, &[Known::Switch("--repair")], |command| {
         Box::pin(async move {
             let mut client = AdminClient::new(connect(&command.address).await?);
-            let answer = client.check_images(CheckImagesRequest {}).await.map_err(|s| refused(&s))?;
-            let bad = answer.into_inner().bad;
+            let request = CheckImagesRequest { repair: command.option("--repair").is_some() };
+            let bad = client.check_images(request).await.map_err(|s| refused(&s))?.into_inner().bad;
             for layer in &bad {
-                say(format_args!(
-                    "damaged {}: {} (images {})\n",
-                    layer.layer,
-                    layer.found,
-                    layer.images.join(", ")
-                ));
+                let what = if layer.repaired { "repaired" } else { "damaged" };
+                let (found, images) = (&layer.found, layer.images.join(", "));
+                say(format_args!("{what} {}: {found} (images {images})\n", layer.layer));
+                if !layer.problem.is_empty() {
+                    say(format_args!("  cannot be repaired: {}\n", layer.problem));
+                }
             }
-            match bad.len() {
+            match bad.iter().filter(|layer| !layer.repaired).count() {
                 0 => {
-                    say("all layers are what they were\n");
+                    let again = if bad.is_empty() { "" } else { " again" };
+                    say(format_args!("all layers are what they were{again}\n"));
                     Ok(())
                 }
-                n => Err(format!("{n} damaged; remove these images and pull them again")),
+                n => Err(format!("{n} damaged; --repair, or remove these images and pull them again")),
             }
         })
     })

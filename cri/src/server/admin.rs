@@ -145,8 +145,15 @@ impl Admin for Service {
 
     async fn check_images(&self, r: Request<CheckImagesRequest>) -> Answer<CheckImagesResponse> {
         let call = self.call("CheckImages", &r);
-        let checked = self.engine.run(CheckImages, call.deadline).await;
-        let bad = |b: engine::jobs::BadLayer| BadLayer { layer: b.layer, images: b.images, found: b.found };
+        let job = CheckImages { repair: r.into_inner().repair };
+        let checked = self.engine.run(job, call.deadline).await;
+        let bad = |b: engine::jobs::BadLayer| BadLayer {
+            layer: b.layer,
+            images: b.images,
+            found: b.found,
+            repaired: matches!(b.repaired, Some(Ok(()))),
+            problem: b.repaired.and_then(Result::err).unwrap_or_default(),
+        };
         call.answer(checked.map(|all| CheckImagesResponse { bad: all.into_iter().map(bad).collect() }))
     }
 

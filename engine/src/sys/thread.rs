@@ -156,6 +156,21 @@ pub fn set_limit(resource: u32, wanted: libc::rlimit) -> io::Result<()> {
     }
 }
 
+/// Puts the calling thread behind everybody else: the disk's idle class (ioprio_set(2)) and `SCHED_IDLE` (sched(7)). For good.
+pub fn be_idle() -> io::Result<()> {
+    /// `IOPRIO_WHO_PROCESS`; 0 as its argument is the calling thread.
+    const THREAD: libc::c_int = 1;
+    /// `IOPRIO_PRIO_VALUE(IOPRIO_CLASS_IDLE, 0)`.
+    const IDLE_CLASS: libc::c_int = 3 << 13;
+    // SAFETY: the call takes integers and changes only the calling thread.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, THREAD, 0, IDLE_CLASS) })?;
+    // musl's wrapper refuses it.
+    let priority: libc::c_int = 0;
+    // SAFETY: `struct sched_param` is one integer, read during the call, which changes only the calling thread.
+    check(unsafe { libc::syscall(libc::SYS_sched_setscheduler, 0, libc::SCHED_IDLE, &raw const priority) })
+        .map(drop)
+}
+
 /// Closes every descriptor from `first` on but these. Only for a cloned child on its way to execve(2): it never returns to code that owns
 /// one of the others.
 pub fn close_others(_proof: &SingleThreaded, mut first: u32, keep: &[BorrowedFd<'_>]) -> io::Result<()> {

@@ -44,6 +44,11 @@ pub(crate) struct Parts {
 }
 
 impl Blob {
+    /// A layer's blob that is here.
+    pub(crate) fn at(layer: &LayerRecord, path: PathBuf) -> Self {
+        Self { digest: layer.blob.clone(), size: layer.blob_size, path, _staging: None }
+    }
+
     pub(crate) fn open(&self) -> Result<File, FileError> {
         File::open(&self.path).map_err(FileError::at("open", &self.path))
     }
@@ -98,12 +103,20 @@ impl Store {
         } else {
             graph::blob_path(&directory, &layer.blob)
         };
-        let blob = |path, _staging| {
-            Arc::new(Blob { digest: layer.blob.clone(), size: layer.blob_size, path, _staging })
-        };
         if kept.exists() {
-            return Ok(blob(kept, None));
+            return Ok(Arc::new(Blob::at(layer, kept)));
         }
+        self.fetch_again(name, record, layer, credentials).await
+    }
+
+    /// A layer's blob from where its image was pulled, verified.
+    pub(crate) async fn fetch_again(
+        self: &Arc<Self>,
+        name: &str,
+        record: &Record,
+        layer: &LayerRecord,
+        credentials: Option<&Credentials>,
+    ) -> Result<Arc<Blob>, ArchiveError> {
         let staging = self.flights.stage()?;
         let path = staging.0.join("blob");
         let descriptor = Descriptor {
@@ -131,7 +144,7 @@ impl Store {
                     let found = tokio::task::spawn_blocking(move || files::digest(&checked, &like)).await;
                     let found = found.map_err(|_| ArchiveError::Interrupted)??;
                     if found == layer.blob {
-                        return Ok(blob(path, Some(staging)));
+                        return Ok(Arc::new(Blob { _staging: Some(staging), ..Blob::at(layer, path) }));
                     }
                     Spool::delete(&path);
                     return Err(ArchiveError::Digest { name: layer.blob.to_string(), found });

@@ -31,6 +31,8 @@ use crate::registry::RegistryError;
 pub enum ArchiveError {
     #[error("image {0} is not in the store")]
     NoImage(String),
+    #[error("no image has layer {0} any more")]
+    NoLayer(Digest),
     #[error("{0} is an artifact; saving and pushing artifacts is not built")]
     Artifact(String),
     #[error("\"{0}\" is no name with a tag, such as registry.example/app:v1")]
@@ -73,7 +75,7 @@ impl ArchiveError {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::NoImage(_) => ErrorKind::NotFound,
+            Self::NoImage(_) | Self::NoLayer(_) => ErrorKind::NotFound,
             Self::NoBlob { .. } => ErrorKind::FailedPrecondition,
             Self::Write(_) | Self::Interrupted => ErrorKind::Unavailable,
             Self::Pull(error) => error.kind(),

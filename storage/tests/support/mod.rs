@@ -53,6 +53,7 @@ pub fn have(test: &str, tools: &[&str]) -> bool {
         let found = std::env::var_os("PATH")
             .is_some_and(|path| std::env::split_paths(&path).any(|directory| directory.join(tool).exists()));
         if !found {
+            assert!(std::env::var_os("STORAGE_SUITE_ALL").is_none(), "{test} needs {tool}");
             println!("skip: {test} (missing {tool})");
             return false;
         }

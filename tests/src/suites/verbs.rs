@@ -32,8 +32,28 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
     files(world, report, &berth, &node);
     pushes(world, report, &berth);
     transfers(world, report)?;
+    report.case("fsck names a damaged layer, fsck --repair fetches it again", || {
+        let layers = fs::read_dir(node.dir.join("root/layers/sha256"))?;
+        let mut layers = layers.map(|layer| Ok(layer?.path())).collect::<Result<Vec<_>>>()?;
+        layers.sort();
+        let layer = layers.first().context("no layer")?;
+        let mut tar = fs::read(layer.join("tar"))?;
+        tar[700] ^= 1;
+        fs::write(layer.join("tar"), &tar)?;
+        let name = layer.file_name().and_then(|name| name.to_str()).context("no name")?;
+        let output = shell::output(60, &berth.program, &berth.line(&["fsck"]))?;
+        ensure!(
+            !output.status.success() && String::from_utf8_lossy(&output.stdout).contains(name),
+            "{output:?}"
+        );
+        let repaired = berth.run(&["fsck", "--repair"])?;
+        ensure!(repaired.contains(name) && repaired.contains("what they were again"), "{repaired}");
+        tar[700] ^= 1;
+        ensure!(fs::read(layer.join("tar"))? == tar);
+        Ok(())
+    });
     report.case("fsck finds nothing, gc --all removes everything", || {
-        ensure!(berth.run(&["fsck"])?.contains("all layers are what they were"));
+        ensure!(berth.run(&["fsck"])?.contains("all layers are what they were\n"));
         berth.run(&["gc", "--all"])?;
         ensure!(berth.run(&["images", "--json"])?.trim() == "[]", "images are left");
         Ok(())

@@ -21,6 +21,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use crate::digest::{Digest, Hasher};
 use crate::error::{ErrorKind, FileError};
@@ -73,6 +74,8 @@ pub enum LayerError {
     Apply { layer: usize, offset: u64, path: String, problem: &'static str },
     #[error("a hashing thread ended early")]
     Thread,
+    #[error("a thread for it cannot be started")]
+    NoThread(#[source] io::Error),
     #[error(transparent)]
     File(#[from] FileError),
 }
@@ -90,7 +93,7 @@ impl LayerError {
             // Neither the image nor the request is at fault; another attempt, or another mirror, may do.
             Self::Read(_) | Self::Digest { .. } => ErrorKind::Unavailable,
             Self::File(error) => error.kind(),
-            Self::TooLarge { .. } | Self::Space { .. } => ErrorKind::ResourceExhausted,
+            Self::TooLarge { .. } | Self::Space { .. } | Self::NoThread(_) => ErrorKind::ResourceExhausted,
             Self::Entries(_) | Self::Thread => ErrorKind::Internal,
             // The image is at fault, not the node.
             _ => ErrorKind::InvalidArgument,
@@ -126,15 +129,18 @@ pub(crate) fn ingest(spool: &Arc<Spool>, expect: &Expect, dir: &Path) -> Result<
 /// Runs the threads of one layer and compares what they found; returns the bytes of the `entries` file.
 fn unpack(spool: &Arc<Spool>, expect: &Expect, tar: &File, path: &Path) -> Result<Vec<u8>, LayerError> {
     std::thread::scope(|scope| {
-        let blob = scope.spawn(|| hash_blob(SpoolReader::new(spool.clone()), expect.blob.hasher()));
+        let blob = thread(scope, spool, "layer-sha-blob", || {
+            hash_blob(SpoolReader::new(spool.clone()), expect.blob.hasher())
+        })?;
         let (to_write, unwritten) = sync_channel(QUEUE);
         let (to_hash, unhashed) = sync_channel(QUEUE);
         let (give_back, spare) = channel();
         let (flusher, flushes) = sync_channel(1);
-        let flush = scope.spawn(|| flush_on_demand(tar, flushes));
+        let flush = thread(scope, spool, "layer-flush", || flush_on_demand(tar, flushes))?;
         let file = TarFile::new(tar, path, flusher);
-        let write = scope.spawn(|| write_pieces(unwritten, file, to_hash));
-        let diff = scope.spawn(|| hash_pieces(unhashed, give_back, expect.diff_id.hasher()));
+        let write = thread(scope, spool, "layer-write", || write_pieces(unwritten, file, to_hash))?;
+        let hasher = expect.diff_id.hasher();
+        let diff = thread(scope, spool, "layer-sha-tar", || hash_pieces(unhashed, give_back, hasher))?;
         let intake = Intake {
             tar,
             path,
@@ -172,6 +178,20 @@ fn unpack(spool: &Arc<Spool>, expect: &Expect, tar: &File, path: &Path) -> Resul
             return Err(LayerError::DiffId { expected: expect.diff_id.clone(), found });
         }
         Ok(entries)
+    })
+}
+
+/// Starts a step's thread. If there can be none the others must end: they wait for a spool that nobody reads to its end.
+fn thread<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    spool: &Spool,
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, LayerError> {
+    let started = std::thread::Builder::new().name(name.into()).spawn_scoped(scope, work);
+    started.map_err(|source| {
+        spool.abandon();
+        LayerError::NoThread(source)
     })
 }
 

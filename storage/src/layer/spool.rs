@@ -18,6 +18,8 @@ use crate::error::FileError;
 
 /// A stretch is entered in the ledger when it has grown by this many bytes, or is told to be: what a killed daemon loses of it.
 const ENTER_EVERY: u64 = 128 << 10;
+/// Readers wait for this many bytes, so that they are not woken for every packet.
+const BATCH: usize = 256 << 10;
 /// Largest ledger read, in bytes.
 const LEDGER_MAX: u64 = 16 << 20;
 
@@ -37,6 +39,8 @@ struct Progress {
     /// What is there but not in the ledger yet.
     unentered: Vec<Range<u64>>,
     ledger: Option<File>,
+    /// The shortest prefix that a reader waits for.
+    wanted: u64,
     end: End,
 }
 
@@ -75,7 +79,8 @@ impl Spool {
         // The next byte that comes out of order starts it anew, with all of this.
         let _ = std::fs::remove_file(ledger_path(path));
         let count = have.iter().map(|range| range.end - range.start).sum();
-        let mut progress = Progress { have, unentered: Vec::new(), ledger: None, end: End::Open };
+        let mut progress =
+            Progress { have, unentered: Vec::new(), ledger: None, wanted: u64::MAX, end: End::Open };
         if progress.has_holes(there) {
             progress.start_ledger(path).map_err(FileError::at("write", ledger_path(path)))?;
         }
@@ -99,8 +104,14 @@ impl Spool {
             add(&mut progress.unentered, written);
             progress.enter(ENTER_EVERY)?;
         }
+        let enough = progress.prefix() >= progress.wanted;
+        if enough {
+            progress.wanted = u64::MAX;
+        }
         drop(progress);
-        self.moved.notify_all();
+        if enough {
+            self.moved.notify_all();
+        }
         Ok(())
     }
 
@@ -253,16 +264,14 @@ impl SpoolReader {
 impl Read for SpoolReader {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut progress = self.spool.lock();
+        let enough = self.at + buffer.len().min(BATCH) as u64;
         let available = loop {
-            if progress.end == End::Abandoned {
-                return Err(io::ErrorKind::ConnectionAborted.into());
-            }
             let available = progress.prefix();
-            if available > self.at {
-                break available;
-            }
-            if progress.end == End::Complete {
-                return Ok(0);
+            match progress.end {
+                End::Abandoned => return Err(io::ErrorKind::ConnectionAborted.into()),
+                End::Complete if available <= self.at => return Ok(0),
+                End::Open if available < enough => progress.wanted = progress.wanted.min(enough),
+                End::Open | End::Complete => break available,
             }
             progress = self.spool.moved.wait(progress).unwrap_or_else(PoisonError::into_inner);
         };

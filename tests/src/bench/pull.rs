@@ -1,8 +1,10 @@
 //! `tests/bench pull`: big images from the loopback registry, by each contender in turn.
 //!
-//! Three images: one of four large layers, one of forty middling ones, and ten that share layers and are asked for all at once. Times are
-//! the client's; durable means that the file system's `sync` right after the answer is counted too, so that nobody can
+//! Three images: one of four large layers, one of forty middling ones, and ten that share layers and are asked for all at once; and what
+//! the first container of an image pays ([`cold`]). `BENCH_PULLS` names some of them (`big forty shared cold`). Times are the client's; durable means that the file system's `sync` right after the answer is counted too, so that nobody can
 //! defer the work. What went over the wire is read from the registry's access log.
+
+mod cold;
 
 use std::fs;
 use std::path::Path;
@@ -22,6 +24,8 @@ use crate::world::World;
 
 /// What Berth may take in memory during a pull, in MiB.
 const MEMORY_MIB: f64 = 350.0;
+/// Containers started of an image in each state of its memory.
+const STARTS: usize = 15;
 
 /// Pulls by every contender.
 ///
@@ -30,8 +34,12 @@ const MEMORY_MIB: f64 = 350.0;
 pub fn all(world: &World, contenders: &[Contender], rounds: usize) -> Result<Results> {
     let cache = std::env::var("BENCH_IMAGES").context("BENCH_IMAGES is not set: use tests/bench")?;
     let cache = Path::new(&cache);
-    let (big, forty, shared) = (images::big(cache)?, images::forty_layers(cache)?, images::shared(cache)?);
-    for image in [&big, &forty].into_iter().chain(&shared) {
+    let asked = std::env::var("BENCH_PULLS").unwrap_or_else(|_| "big forty shared cold".to_owned());
+    let wants = |name: &str| asked.split_whitespace().any(|word| word == name);
+    let big = wants("big").then(|| images::big(cache)).transpose()?;
+    let forty = wants("forty").then(|| images::forty_layers(cache)).transpose()?;
+    let shared = wants("shared").then(|| images::shared(cache)).transpose()?.unwrap_or_default();
+    for image in big.iter().chain(&forty).chain(&shared) {
         world.registry()?.push(image)?;
         line(format_args!("{}: {} MB packed", image.names[0], packed(image)? / 1_000_000));
     }
@@ -41,10 +49,20 @@ pub fn all(world: &World, contenders: &[Contender], rounds: usize) -> Result<Res
         line(format_args!("round {} of {rounds}", round + 1));
         for contender in contenders {
             let mut bench = Bench { contender, results: &mut results, log: &log };
-            bench.one("the big image", BIG, packed(&big)?).with_context(|| contender.name.clone())?;
-            bench.one("40 layers of 20 MB", FORTY_LAYERS, packed(&forty)?)?;
-            bench.ten(&shared).with_context(|| contender.name.clone())?;
+            let whose = || contender.name.clone();
+            if let Some(big) = &big {
+                bench.one("the big image", BIG, packed(big)?).with_context(whose)?;
+            }
+            if let Some(forty) = &forty {
+                bench.one("40 layers of 20 MB", FORTY_LAYERS, packed(forty)?).with_context(whose)?;
+            }
+            if !shared.is_empty() {
+                bench.ten(&shared).with_context(whose)?;
+            }
         }
+    }
+    for contender in contenders.iter().filter(|_| wants("cold")) {
+        cold::all(contender, &mut results, STARTS).with_context(|| contender.name.clone())?;
     }
     Ok(results)
 }

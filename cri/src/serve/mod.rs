@@ -6,8 +6,8 @@
 //! SIGTERM and SIGINT end the daemon and leave containers running; SIGHUP reads the configuration again ([`reload`]).
 //!
 //! Tasks spawned: one per listener ([`listen`]), one per connection ([`transport`]), those of the streaming server and of
-//! the metrics' one. Files owned:
-//! the sockets, `<state>/daemon.pid`.
+//! the metrics' one, and one that ends after it has given back what only the start needed. Files owned: the sockets,
+//! `<state>/daemon.pid`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -32,6 +32,9 @@ pub mod transport;
 
 /// How long running calls may take to end after SIGTERM; event streams never end by themselves.
 const FAREWELL: Duration = Duration::from_secs(3);
+
+/// How long after its start the daemon gives back what it does not need any more.
+const SETTLED: Duration = Duration::from_secs(1);
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +71,7 @@ pub enum Error {
 /// Runs the daemon until a signal ends it.
 pub fn main(config: Config, set_log: SetLog) -> Result<(), Error> {
     let started = Instant::now();
+    engine::sys::footprint::frugal_heap();
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let _guard = preflight::check(&release, &config.root, &config.state)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
@@ -101,6 +105,7 @@ async fn run(config: Config, set_log: SetLog, started: Instant) -> Result<(), Er
     let mut serving = tokio::spawn(transport::serve(listeners, server::routes(&service), stop.clone()));
     tracing::info!(after = ?started.elapsed(), "ready");
     notify::ready();
+    tokio::spawn(settle());
     while signals.next().await == Wish::Reload {
         reload.reload();
     }
@@ -146,6 +151,13 @@ impl Signals {
             _ = self.hangup.recv() => Wish::Reload,
         }
     }
+}
+
+/// Gives back what only the start needed, when nobody waits for it any more.
+async fn settle() {
+    tokio::time::sleep(SETTLED).await;
+    // It may take a millisecond, for which no call should have to wait.
+    let _ = blocking(engine::sys::footprint::give_back).await;
 }
 
 /// Opens the four drivers and the engine on top of them.

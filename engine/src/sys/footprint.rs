@@ -1,0 +1,63 @@
+//! What the daemon holds in memory, and gives back once it has started.
+
+use libc::{c_int, c_void, size_t};
+
+/// Tells the allocator, before any thread is started, to be content with two arenas: each one keeps what its threads have freed, and
+/// a daemon's threads are many and rarely allocate at the same time.
+pub fn frugal_heap() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two integers and only changes how later allocations are placed.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
+/// Gives free heap memory back to the kernel, and takes the program's code and constants out of the page table: what start-up alone
+/// needed does not come back, the rest does with its next use, from the page cache.
+pub fn give_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim locks the arenas it works on and changes nothing that is in use.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    // SAFETY: `forget_segments` is called with valid information about each loaded object and keeps none of it.
+    unsafe { libc::dl_iterate_phdr(Some(forget_segments), std::ptr::null_mut()) };
+}
+
+/// For each segment of a loaded object that cannot be written to.
+unsafe extern "C" fn forget_segments(
+    info: *mut libc::dl_phdr_info,
+    _size: size_t,
+    _data: *mut c_void,
+) -> c_int {
+    // SAFETY: the loader hands out a valid structure, whose headers are an array of this length that lives as long as the program.
+    let (info, headers) = unsafe {
+        let info = &*info;
+        (info, std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()))
+    };
+    // SAFETY: sysconf reads a constant of the kernel's.
+    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16);
+    for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {
+        let start = (info.dlpi_addr as usize + header.p_vaddr as usize).next_multiple_of(page);
+        let end = (info.dlpi_addr as usize + header.p_vaddr as usize + header.p_memsz as usize) / page * page;
+        if start < end {
+            // SAFETY: whole pages of a private mapping of the program's file that were never written to: dropping them loses nothing,
+            // they are read again from the file. Relocated data is in other, writable segments.
+            unsafe { libc::madvise(start as *mut c_void, end - start, libc::MADV_DONTNEED) };
+        }
+    }
+    0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_program_goes_on_after_its_code_was_forgotten() {
+        let text = || "constants and code".repeat(1000);
+        let before = text();
+        give_back();
+        assert_eq!(text(), before);
+    }
+}

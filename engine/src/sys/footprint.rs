@@ -30,11 +30,10 @@ unsafe extern "C" fn forget_segments(
     _size: size_t,
     _data: *mut c_void,
 ) -> c_int {
-    // SAFETY: the loader hands out a valid structure, whose headers are an array of this length that lives as long as the program.
-    let (info, headers) = unsafe {
-        let info = &*info;
-        (info, std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()))
-    };
+    // SAFETY: the loader hands out a valid structure.
+    let info = unsafe { &*info };
+    // SAFETY: its headers are an array of this length that lives as long as the program.
+    let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
     // SAFETY: sysconf reads a constant of the kernel's.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16);
     for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {

@@ -235,6 +235,12 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     }
     /// Starts the supervisor of a pod, with its namespaces made and sysctls applied.
     fn launch<'a>(&'a self, launch: PodLaunch<'a>) -> Call<'a, Connection>;
+    /// Starts the process of a pod's supervisor ahead of `launch`, while the pod's namespace is being made. What fails here is left to
+    /// `launch`, which starts one itself.
+    fn prepare_supervisor<'a>(&'a self, pod: &'a str, dir: &'a Path) -> Call<'a, ()> {
+        let _ = (pod, dir);
+        Box::pin(std::future::ready(Ok(())))
+    }
     /// Connects to the supervisor of a pod started earlier; `None`: it is dead. Its recorded exits are then in `dir`.
     fn connect<'a>(&'a self, pod: &'a str, dir: &'a Path) -> Call<'a, Option<Connection>>;
     /// Exits recorded on tmpfs by a supervisor that no longer runs.

@@ -52,10 +52,13 @@ impl Job for RunPod {
         cx.undo().push("release the network", teardown::network(engine.clone(), pod.clone()));
         cx.undo().push("end the supervisor", teardown::supervisor(engine.clone(), pod.clone()));
 
-        let (netns, owned) = cx.step("make namespace", make_namespace(&engine, &pod)).await?;
-
-        // The supervisor needs the namespace, but not yet the network in it. Where two steps run side by side both are waited
-        // for, even if one fails: undo must not overtake the other.
+        // The supervisor's process can start before there is a namespace for it, and needs the namespace, but not yet the network
+        // in it. Where two steps run side by side both are waited for, even if one fails: undo must not overtake the other.
+        let (namespace, prepared) = tokio::join!(
+            cx.step("make namespace", make_namespace(&engine, &pod)),
+            cx.step("prepare supervisor", prepare(&engine, &pod)),
+        );
+        let ((netns, owned), ()) = (namespace?, prepared?);
         let spec = Arc::new(effective_spec(&engine, &pod));
         let (attached, launched) = tokio::join!(
             cx.step("attach network", attach(&engine, &pod, netns.clone(), spec.clone())),
@@ -160,6 +163,15 @@ async fn make_namespace(
         Ok((Some(Arc::new(made.map_err(network_error)?)), owned))
     })
     .await
+}
+
+/// What goes wrong here is tried again, and told, by the launch.
+async fn prepare(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), Error> {
+    let driver = engine.driver(&pod.snapshot().state.record.handler)?;
+    if let Err(error) = driver.prepare_supervisor(pod.id(), &engine.state_dir(pod.id())).await {
+        tracing::debug!(pod = %pod.id(), "its supervisor is left to the launch: {}", error.chain());
+    }
+    Ok(())
 }
 
 /// Connects the pod and writes the files that tell its containers so. What is made is written down by `publish`: until then the

@@ -19,7 +19,7 @@ mod supervisor;
 pub(crate) mod sysctls;
 pub(crate) mod userns;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -94,7 +94,17 @@ pub(crate) struct Node {
     kept: Mutex<HashMap<String, supervisor::Kept>>,
     /// Cgroups made for containers that have not been started yet, by path.
     prepared: Mutex<HashMap<String, Prepared>>,
+    /// Supervisors' processes that wait for their pod's namespace, by pod id.
+    started: Mutex<HashMap<String, Started>>,
+    /// The ways into the cgroups that execs went into last, the newest at the end.
+    entrances: Mutex<VecDeque<(String, Arc<cgroup::Entrance>)>>,
 }
+
+/// A supervisor's process that has not been told what to do: its pidfd, and the connection whose end ends it.
+type Started = (OwnedFd, OwnedFd);
+
+/// So many entrances of cgroups stay open: enough for the probes of a well-filled node, at ten descriptors each.
+const ENTRANCES: usize = 128;
 
 /// A container's cgroup, with its limits, open to be entered.
 #[derive(Debug)]
@@ -123,6 +133,26 @@ impl Node {
     /// The labels of a container's processes; refuses by name what this node's security modules cannot give.
     pub(crate) fn labels(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<Vec<lsm::Label>, Error> {
         lsm::labels(&self.modules, &lsm::Request { pod, container })
+    }
+
+    /// The process that was started for this pod; it is given once.
+    fn take_started(&self, pod: &str) -> Option<Started> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).remove(pod)
+    }
+
+    /// The way into a live container's cgroup: a probe takes the same one every few seconds.
+    pub(crate) fn entrance(&self, cgroup: &str) -> Result<Arc<cgroup::Entrance>, Error> {
+        let lock = || self.entrances.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = lock().iter().find(|(name, _)| name == cgroup) {
+            return Ok(known.clone());
+        }
+        let opened = Arc::new(cgroup::enter(cgroup)?);
+        let mut entrances = lock();
+        entrances.push_back((cgroup.to_owned(), opened.clone()));
+        if entrances.len() > ENTRANCES {
+            entrances.pop_front();
+        }
+        Ok(opened)
     }
 
     /// What was prepared for this cgroup; it is given once.
@@ -179,6 +209,8 @@ impl Native {
                 modules: lsm::probe(),
                 kept: Mutex::default(),
                 prepared: Mutex::default(),
+                started: Mutex::default(),
+                entrances: Mutex::default(),
             }),
         }))
     }
@@ -208,11 +240,10 @@ impl Native {
     ) -> Result<Connection, Error> {
         let owned = launch.owned.take();
         let setup = setup_message(&launch, &entrance, owned)?;
-        let (program, config) = (self.program.clone(), self.config.clone());
-        let (pod, dir) = (launch.pod.to_owned(), launch.dir.to_owned());
-        let spawned = supervisor::blocking(move || spawn(&program, &config, &entrance, &pod, &dir));
-        let (pidfd, connection) = spawned.await?;
-        supervisor::reap(&pidfd)?;
+        let (pidfd, connection) = match self.node.take_started(launch.pod) {
+            Some(started) => started,
+            None => self.start(launch.pod, launch.dir, entrance).await?,
+        };
         let result = Supervisor::begin(launch.pod, connection, self.node.clone(), setup, SETUP_TIME).await;
         let result = result.map(supervisor::connection);
         if result.is_err() {
@@ -221,7 +252,25 @@ impl Native {
         result
     }
 
+    /// Starts a supervisor's process.
+    async fn start(&self, pod: &str, dir: &Path, entrance: Arc<cgroup::Entrance>) -> Result<Started, Error> {
+        let (program, config) = (self.program.clone(), self.config.clone());
+        let (pod, dir) = (pod.to_owned(), dir.to_owned());
+        let spawned = supervisor::blocking(move || spawn(&program, &config, &entrance, &pod, &dir));
+        let (pidfd, connection) = spawned.await?;
+        supervisor::reap(&pidfd)?;
+        Ok((pidfd, connection))
+    }
+
+    async fn prepare_supervisor(&self, pod: &str, dir: &Path) -> Result<(), Error> {
+        let started = self.start(pod, dir, self.entrance()?).await?;
+        self.node.started.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.to_owned(), started);
+        Ok(())
+    }
+
     async fn connect(&self, pod: &str, dir: &Path) -> Result<Option<Connection>, Error> {
+        // One that was never told what to do has nothing to be asked for: it ends with its connection.
+        drop(self.node.take_started(pod));
         let connection = match File::open(dir).and_then(|directory| connect_in(&directory)) {
             Ok(connection) => connection,
             // Nobody listens, or the pod never got that far.
@@ -264,6 +313,7 @@ fn spawn(
 ) -> Result<(OwnedFd, OwnedFd), Error> {
     let failed =
         |what: &str, e: std::io::Error| Error::with(Kind::Internal, format!("{what} of pod {pod}"), e);
+    crate::journal::file::make_dir(dir)?;
     let directory = File::open(dir).map_err(|e| failed("open the directory", e))?;
     let listener = listen_in(&directory).map_err(|e| failed("make the control socket", e))?;
     let null =
@@ -287,11 +337,7 @@ impl Native {
         };
         let entrance = Arc::new(supervisor_entrance(&self.config)?);
         adopt.fds.extend(entrance.copies()?);
-        let (program, config) = (self.program.clone(), self.config.clone());
-        let (id, path) = (pod.to_owned(), dir.to_owned());
-        let spawned = supervisor::blocking(move || spawn(&program, &config, &entrance, &id, &path));
-        let (pidfd, connection) = spawned.await?;
-        supervisor::reap(&pidfd)?;
+        let (_, connection) = self.start(pod, dir, entrance).await?;
         let fresh = Supervisor::resume(pod, connection, self.node.clone()).await?.0;
         fresh.call(adopt, SETUP_TIME).await?;
         for container in containers.into_values() {
@@ -344,6 +390,10 @@ impl Driver for Native {
         entries.filter_map(read).collect()
     }
 
+    fn prepare_supervisor<'a>(&'a self, pod: &'a str, dir: &'a Path) -> Call<'a, ()> {
+        Box::pin(self.prepare_supervisor(pod, dir))
+    }
+
     fn prepare_cgroup<'a>(&'a self, cgroup: &'a str, spec: Arc<ContainerSpec>) -> Call<'a, ()> {
         let (node, cgroup) = (self.node.clone(), cgroup.to_owned());
         Box::pin(supervisor::blocking(move || {
@@ -355,6 +405,7 @@ impl Driver for Native {
 
     fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()> {
         drop(self.node.take_prepared(cgroup));
+        self.node.entrances.lock().unwrap_or_else(PoisonError::into_inner).retain(|(name, _)| name != cgroup);
         let cgroup = cgroup.to_owned();
         Box::pin(supervisor::blocking(move || cgroup::remove(&cgroup)))
     }

@@ -289,6 +289,10 @@ impl<D: Driver + ?Sized> Driver for Failing<D> {
         self.inner.recorded_exits(dir)
     }
 
+    fn prepare_supervisor<'a>(&'a self, pod: &'a str, dir: &'a Path) -> Call<'a, ()> {
+        self.inner.prepare_supervisor(pod, dir)
+    }
+
     fn prepare_cgroup<'a>(&'a self, cgroup: &'a str, spec: Arc<crate::spec::ContainerSpec>) -> Call<'a, ()> {
         self.inner.prepare_cgroup(cgroup, spec)
     }

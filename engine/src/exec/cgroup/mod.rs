@@ -45,7 +45,17 @@ impl Entrance {
     /// The `tasks` files once more, to be sent away.
     pub(crate) fn copies(&self) -> Result<Vec<OwnedFd>, Error> {
         let copies = self.tasks.iter().map(OwnedFd::try_clone).collect::<io::Result<_>>();
-        copies.map_err(|e| Error::with(Kind::Internal, "duplicate the entrance of a cgroup", e))
+        copies.map_err(Self::failed)
+    }
+
+    /// The whole of it once more, but for the counter.
+    pub(crate) fn copy(&self) -> Result<Self, Error> {
+        let v2 = self.v2.as_ref().map(OwnedFd::try_clone).transpose().map_err(Self::failed)?;
+        Ok(Self { v2, tasks: self.copies()?, oom: None })
+    }
+
+    fn failed(e: io::Error) -> Error {
+        Error::with(Kind::Internal, "duplicate the entrance of a cgroup", e)
     }
 }
 

@@ -126,7 +126,7 @@ impl Supervisor {
         process: &Process,
         launch: ExecLaunch<'_>,
     ) -> Result<Exec, Error> {
-        let entrance = cgroup::enter(launch.cgroup)?;
+        let entrance = self.node.entrance(launch.cgroup)?.copy()?;
         let streams = [launch.stdin, launch.stdout, launch.stderr].map(|wanted| wanted && !process.tty);
         let seccomp = self.node.filter(&launch.spec.security)?;
         let labels = self.node.labels(launch.pod, launch.spec)?;

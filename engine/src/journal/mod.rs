@@ -25,9 +25,14 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use crate::Error;
 use crate::container::{ContainerRecord, ContainerStatus};
+use crate::engine::blocking;
 use crate::pod::{PodRecord, PodStatus, State};
 use entry::Entry;
 use flush::Flusher;
@@ -68,6 +73,8 @@ pub enum JournalError {
 pub struct Journal {
     pods: PathBuf,
     flusher: Flusher,
+    /// Held by the one task that writes on its own thread.
+    here: Semaphore,
     /// Length of each pod's file when it was last written as a whole by this daemon.
     written: Mutex<HashMap<String, u64>>,
 }
@@ -94,7 +101,7 @@ impl Journal {
     pub fn open(root: &Path) -> Result<Self, JournalError> {
         let pods = root.join("pods");
         file::make_dir(&pods)?;
-        Ok(Self { pods, flusher: Flusher::start(), written: Mutex::default() })
+        Ok(Self { pods, flusher: Flusher::start(), here: Semaphore::new(1), written: Mutex::default() })
     }
 
     /// Directory for what belongs to a container alone; it goes with the container.
@@ -109,32 +116,69 @@ impl Journal {
     /// Writes what differs between two states of a pod. `old` is `None` for a new pod, and where it is not known what the
     /// file holds.
     pub fn save(&self, old: Option<&State>, new: &State) -> Result<(), JournalError> {
-        let (id, path) = (&*new.record.id, self.path(&new.record.id));
-        let Some(old) = old else {
-            let text = encode(&path, &everything(new))?;
-            match file::append(&path, &text, true) {
-                Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
-                    file::replace(&path, &text)?;
-                }
-                other => drop(other?),
+        match old {
+            None => self.begin(new),
+            Some(old) if self.append(old, new)? => self.tidy(old, new),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// As [`save`](Self::save), for a task. An append takes less time than two changes of threads, so it is made here and now; by one
+    /// task at a time, and only beside other workers: a disk that hangs holds up this one, and nobody else.
+    pub(crate) async fn record(self: &Arc<Self>, old: Option<State>, new: State) -> Result<(), Error> {
+        let journal = self.clone();
+        let workers = Handle::current().metrics().num_workers();
+        match (self.here.try_acquire(), old) {
+            (Ok(_here), Some(old)) if workers > 1 => match self.append(&old, &new)? {
+                true => blocking(move || Ok(journal.tidy(&old, &new)?)).await,
+                false => Ok(()),
+            },
+            (_, old) => blocking(move || Ok(journal.save(old.as_ref(), &new)?)).await,
+        }
+    }
+
+    /// Writes all of a pod.
+    fn begin(&self, new: &State) -> Result<(), JournalError> {
+        let path = self.path(&new.record.id);
+        let text = encode(&path, &everything(new))?;
+        match file::append(&path, &text, true) {
+            Err(JournalError::Io { source, .. }) if source.kind() == io::ErrorKind::AlreadyExists => {
+                file::replace(&path, &text)?;
             }
-            self.note(id, text.len() as u64);
-            self.flusher.mark(&path);
-            return Ok(());
-        };
-        let (changes, gone) = difference(old, new);
+            other => drop(other?),
+        }
+        self.note(&new.record.id, text.len() as u64);
+        self.flusher.mark(&path);
+        Ok(())
+    }
+
+    /// Writes the differences; true: there is something to [`tidy`](Self::tidy).
+    fn append(&self, old: &State, new: &State) -> Result<bool, JournalError> {
+        let path = self.path(&new.record.id);
+        let changes = difference(old, new);
         if changes.is_empty() {
-            return Ok(());
+            return Ok(false);
         }
         let length = file::append(&path, &encode(&path, &changes)?, false)?;
-        if length > SLACK + 3 * self.noted(id) {
+        self.flusher.mark(&path);
+        Ok(self.too_long(&new.record.id, length) || gone(old, new).next().is_some())
+    }
+
+    /// Writes a file anew that has grown too long, and removes what belonged to containers that are no more.
+    fn tidy(&self, old: &State, new: &State) -> Result<(), JournalError> {
+        let (id, path) = (&*new.record.id, self.path(&new.record.id));
+        if self.too_long(id, file::length(&path)?) {
             let text = encode(&path, &everything(new))?;
             file::replace(&path, &text)?;
             self.note(id, text.len() as u64);
+            self.flusher.mark(&path);
         }
-        self.flusher.mark(&path);
         // What no entry names any more is also swept by `load`.
-        gone.iter().try_for_each(|container| file::remove_tree(&self.container_dir(id, container)))
+        gone(old, new).try_for_each(|container| file::remove_tree(&self.container_dir(id, container)))
+    }
+
+    fn too_long(&self, pod: &str, length: u64) -> bool {
+        length > SLACK + 3 * self.noted(pod)
     }
 
     /// Forgets a pod and everything of it.
@@ -195,8 +239,8 @@ fn everything(state: &State) -> Vec<Entry<'_>> {
     entries
 }
 
-/// Entries that lead from one state to the next, and the containers that are no more.
-fn difference<'s>(old: &'s State, new: &'s State) -> (Vec<Entry<'s>>, Vec<&'s str>) {
+/// Entries that lead from one state to the next.
+fn difference<'s>(old: &'s State, new: &'s State) -> Vec<Entry<'s>> {
     let mut entries = Vec::new();
     if old.status != new.status {
         entries.push(Entry::PodStatus(Cow::Borrowed(&new.status)));
@@ -210,10 +254,13 @@ fn difference<'s>(old: &'s State, new: &'s State) -> (Vec<Entry<'s>>, Vec<&'s st
             entries.push(Entry::ContainerStatus(Cow::Borrowed(id), Cow::Borrowed(&now.status)));
         }
     }
-    let gone: Vec<&str> =
-        old.containers.keys().filter(|id| !new.containers.contains_key(*id)).map(|id| &**id).collect();
-    entries.extend(gone.iter().map(|id| Entry::ContainerGone(Cow::Borrowed(*id))));
-    (entries, gone)
+    entries.extend(gone(old, new).map(|id| Entry::ContainerGone(Cow::Borrowed(id))));
+    entries
+}
+
+/// The containers that are no more.
+fn gone<'s>(old: &'s State, new: &'s State) -> impl Iterator<Item = &'s str> {
+    old.containers.keys().filter(|id| !new.containers.contains_key(*id)).map(|id| &**id)
 }
 
 fn encode(path: &Path, entries: &[Entry<'_>]) -> Result<Vec<u8>, JournalError> {

@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use super::{PodPhase, Shown, Snapshot, State, Surroundings};
 use crate::container::policy;
 use crate::exec::{Connection, Event, Supervisor};
-use crate::{Error, Kind, events};
+use crate::{Error, events};
 
 type Apply = Box<dyn FnOnce(&mut State) -> Result<Answer, Error> + Send>;
 /// Called with the fate of the change.
@@ -96,9 +96,7 @@ impl Actor {
             self.publish(old, state);
             return Ok(());
         }
-        let (journal, before, after) = (self.around.journal.clone(), self.saved.take(), state.clone());
-        let saved = tokio::task::spawn_blocking(move || journal.save(before.as_ref(), &after)).await;
-        saved.map_err(|e| Error::with(Kind::Internal, "journal task", e))??;
+        self.around.journal.record(self.saved.take(), state.clone()).await?;
         self.saved = Some(state.clone());
         self.publish(old, state);
         Ok(())

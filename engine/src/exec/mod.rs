@@ -251,6 +251,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
         let _ = (cgroup, spec);
         Box::pin(std::future::ready(Ok(())))
     }
+    /// Makes the cgroup that the cgroups of a pod's containers are made in. What fails here is left to the first of them.
+    fn prepare_pod_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()> {
+        let _ = cgroup;
+        Box::pin(std::future::ready(Ok(())))
+    }
     /// Kills whatever still runs in a cgroup and removes the cgroup on every hierarchy; absent is fine.
     fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()>;
     /// Changes the limits of a live cgroup. Blocking.

@@ -60,11 +60,12 @@ impl Job for RunPod {
         );
         let ((netns, owned), ()) = (namespace?, prepared?);
         let spec = Arc::new(effective_spec(&engine, &pod));
-        let (attached, launched) = tokio::join!(
+        let (attached, launched, grouped) = tokio::join!(
             cx.step("attach network", attach(&engine, &pod, netns.clone(), spec.clone())),
             cx.step("start supervisor", launch(&engine, &pod, &spec, netns.as_deref(), owned)),
+            cx.step("make cgroup", make_cgroup(&engine, &pod)),
         );
-        let (network, ()) = (attached?, launched?);
+        let (network, (), ()) = (attached?, launched?, grouped?);
 
         // From here on List shows it.
         cx.step("publish", publish(&pod, network)).await?;
@@ -170,6 +171,20 @@ async fn prepare(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), Error> {
     let driver = engine.driver(&pod.snapshot().state.record.handler)?;
     if let Err(error) = driver.prepare_supervisor(pod.id(), &engine.state_dir(pod.id())).await {
         tracing::debug!(pod = %pod.id(), "its supervisor is left to the launch: {}", error.chain());
+    }
+    Ok(())
+}
+
+/// The cgroup of a pod that has not been given one: its containers need not wait for it then. What fails here is tried again, and told,
+/// with the first of them.
+async fn make_cgroup(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), Error> {
+    let record = pod.snapshot().state.record.clone();
+    if !record.owns_cgroup() {
+        return Ok(());
+    }
+    let driver = engine.driver(&record.handler)?;
+    if let Err(error) = driver.prepare_pod_cgroup(&record.cgroup).await {
+        tracing::debug!(pod = %pod.id(), "its cgroup is left to its containers: {}", error.chain());
     }
     Ok(())
 }

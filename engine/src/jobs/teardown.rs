@@ -46,9 +46,7 @@ pub(crate) async fn remove(engine: &Arc<Engine>, pod: &Arc<Pod>) -> Result<(), E
     }
     let removals = state.containers.keys().map(|id| remove_container(engine, pod, id));
     first_error(futures_util::future::join_all(removals).await)?;
-    if state.record.spec.cgroup_parent.trim_end_matches('/').is_empty() {
-        engine.driver(&state.record.handler)?.remove_cgroup(&state.record.cgroup).await?;
-    }
+    cgroup(engine.clone(), pod.clone()).await?;
     engine.meter.forget(&state.record.cgroup);
     let last = pod.snapshot();
     engine.forget(pod).await?;
@@ -82,6 +80,15 @@ pub(crate) async fn supervisor(engine: Arc<Engine>, pod: Arc<Pod>) -> Result<(),
     .await
 }
 
+/// Removes the pod's cgroup, unless somebody else has made it.
+pub(crate) async fn cgroup(engine: Arc<Engine>, pod: Arc<Pod>) -> Result<(), Error> {
+    let record = pod.snapshot().state.record.clone();
+    if !record.owns_cgroup() {
+        return Ok(());
+    }
+    engine.driver(&record.handler)?.remove_cgroup(&record.cgroup).await
+}
+
 /// Releases addresses, links and the namespace.
 pub(crate) async fn network(engine: Arc<Engine>, pod: Arc<Pod>) -> Result<(), Error> {
     let holds = pod.snapshot().state.status.holds.clone();
@@ -109,7 +116,8 @@ pub(crate) async fn network(engine: Arc<Engine>, pod: Arc<Pod>) -> Result<(), Er
 
 /// The last step back of a failed RunPodSandbox: nothing is left, or List shows what is.
 pub(crate) async fn forget_or_keep(engine: Arc<Engine>, pod: Arc<Pod>) -> Result<(), Error> {
-    if pod.snapshot().state.status.holds.nothing() {
+    let nothing = pod.snapshot().state.status.holds.nothing();
+    if nothing && cgroup(engine.clone(), pod.clone()).await.is_ok() {
         return engine.forget(&pod).await;
     }
     pod.change(|state| {

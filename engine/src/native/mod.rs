@@ -403,6 +403,11 @@ impl Driver for Native {
         }))
     }
 
+    fn prepare_pod_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()> {
+        let cgroup = cgroup.to_owned();
+        Box::pin(supervisor::blocking(move || cgroup::prepare(&cgroup, &Resources::default())))
+    }
+
     fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()> {
         drop(self.node.take_prepared(cgroup));
         self.node.entrances.lock().unwrap_or_else(PoisonError::into_inner).retain(|(name, _)| name != cgroup);

@@ -29,6 +29,13 @@ pub struct PodRecord {
     pub spec: Arc<PodSpec>,
 }
 
+impl PodRecord {
+    /// Whether the cgroup is ours to make and to remove.
+    pub(crate) fn owns_cgroup(&self) -> bool {
+        self.spec.cgroup_parent.trim_end_matches('/').is_empty()
+    }
+}
+
 /// Where a pod is in its life; see the diagram of the module.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum PodPhase {

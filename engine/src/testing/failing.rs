@@ -293,6 +293,10 @@ impl<D: Driver + ?Sized> Driver for Failing<D> {
         self.inner.prepare_supervisor(pod, dir)
     }
 
+    fn prepare_pod_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()> {
+        self.inner.prepare_pod_cgroup(cgroup)
+    }
+
     fn prepare_cgroup<'a>(&'a self, cgroup: &'a str, spec: Arc<crate::spec::ContainerSpec>) -> Call<'a, ()> {
         self.inner.prepare_cgroup(cgroup, spec)
     }

@@ -1,6 +1,10 @@
 //! Which devices a container may use: lists on v1, a BPF program on v2.
 
-use super::hierarchy::{Hierarchies, write};
+use std::os::fd::OwnedFd;
+
+use rustix::fs::OFlags;
+
+use super::hierarchy::Hierarchies;
 use crate::error::{Error, Kind};
 use crate::sys::bpf;
 
@@ -94,11 +98,14 @@ pub(crate) fn apply(node: &Hierarchies, cgroup: &str, rules: &Rules) -> Result<(
     };
     let failed = |e| Error::with(Kind::Internal, format!("set the device rules of cgroup {cgroup}"), e);
     if let Some(v1) = node.v1("devices") {
-        let dir = v1.open(cgroup).map_err(failed)?;
-        write(&dir, "devices.deny", "a").map_err(failed)?;
-        return ordered.iter().try_for_each(|(allow, rule)| {
-            let file = if *allow { "devices.allow" } else { "devices.deny" };
-            write(&dir, file, &line(rule)).map_err(failed)
+        let open = |file| v1.open_file(cgroup, file, OFlags::WRONLY).map_err(failed);
+        let (allow, deny) = (open("devices.allow")?, open("devices.deny")?);
+        // One rule with each write(2).
+        let say =
+            |to: &OwnedFd, text: &str| rustix::io::write(to, text.as_bytes()).map_err(|e| failed(e.into()));
+        say(&deny, "a")?;
+        return ordered.iter().try_for_each(|(allowed, rule)| {
+            say(if *allowed { &allow } else { &deny }, &line(rule)).map(drop)
         });
     }
     let Some(v2) = &node.v2 else { return Ok(()) };

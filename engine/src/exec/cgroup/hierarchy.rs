@@ -82,6 +82,12 @@ impl Hierarchy {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         Ok(openat(&self.dir, relative(cgroup), flags, Mode::empty())?)
     }
+
+    /// A file of a cgroup.
+    pub(crate) fn open_file(&self, cgroup: &str, file: &str, access: OFlags) -> io::Result<OwnedFd> {
+        let path = format!("{}/{file}", relative(cgroup));
+        Ok(openat(&self.dir, path, access | OFlags::CLOEXEC, Mode::empty())?)
+    }
 }
 
 /// A cgroup's path without leading slashes; `.` is the root.

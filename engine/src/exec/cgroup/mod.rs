@@ -103,12 +103,10 @@ pub(crate) fn enter(cgroup: &str) -> Result<Entrance, Error> {
         entrance.v2 = Some(dir);
     }
     for v1 in &node.v1 {
-        let dir = v1.open(cgroup).map_err(|e| failed(&v1.controllers.join(","), e))?;
-        let tasks = openat(&dir, "tasks", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty());
-        entrance.tasks.push(tasks.map_err(|e| failed("tasks", e.into()))?);
+        let tasks = v1.open_file(cgroup, "tasks", OFlags::WRONLY);
+        entrance.tasks.push(tasks.map_err(|e| failed(&v1.controllers.join(","), e))?);
         if v1.has("memory") {
-            entrance.oom =
-                openat(&dir, "memory.oom_control", OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok();
+            entrance.oom = v1.open_file(cgroup, "memory.oom_control", OFlags::RDONLY).ok();
         }
     }
     Ok(entrance)
@@ -315,6 +313,14 @@ fn make(node: &Hierarchies, hierarchy: &Hierarchy, cgroup: &str, resources: &Res
         Error::with(Kind::Internal, format!("make cgroup {cgroup} ({names})"), e)
     };
     let is_v2 = node.v2.as_ref().is_some_and(|v2| std::ptr::eq(v2, hierarchy));
+    if !is_v2 && !hierarchy.has("cpuset") {
+        // All that there is to do, where the parent is there.
+        match mkdirat(&hierarchy.dir, relative(cgroup), Mode::from_raw_mode(0o755)) {
+            Ok(()) | Err(Errno::EXIST) => return Ok(()),
+            Err(Errno::NOENT) => {}
+            Err(e) => return Err(failed(e.into())),
+        }
+    }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut parent = openat(&hierarchy.dir, ".", flags, Mode::empty()).map_err(|e| failed(e.into()))?;
     for part in relative(cgroup).split('/') {
@@ -343,9 +349,13 @@ fn delegate(node: &Hierarchies, v2: &Hierarchy, dir: &OwnedFd, r: &Resources) {
             || (c == "hugetlb" && !r.hugepage_limits.is_empty())
             || r.unified.keys().any(|k| k.starts_with(c))
     };
+    let candidates: Vec<&str> = WANTED.into_iter().filter(|c| v2.has(c) && asked(c)).collect();
+    if candidates.is_empty() {
+        return;
+    }
     let on = read(dir, "cgroup.subtree_control").unwrap_or_default();
-    let off = |c: &&&str| v2.has(c) && asked(c) && !on.split_whitespace().any(|o| o == **c);
-    let wanted: Vec<String> = WANTED.iter().filter(off).map(|c| format!("+{c}")).collect();
+    let off = |c: &&str| !on.split_whitespace().any(|o| o == *c);
+    let wanted: Vec<String> = candidates.into_iter().filter(off).map(|c| format!("+{c}")).collect();
     if !wanted.is_empty() && write(dir, "cgroup.subtree_control", &wanted.join(" ")).is_err() {
         for one in wanted {
             let _ = write(dir, "cgroup.subtree_control", &one);

@@ -59,12 +59,11 @@ impl Job for CreateContainer {
         cx.undo().push("forget the container", forget(engine.clone(), pod.clone(), id.clone()));
 
         // The user is looked up in the root the container will have; the mount and the cgroup wait for the start.
-        let (rootfs, cgroup) = tokio::join!(
-            cx.step("mount root", mount_root(&engine, &pod, &id, image.id.clone())),
+        let (root, cgroup) = tokio::join!(
+            cx.step("mount root, look up user", mount_root(&engine, &pod, &id, image)),
             cx.step("make cgroup", make_cgroup(&engine, &pod, &id)),
         );
-        let (rootfs, ()) = (rootfs?, cgroup?);
-        let (rootfs, user, home) = cx.step("look up user", look_up(rootfs, spec, image)).await?;
+        let ((rootfs, user, home), ()) = (root?, cgroup?);
         live.keep_rootfs(rootfs);
         cx.step("publish", publish(&pod, &id, user, home)).await?;
         Ok(id.to_string())
@@ -157,6 +156,9 @@ async fn resolve_devices(spec: Arc<ContainerSpec>) -> Result<Edits, Error> {
 }
 
 async fn check_mounts(engine: &Arc<Engine>, spec: Arc<ContainerSpec>) -> Result<(), Error> {
+    if spec.mounts.is_empty() {
+        return Ok(());
+    }
     let volumes = engine.volumes.clone();
     blocking(move || spec.mounts.iter().try_for_each(|mount| volumes.check(mount))).await
 }
@@ -178,14 +180,18 @@ async fn mount_root(
     engine: &Arc<Engine>,
     pod: &Arc<Pod>,
     id: &Arc<str>,
-    image: String,
-) -> Result<OwnedFd, Error> {
+    image: Arc<Image>,
+) -> Result<(OwnedFd, ResolvedUser, String), Error> {
     let (images, id) = (engine.images.clone(), id.clone());
     let user = pod.supervisor()?.user_namespace();
     let container = pod.container(&id).ok_or_else(|| Error::not_found("container", &id))?;
     blocking(move || {
-        images.prepare(&image, &id)?;
-        images.mount(&id, &rootfs_options(&container.record.spec, user.as_ref()))
+        let spec = &container.record.spec;
+        images.prepare(&image.id, &id)?;
+        let rootfs = images.mount(&id, &rootfs_options(spec, user.as_ref()))?;
+        let found = user::resolve(rootfs.as_fd(), &spec.security.user, &image.config.user)?;
+        let home = user::home(rootfs.as_fd(), found.uid)?;
+        Ok((rootfs, found, home))
     })
     .await
 }
@@ -205,19 +211,6 @@ async fn make_cgroup(engine: &Arc<Engine>, pod: &Arc<Pod>, id: &Arc<str>) -> Res
 pub(crate) fn rootfs_options<'a>(spec: &ContainerSpec, user: Option<&'a OwnedFd>) -> RootfsOptions<'a> {
     let idmap = user.map(|user| IdMap { userns: user.as_fd(), apply: userns::map });
     RootfsOptions { readonly: spec.security.readonly_rootfs, idmap, ..RootfsOptions::default() }
-}
-
-async fn look_up(
-    rootfs: OwnedFd,
-    spec: Arc<ContainerSpec>,
-    image: Arc<Image>,
-) -> Result<(OwnedFd, ResolvedUser, String), Error> {
-    blocking(move || {
-        let found = user::resolve(rootfs.as_fd(), &spec.security.user, &image.config.user)?;
-        let home = user::home(rootfs.as_fd(), found.uid)?;
-        Ok((rootfs, found, home))
-    })
-    .await
 }
 
 async fn publish(pod: &Arc<Pod>, id: &Arc<str>, user: ResolvedUser, home: String) -> Result<(), Error> {

@@ -78,11 +78,11 @@ async fn launch(
     container: &Container,
 ) -> Result<Started, Error> {
     let supervisor = pod.supervisor()?;
-    let (rootfs, mounts, log) = tokio::join!(
+    let (rootfs, opened) = tokio::join!(
         cx.step("mount root", rootfs(engine, pod, container)),
-        cx.step("prepare volumes", mounts(engine, pod, container)),
-        cx.step("open log", open_log(pod, container)),
+        cx.step("open volumes and log", open(engine, pod, container)),
     );
+    let (mounts, log) = opened?;
     let spec = container.current_spec();
     let snapshot = pod.snapshot();
     let launch = ContainerLaunch {
@@ -91,9 +91,9 @@ async fn launch(
         spec: &spec,
         process: &container.process(),
         rootfs: rootfs?,
-        mounts: mounts?,
+        mounts,
         cgroup: &container.record.cgroup,
-        log: log?,
+        log,
     };
     cx.step("start process", supervisor.start(launch)).await
 }
@@ -108,11 +108,11 @@ async fn rootfs(engine: &Arc<Engine>, pod: &Arc<Pod>, container: &Container) -> 
     blocking(move || images.mount(&record.id, &rootfs_options(&record.spec, user.as_ref()))).await
 }
 
-async fn mounts(
+async fn open(
     engine: &Arc<Engine>,
     pod: &Arc<Pod>,
     container: &Container,
-) -> Result<Vec<PreparedMount>, Error> {
+) -> Result<(Vec<PreparedMount>, Option<OwnedFd>), Error> {
     let (volumes, images) = (engine.volumes.clone(), engine.images.clone());
     let (record, spec) = (container.record.clone(), container.current_spec());
     let own = engine.journal.container_dir(pod.id(), &record.id);
@@ -129,18 +129,12 @@ async fn mounts(
             pod_files: &files,
             user: user.as_ref().zip(pod_spec.security.namespaces.user.as_ref()),
         };
-        volumes.prepare(&request)
+        let mounts = volumes.prepare(&request)?;
+        let logs = !record.log_path.as_os_str().is_empty();
+        let log = logs.then(|| volume::log::open(&pod_spec.log_directory, &record.spec.log_path));
+        Ok((mounts, log.transpose()?))
     })
     .await
-}
-
-async fn open_log(pod: &Arc<Pod>, container: &Container) -> Result<Option<OwnedFd>, Error> {
-    let directory = pod.snapshot().state.record.spec.log_directory.clone();
-    let record = container.record.clone();
-    if record.log_path.as_os_str().is_empty() {
-        return Ok(None);
-    }
-    blocking(move || volume::log::open(&directory, &record.spec.log_path).map(Some)).await
 }
 
 /// The process runs, so it must be recorded or ended.

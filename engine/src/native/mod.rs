@@ -160,12 +160,19 @@ impl Node {
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(cgroup)
     }
 
-    /// A container's cgroup: the prepared one, if that is what is wanted now. Blocking.
-    pub(crate) fn cgroup(&self, cgroup: &str, spec: &ContainerSpec) -> Result<Prepared, Error> {
+    /// A container's cgroup: the prepared one, if that is what is wanted now.
+    pub(crate) async fn cgroup(&self, cgroup: &str, spec: &ContainerSpec) -> Result<Prepared, Error> {
         match self.take_prepared(cgroup) {
             Some(made) if (&made.resources, &made.devices) == (&spec.resources, &spec.devices) => Ok(made),
-            Some(_) => cgroup::remove(cgroup).and_then(|()| Prepared::make(cgroup, spec)),
-            None => Prepared::make(cgroup, spec),
+            other => {
+                let (cgroup, spec) = (cgroup.to_owned(), spec.clone());
+                supervisor::blocking(move || {
+                    // Made for other limits or devices than are wanted now.
+                    other.map_or(Ok(()), |_| cgroup::remove(&cgroup))?;
+                    Prepared::make(&cgroup, &spec)
+                })
+                .await
+            }
         }
     }
 

@@ -21,8 +21,7 @@ impl Supervisor {
     /// Makes the cgroup if it is not prepared, sends plan and descriptors, and waits for the verdict.
     pub(super) async fn start(&self, launch: ContainerLaunch<'_>) -> Result<Started, Error> {
         let (id, cgroup) = (launch.id.to_owned(), launch.cgroup.to_owned());
-        let (spec, path, node) = (launch.spec.clone(), cgroup.clone(), self.node.clone());
-        let Prepared { mut nodes, entrance, .. } = blocking(move || node.cgroup(&path, &spec)).await?;
+        let Prepared { mut nodes, entrance, .. } = self.node.cgroup(&cgroup, launch.spec).await?;
         let mut launch = launch;
         let user = self.user();
         let shared = match userns::of(&launch.pod.security.namespaces) {

@@ -9,11 +9,13 @@
 //! - [`census`]: what exists on this machine, and what a suite has left behind
 //! - [`images`], [`registry`]: the images of the suites, made from Debian packages, and where they are pulled from
 //! - [`client`]: a CRI client that shares no code with the server
+//! - [`streams`]: a client of the streaming URLs, over SPDY and WebSocket
 //! - [`terminal`]: a program on a terminal of its own
 //! - [`suites`]: one file per suite
 //! - [`bench`]: Berth and its rivals side by side
 //!
-//! Tasks and threads: the lying registry of `badinput` has one thread; everything else is the caller's.
+//! Tasks and threads: the lying registry of `badinput` has one thread, the client of streams one writer, the suite of
+//! streams its clients; everything else is the caller's.
 //! Files: all below the run's temporary directory, which is removed at the end unless something failed.
 #![forbid(unsafe_code)]
 
@@ -25,6 +27,7 @@ pub mod node;
 pub mod registry;
 pub mod report;
 pub mod shell;
+pub mod streams;
 pub mod suites;
 pub mod terminal;
 pub mod world;

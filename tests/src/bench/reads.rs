@@ -1,9 +1,9 @@
 //! What a kubelet reads all the time, on a full node where pods are being made: how long it waits.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1 as api;
@@ -11,10 +11,10 @@ use k8s_cri::v1 as api;
 use super::action;
 use super::contender::Contender;
 use super::run::{Results, start_together};
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::images::BUSYBOX;
 use crate::report::line;
-use crate::shell;
+use crate::streams::roundtrip::{self, Carrier};
 use crate::suites::wait;
 
 /// How much is measured.
@@ -28,7 +28,15 @@ pub struct Load {
     pub calls: usize,
     /// Bytes through exec.
     pub bytes: u64,
+    /// How often, over each carrier.
+    pub rounds: usize,
 }
+
+/// Rows of the throughput of exec.
+const CARRIERS: [(&str, Carrier); 2] = [
+    ("exec, stdin to stdout over SPDY: s per GiB", Carrier::Spdy),
+    ("exec, stdin to stdout over WebSocket: s per GiB", Carrier::WebSocket),
+];
 
 /// Rows whose 99th percentile has a limit of its own, in milliseconds.
 pub const LIMIT: f64 = 5.0;
@@ -42,10 +50,8 @@ pub fn all(contenders: &[Contender], load: Load) -> Result<Results> {
     for contender in contenders {
         line(format_args!("{}: {} pods, {} in the making", contender.name, load.pods, load.creates));
         let rows = wait(Box::pin(reads(contender, load))).with_context(|| contender.name.clone())?;
-        let rate = throughput(contender, load.bytes).with_context(|| contender.name.clone())?;
-        for (row, values) in
-            rows.into_iter().chain([("exec, stdin to stdout over SPDY: s per GiB", vec![rate])])
-        {
+        let rates = throughput(contender, load).with_context(|| contender.name.clone())?;
+        for (row, values) in rows.into_iter().chain(rates) {
             results
                 .entry(row.to_owned())
                 .or_default()
@@ -67,7 +73,7 @@ pub fn late(results: &Results) -> Vec<&str> {
     rows.map(|(row, _)| row.as_str()).collect()
 }
 
-/// Row and milliseconds of each call.
+/// Row and what was measured.
 type Rows = Vec<(&'static str, Vec<f64>)>;
 
 async fn reads(contender: &Contender, load: Load) -> Result<Rows> {
@@ -75,41 +81,52 @@ async fn reads(contender: &Contender, load: Load) -> Result<Rows> {
     client.pull(BUSYBOX).await?;
     let logs = contender.dir.join("logs/reads");
     let pods = start_together(&client, 0..load.pods, 10, &logs).await?;
-    let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
-    let mut makers = tokio::task::JoinSet::new();
-    for number in 0..load.creates {
-        let maker =
-            Maker { client: contender.client().await?, stop: stop.clone(), made: made.clone(), number };
-        let logs = logs.clone();
-        makers.spawn(async move { maker.run(&logs).await });
+    let makers =
+        Makers { socket: contender.socket.clone(), logs, stop: Arc::default(), made: Arc::default() };
+    let running = makers.clone();
+    // On a thread of their own: whoever reads must wait for the runtime alone, not for other clients.
+    let thread = std::thread::spawn(move || wait(Box::pin(running.run(load.creates))));
+    while makers.made.load(Ordering::Relaxed) == 0 && !thread.is_finished() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let rows = measure(&mut client, load).await;
-    stop.store(true, Ordering::Relaxed);
-    while let Some(done) = makers.join_next().await {
-        done??;
-    }
-    line(format_args!("  {} pods were made meanwhile", made.load(Ordering::Relaxed)));
+    makers.stop.store(true, Ordering::Relaxed);
+    thread.join().map_err(|_| anyhow::anyhow!("the makers panicked"))??;
+    line(format_args!("  {} pods were made meanwhile", makers.made.load(Ordering::Relaxed)));
     for pod in &pods {
         action::remove(&mut client, pod).await?;
     }
     rows
 }
 
-/// One client that makes pods, one after the other.
-struct Maker {
-    client: Client,
+/// Clients that make pods and remove them, each one after the other.
+#[derive(Clone, Debug)]
+struct Makers {
+    socket: PathBuf,
+    logs: PathBuf,
     stop: Arc<AtomicBool>,
     made: Arc<AtomicUsize>,
-    number: usize,
 }
 
-impl Maker {
-    async fn run(mut self, logs: &Path) -> Result<()> {
+impl Makers {
+    async fn run(self, count: usize) -> Result<()> {
+        let mut makers = tokio::task::JoinSet::new();
+        for number in 0..count {
+            let client = client::connect(&self.socket).await?;
+            makers.spawn(self.clone().one(client, number));
+        }
+        while let Some(done) = makers.join_next().await {
+            done??;
+        }
+        Ok(())
+    }
+
+    async fn one(self, mut client: Client, number: usize) -> Result<()> {
         let mut round = 0;
         while !self.stop.load(Ordering::Relaxed) {
-            let name = format!("maker{}-{round}", self.number);
-            let (_, pod) = action::pod(&mut self.client, &name, logs).await?;
-            action::remove(&mut self.client, &pod).await?;
+            let name = format!("maker{number}-{round}");
+            let (_, pod) = action::pod(&mut client, &name, &self.logs).await?;
+            action::remove(&mut client, &pod).await?;
             self.made.fetch_add(1, Ordering::Relaxed);
             round += 1;
         }
@@ -169,30 +186,31 @@ async fn read(client: &mut Client, which: usize) -> Result<usize> {
     })
 }
 
-/// Seconds per GiB that crictl needs to send bytes into `cat` and read them back, over SPDY, which both speak.
-fn throughput(contender: &Contender, bytes: u64) -> Result<f64> {
-    let crictl = std::env::var("CRICTL").context("CRICTL is not set: use tests/bench")?;
+/// Seconds per GiB of a pattern that goes through a command's standard input and output, every byte of it compared.
+fn throughput(contender: &Contender, load: Load) -> Result<Rows> {
     let logs = contender.dir.join("logs/throughput");
     let (mut client, pod) = wait(async {
         let mut client = contender.client().await?;
         let (_, pod) = action::pod(&mut client, "throughput", &logs).await?;
         Ok((client, pod))
     })?;
-    let endpoint = format!("unix://{}", contender.socket.display());
-    let config = contender.dir.join("crictl.yaml");
-    std::fs::write(&config, "timeout: 30\n")?;
-    let script = format!(
-        "set -o pipefail; head -c {bytes} /dev/zero | {crictl} --config {} --runtime-endpoint {endpoint} \
-         exec --transport spdy -i {} cat | wc -c",
-        config.display(),
-        pod.container
-    );
-    let begun = Instant::now();
-    let text = shell::run(900, "bash", &["-c", &script])?;
-    let seconds = begun.elapsed().as_secs_f64();
-    ensure!(text.trim() == bytes.to_string(), "{bytes} bytes came back as {}", text.trim());
-    wait(async { action::remove(&mut client, &pod).await })?;
     #[expect(clippy::cast_precision_loss, reason = "a ratio")]
-    let share = bytes as f64 / f64::from(1_u32 << 30);
-    Ok(seconds / share)
+    let share = load.bytes as f64 / f64::from(1_u32 << 30);
+    let mut rows: Rows = CARRIERS.iter().map(|(row, _)| (*row, Vec::new())).collect();
+    for _ in 0..load.rounds {
+        for ((_, carrier), (row, values)) in CARRIERS.iter().zip(&mut rows) {
+            let request = api::ExecRequest {
+                container_id: pod.container.clone(),
+                cmd: roundtrip::command(load.bytes).to_vec(),
+                stdin: true,
+                stdout: true,
+                ..Default::default()
+            };
+            let url = wait(async { Ok(client.runtime.exec(request).await?.into_inner().url) })?;
+            let seconds = roundtrip::run(&url, *carrier, load.bytes).with_context(|| (*row).to_owned())?;
+            values.push(seconds / share);
+        }
+    }
+    wait(async { action::remove(&mut client, &pod).await })?;
+    Ok(rows)
 }

@@ -102,6 +102,7 @@ fn under_load(world: &World) -> Result<()> {
         creates: number_from("BENCH_CREATES", 50)?,
         calls: number_from("BENCH_CALLS", 300)?,
         bytes: 1 << 30,
+        rounds: 3,
     };
     let mut contenders = vec![Contender::berth(world)?];
     if let Some(runtime) = std::env::var("OCI_RUNTIMES")?.split(':').find(|path| !path.is_empty()) {

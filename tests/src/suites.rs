@@ -14,6 +14,7 @@ pub mod kubelet;
 pub mod net;
 pub mod oci;
 pub mod restart;
+pub mod streams;
 pub mod tidy;
 pub mod trial;
 pub mod verbs;
@@ -29,13 +30,14 @@ use crate::world::World;
 pub type Suite = fn(&World, &mut Report) -> Result<()>;
 
 /// Every suite, in the order in which a full run takes them.
-pub const ALL: [(&str, Suite); 19] = [
+pub const ALL: [(&str, Suite); 20] = [
     ("tidy", tidy::run),
     ("compat", compat::run),
     ("deploy", deploy::run),
     ("crictl", crictl::run),
     ("badinput", badinput::run),
     ("fields", fields::run),
+    ("streams", streams::run),
     ("restart", restart::run),
     ("image", image::run),
     ("oci", oci::run),
@@ -52,7 +54,8 @@ pub const ALL: [(&str, Suite); 19] = [
 ];
 
 /// The suites that run only when they are asked for.
-pub const EXTRA: [&str; 6] = ["critest-full", "critest-rival", "differential", "image", "oci", "cni"];
+pub const EXTRA: [&str; 7] =
+    ["critest-full", "critest-rival", "differential", "image", "oci", "cni", "streams"];
 
 /// A node for a suite, and what exists once it is up.
 ///

@@ -7,7 +7,9 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use hyper_util::rt::TokioIo;
 use prost::bytes::{Buf, BufMut};
-use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, ReflectMessage, Value};
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, FieldDescriptor, MessageDescriptor, ReflectMessage, Value,
+};
 use tokio::net::UnixStream;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use tonic::transport::{Channel, Endpoint, Uri};
@@ -49,6 +51,9 @@ const PRESENCE: [&str; 28] = [
     "total",
     "info",
 ];
+
+/// Fields that are there or not as time would have it: they need two readings some time apart.
+const MATTER_OF_TIME: [&str; 1] = ["usage_nano_cores"];
 
 /// A connection, and the schema.
 #[derive(Debug)]
@@ -100,7 +105,8 @@ pub(super) fn facts(answer: &Result<DynamicMessage, Status>) -> Facts {
 }
 
 fn flatten(at: &str, message: &DynamicMessage, facts: &mut Facts) {
-    for field in message.descriptor().fields().filter(|field| message.has_field(field)) {
+    let there = |field: &FieldDescriptor| message.has_field(field) && !MATTER_OF_TIME.contains(&field.name());
+    for field in message.descriptor().fields().filter(there) {
         let dot = if at.is_empty() { "" } else { "." };
         let path = format!("{at}{dot}{}", field.name());
         let value = message.get_field(&field);
@@ -129,6 +135,8 @@ fn flatten(at: &str, message: &DynamicMessage, facts: &mut Facts) {
 fn list(path: &str, items: &[Value], facts: &mut Facts) {
     facts.insert(format!("{path}.#"), items.len().to_string());
     let mut plain = Vec::new();
+    let mut items: Vec<_> = items.iter().collect();
+    items.sort_by_cached_key(|item| object_name(item));
     for item in items {
         match item {
             Value::Message(inner) => flatten(&format!("{path}[]"), inner, facts),
@@ -139,6 +147,12 @@ fn list(path: &str, items: &[Value], facts: &mut Facts) {
         plain.sort();
         facts.insert(path.to_owned(), plain.join(", "));
     }
+}
+
+/// The name in the metadata of a listed pod or container; nothing for what has none.
+fn object_name(item: &Value) -> Option<String> {
+    let metadata = item.as_message()?.get_field_by_name("metadata")?;
+    Some(metadata.as_message()?.get_field_by_name("name")?.as_str()?.to_owned())
 }
 
 /// A string field of an answer.

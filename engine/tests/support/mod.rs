@@ -242,6 +242,22 @@ impl Pod {
     }
 }
 
+impl Drop for Pod {
+    /// A test that fails must not leave its containers running for ever.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        let pid = self.connection.supervisor.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        for pid in children.split_whitespace().filter_map(|child| child.parse().ok()).chain([pid]) {
+            if let Some(pid) = rustix::process::Pid::from_raw(pid) {
+                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            }
+        }
+    }
+}
+
 /// Whether a cgroup exists on any hierarchy.
 pub fn cgroup_exists(path: &str) -> bool {
     let table = fs::read_to_string("/proc/self/mountinfo").unwrap();

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use rustix::pty::{OpenptFlags, grantpt, ioctl_tiocgptpeer, openpt, unlockpt};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 
 use super::{Pipe, connect};
 use crate::Kind;
@@ -44,7 +44,10 @@ async fn a_port_of_the_node_is_reached_and_a_closed_one_is_named() {
     let (mut stream, (mut accepted, _)) = (stream.unwrap(), accepted.unwrap());
     stream.write_all(b"x").await.unwrap();
     assert_eq!(accepted.read_u8().await.unwrap(), b'x');
-    drop(listener);
+    // Taken, so that nobody else listens there, and not listened on.
+    let closed = TcpSocket::new_v4().unwrap();
+    closed.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let port = closed.local_addr().unwrap().port();
     let error = connect::loopback(None, port).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Unavailable);
     assert!(error.chain().contains(&port.to_string()), "{}", error.chain());

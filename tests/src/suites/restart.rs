@@ -56,9 +56,13 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
             all_in_state(&mut client, &pods[..2], api::ContainerState::ContainerRunning).await
         })
     });
-    report.case("a new version of the binary takes the supervisors of running pods with it", || {
-        updated(&mut node, &pods[..2])
-    });
+    report.case(
+        "a new version of the binary takes the supervisors of running pods with it, and the old one back",
+        || {
+            let (older, newer) = (node.berth.clone(), newer(&node)?);
+            [newer, older].into_iter().try_for_each(|berth| updated(&mut node, &pods[..2], berth))
+        },
+    );
     report.case("after the restart every verb works on the old pods", || wait(use_and_remove(&node, &pods)));
     report.case("a daemon killed while a pod starts leaves nothing that Remove does not clear", || {
         wait(killed_at_start(&mut node))
@@ -132,25 +136,30 @@ fn killed(node: &mut Node, pods: &[Running]) -> Result<()> {
 }
 
 /// Restarts the node with another binary: every supervisor goes on as that one, in its process, and the containers notice nothing.
-fn updated(node: &mut Node, pods: &[Running]) -> Result<()> {
+fn updated(node: &mut Node, pods: &[Running], berth: PathBuf) -> Result<()> {
     let supervisors: Vec<_> = pods.iter().map(supervisor).collect::<Result<_>>()?;
-    let older: Vec<_> = supervisors.iter().map(|pid| program(*pid)).collect::<Result<_>>()?;
+    let before: Vec<_> = supervisors.iter().map(|pid| program(*pid)).collect::<Result<_>>()?;
     let status = node.end(Signal::SIGTERM)?;
     ensure!(status.success(), "{status}");
-    let newer = node.dir.join("berth-newer");
-    fs::copy(&node.berth, &newer)?;
-    fs::OpenOptions::new().append(true).open(&newer)?.write_all(b"\n")?;
-    node.berth = newer;
+    node.berth = berth;
     node.launch()?;
-    for (pod, (pid, older)) in pods.iter().zip(supervisors.iter().zip(older)) {
-        shell::eventually("its supervisor goes on as the new program", 10, || {
-            Ok((program(*pid)? != older).then_some(()))
+    for (pod, (pid, before)) in pods.iter().zip(supervisors.iter().zip(before)) {
+        shell::eventually("its supervisor goes on as the other program", 10, || {
+            Ok((program(*pid)? != before).then_some(()))
         })?;
         let after = lines(&pod.log)?.len();
         shell::eventually("it logs on", 10, || Ok((lines(&pod.log)?.len() > after + 20).then_some(())))?;
         gapless(&lines(&pod.log)?)?;
     }
     alive(pods)
+}
+
+/// The node's program with a byte behind its end, which changes nothing but what it is.
+fn newer(node: &Node) -> Result<PathBuf> {
+    let newer = node.dir.join("berth-newer");
+    fs::copy(&node.berth, &newer)?;
+    fs::OpenOptions::new().append(true).open(&newer)?.write_all(b"\n")?;
+    Ok(newer)
 }
 
 /// The process that supervises a pod: the parent of its container.

@@ -59,12 +59,7 @@ async fn no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load() {
         replace_supervisor(&mut pod).await;
         assert_eq!(pod.connection.survivors.len(), 1);
     }
-    let ended = pod.connection.survivors[0].exit.clone();
-    let exit = match ended {
-        Some(exit) => exit,
-        None => pod.exit(&id).await,
-    };
-    assert_eq!(exit.code, 7);
+    assert_eq!(pod.only_exit(&id).await.code, 7);
     let log = pod.log(&id);
     let expected: Vec<u32> = (1..=LINES).collect();
     for stream in ["stdout", "stderr"] {

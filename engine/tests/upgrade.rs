@@ -74,12 +74,7 @@ async fn twenty_busy_supervisors_become_another_program_and_no_line_is_lost_or_d
         drop(upgrade(pod, driver).await);
     }
     for (mut pod, id) in pods {
-        let ended = pod.connection.survivors[0].exit.clone();
-        let exit = match ended {
-            Some(exit) => exit,
-            None => pod.exit(&id).await,
-        };
-        assert_eq!(exit.code, 7);
+        assert_eq!(pod.only_exit(&id).await.code, 7);
         let log = pod.log(&id);
         for stream in ["stdout", "stderr"] {
             assert!(numbers(&log, stream).into_iter().eq(1..=LINES), "{stream} of {id}");
@@ -112,7 +107,7 @@ async fn sessions_terminals_and_exit_codes_live_through_it() {
     assert_eq!(pod.exec(&terminal_id, &terminal_spec, "touch /dev/shm/go").await.0.code, 0);
     assert_eq!(session.exit.await.unwrap().code, 9);
     assert_eq!(pod.exec(&id, &spec, "touch /dev/shm/end").await.0.code, 0);
-    assert_eq!(pod.exit_codes([&id, &terminal_id]).await, [3, 4]);
+    assert_eq!(pod.exits([&id, &terminal_id]).await.map(|exit| exit.code), [3, 4]);
     assert_eq!(read_all(session.stdio.stdout.unwrap()).await, "in\n");
     assert!(read_all(client.stdout.unwrap()).await.ends_with("after\n"));
     assert_eq!(text(&pod.log(&id)), "before\nafter\n");

@@ -246,9 +246,14 @@ impl Message {
         self.all(tag).next().and_then(|v| std::str::from_utf8(v).ok()).unwrap_or_default()
     }
 
+    /// All values of a tag as numbers.
+    pub(crate) fn numbers(&self, tag: Tag) -> impl Iterator<Item = u64> {
+        self.all(tag).map(|v| v.first_chunk::<8>().map_or(0, |v| u64::from_le_bytes(*v)))
+    }
+
     /// First value of a tag as a number; absent is 0.
     pub(crate) fn get(&self, tag: Tag) -> u64 {
-        self.all(tag).next().and_then(|v| v.first_chunk::<8>()).map_or(0, |v| u64::from_le_bytes(*v))
+        self.numbers(tag).next().unwrap_or(0)
     }
 
     /// A number that is an i32 on both sides.

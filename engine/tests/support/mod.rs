@@ -151,33 +151,33 @@ impl Pod {
 
     /// Waits for the end of a container.
     pub async fn exit(&mut self, id: &str) -> Exit {
-        let wait = async {
-            loop {
-                match self.connection.events.recv().await.unwrap() {
-                    Event::Exited { container, exit } if container == id => return exit,
-                    Event::Exited { .. } => {}
-                    Event::Gone => panic!("the supervisor has gone"),
-                }
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("the container does not end")
+        let [exit] = self.exits([id]).await;
+        exit
     }
 
-    /// Waits for the ends of containers, in whatever order they come; their exit codes.
-    pub async fn exit_codes<const N: usize>(&mut self, ids: [&str; N]) -> [i32; N] {
-        let mut codes = [None; N];
+    /// Waits for the ends of containers, in whatever order they come.
+    pub async fn exits<const N: usize>(&mut self, ids: [&str; N]) -> [Exit; N] {
+        let mut exits = [const { None }; N];
         let wait = async {
-            while codes.contains(&None) {
+            while exits.contains(&None) {
                 let Some(Event::Exited { container, exit }) = self.connection.events.recv().await else {
                     panic!("the supervisor has gone")
                 };
                 if let Some(at) = ids.iter().position(|id| *id == container) {
-                    codes[at] = Some(exit.code);
+                    exits[at] = Some(exit);
                 }
             }
         };
         tokio::time::timeout(Duration::from_secs(60), wait).await.expect("not all containers end");
-        codes.map(Option::unwrap)
+        exits.map(Option::unwrap)
+    }
+
+    /// The end of the only container of a pod that was connected to again, which may be over already.
+    pub async fn only_exit(&mut self, id: &str) -> Exit {
+        match self.connection.survivors[0].exit.clone() {
+            Some(exit) => exit,
+            None => self.exit(id).await,
+        }
     }
 
     /// Runs a container to its end: exit and log without the time stamps.

@@ -100,13 +100,33 @@ impl Podd {
             return message;
         }
         let Ok(mut fds) = copies() else { return message };
-        fds.extend(self.user.as_ref().and_then(|user| user.try_clone().ok()));
-        fds.extend(self.init.as_ref().and_then(|init| init.try_clone().ok()));
-        let pid = if self.init.is_some() { POD_PID } else { 0 };
-        let user = if self.user.is_some() { HAS_USER } else { 0 };
-        let mut message = message.number(Tag::Has, pid | user);
+        let (has, owned) = self.owned();
+        fds.extend(owned);
+        let mut message = message.number(Tag::Has, has);
         message.fds = fds;
         message
+    }
+
+    /// Copies of the user namespace and of the first process, as far as the pod has its own, with their bits of `Has`.
+    pub(super) fn owned(&self) -> (u64, Vec<OwnedFd>) {
+        let (mut has, mut fds) = (0, Vec::new());
+        for (bit, fd) in [(HAS_USER, &self.user), (POD_PID, &self.init)] {
+            if let Some(copy) = fd.as_ref().and_then(|fd| fd.try_clone().ok()) {
+                has |= bit;
+                fds.push(copy);
+            }
+        }
+        (has, fds)
+    }
+
+    /// Takes what `owned` has given.
+    pub(super) fn own(&mut self, has: u64, fds: &mut impl Iterator<Item = OwnedFd>) -> io::Result<()> {
+        for (bit, place) in [(HAS_USER, &mut self.user), (POD_PID, &mut self.init)] {
+            if has & bit != 0 {
+                *place = Some(fds.next().ok_or(io::ErrorKind::InvalidInput)?);
+            }
+        }
+        Ok(())
     }
 
     /// Takes over a pod.
@@ -117,12 +137,7 @@ impl Podd {
             thread::setns(next()?.as_fd(), kind)?;
         }
         let shm = next()?;
-        if message.get(Tag::Has) & HAS_USER != 0 {
-            self.user = Some(next()?);
-        }
-        if message.get(Tag::Has) & POD_PID != 0 {
-            self.init = Some(next()?);
-        }
+        self.own(message.get(Tag::Has), &mut fds)?;
         for tasks in fds {
             rustix::io::write(&tasks, b"0")?;
         }
@@ -150,7 +165,7 @@ impl Podd {
             key,
             container: message.text(Tag::Container).to_owned(),
             cgroup: message.text(Tag::Cgroup).to_owned(),
-            exec: message.all(Tag::Exec).next().map(|_| message.get(Tag::Exec)),
+            exec: message.numbers(Tag::Exec).next(),
             pid: message.int(Tag::Pid),
             pidfd,
             started: message.get(Tag::At).cast_signed(),
@@ -168,7 +183,8 @@ impl Podd {
                 nonblocking(&fd);
                 let mut output = self.output_of(fd, key, which, name)?;
                 output.stream.resume(message.all(Tag::Partial).nth(which).unwrap_or_default());
-                output.clients.extend(fds.by_ref().take(clients(&message, which)));
+                let clients = message.numbers(Tag::Clients).nth(which).unwrap_or(0);
+                output.clients.extend(fds.by_ref().take(usize::try_from(clients).unwrap_or(0)));
                 Some(output)
             });
         }
@@ -197,12 +213,6 @@ impl Podd {
         let (code, signal) = process::exit_info(pidfd.as_fd()).ok().flatten().unwrap_or((UNKNOWN, 0));
         self.ended(key, code, signal);
     }
-}
-
-/// How many attached clients an output has, out of a message.
-fn clients(message: &Message, which: usize) -> usize {
-    let count = message.all(Tag::Clients).nth(which).and_then(|v| v.first_chunk::<8>());
-    count.map_or(0, |v| usize::try_from(u64::from_le_bytes(*v)).unwrap_or(0))
 }
 
 /// How a container has ended, out of a message.

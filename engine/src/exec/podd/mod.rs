@@ -6,8 +6,8 @@
 //! ```
 //!
 //! In reading order: [`setup`] (namespaces and the template), [`launch`] (clone), [`requests`], [`streams`] (output, logs, attach),
-//! [`ledger`], [`log`], [`record`], and how another one ([`adopt`]) or another program ([`upgrade`]) takes over. It is started by the daemon from a sealed memfd with two descriptors, the listening socket (3) and the pod's
-//! directory (4), waits for `Setup`, and then serves whoever of uid 0 connects, one daemon after the other, until `Shutdown`.
+//! [`ledger`], [`log`], [`record`], and how another one ([`adopt`]) or another program ([`upgrade`]) takes over. It is started by the
+//! daemon from a sealed memfd with two descriptors, the listening socket (3) and the pod's directory (4), waits for `Setup`, and then serves whoever of uid 0 connects, one daemon after the other, until `Shutdown`.
 //! It owns the log files and the exit records; it spawns no thread, and reads no file but procfs and cgroupfs.
 
 mod adopt;

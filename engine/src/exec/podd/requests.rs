@@ -70,8 +70,7 @@ impl Podd {
 
     /// The process a message means.
     fn meant(&mut self, message: &Message) -> Result<&mut Process, Message> {
-        let (id, exec) =
-            (message.text(Tag::Container), message.all(Tag::Exec).next().map(|_| message.get(Tag::Exec)));
+        let (id, exec) = (message.text(Tag::Container), message.numbers(Tag::Exec).next());
         let found = self.processes.iter_mut().find(|p| p.container == id && p.exec == exec);
         found.ok_or_else(|| wire::error("no such process", &io::ErrorKind::NotFound.into()))
     }

@@ -15,7 +15,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use super::{Podd, Process, Source};
-use crate::exec::wire::{HAS_USER, Kind, Message, POD_PID, Tag};
+use crate::exec::wire::{Kind, Message, Tag};
 use crate::sys::process::{self, SingleThreaded, Strings};
 
 impl Podd {
@@ -47,15 +47,10 @@ impl Podd {
 
     /// What the next program has to know, with copies of all descriptors; connections last, whose requests it then hears.
     fn left(&self, connection: u64, request: u32) -> Vec<Message> {
-        let mut pod = Message::new(Kind::Adopt, 0);
-        let mut has = 0;
-        for (bit, fd) in [(HAS_USER, &self.user), (POD_PID, &self.init)] {
-            if let Some(copy) = fd.as_ref().and_then(|fd| fd.try_clone().ok()) {
-                has |= bit;
-                pod.fds.push(copy);
-            }
-        }
-        let mut left = vec![pod.number(Tag::Has, has)];
+        let (has, owned) = self.owned();
+        let mut pod = Message::new(Kind::Adopt, 0).number(Tag::Has, has);
+        pod.fds = owned;
+        let mut left = vec![pod];
         left.extend(self.processes.iter().map(Process::leave));
         left.extend(self.connections.iter().map(|(token, socket)| {
             let mut message = Message::new(Kind::Hello, if *token == connection { request } else { 0 });
@@ -76,7 +71,7 @@ impl Podd {
             let (message, after) = unframe(&self.proof, rest)?;
             rest = after;
             match message.kind() {
-                Kind::Adopt => self.same_pod(message),
+                Kind::Adopt => self.same_pod(message)?,
                 Kind::Keep => self.keep(message)?,
                 Kind::Hello => self.same_connection(message)?,
                 _ => {}
@@ -86,12 +81,11 @@ impl Podd {
         Ok(())
     }
 
-    fn same_pod(&mut self, mut message: Message) {
-        let mut fds = std::mem::take(&mut message.fds).into_iter();
-        let has = message.get(Tag::Has);
-        self.user = if has & HAS_USER != 0 { fds.next() } else { None };
-        self.init = if has & POD_PID != 0 { fds.next() } else { None };
+    fn same_pod(&mut self, mut message: Message) -> io::Result<()> {
+        let fds = std::mem::take(&mut message.fds);
+        self.own(message.get(Tag::Has), &mut fds.into_iter())?;
         self.ready = true;
+        Ok(())
     }
 
     /// Goes on with a connection, and answers the one that asked for the upgrade.

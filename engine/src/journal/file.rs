@@ -29,11 +29,6 @@ pub(super) fn append(path: &Path, text: &[u8], fresh: bool) -> Result<u64, Journ
         .map_err(io_error("append to", path))
 }
 
-/// Length of a file.
-pub(super) fn length(path: &Path) -> Result<u64, JournalError> {
-    fs::metadata(path).map(|found| found.len()).map_err(io_error("examine", path))
-}
-
 /// Replaces a file atomically. The new content is on the disk before it has the name, because the old one may be.
 pub(super) fn replace(path: &Path, text: &[u8]) -> Result<(), JournalError> {
     let temporary = path.with_extension("tmp");

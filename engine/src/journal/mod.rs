@@ -118,8 +118,7 @@ impl Journal {
     pub fn save(&self, old: Option<&State>, new: &State) -> Result<(), JournalError> {
         match old {
             None => self.begin(new),
-            Some(old) if self.append(old, new)? => self.tidy(old, new),
-            Some(_) => Ok(()),
+            Some(old) => self.append(old, new).and_then(|length| self.tidy(old, new, length)),
         }
     }
 
@@ -129,10 +128,13 @@ impl Journal {
         let journal = self.clone();
         let workers = Handle::current().metrics().num_workers();
         match (self.here.try_acquire(), old) {
-            (Ok(_here), Some(old)) if workers > 1 => match self.append(&old, &new)? {
-                true => blocking(move || Ok(journal.tidy(&old, &new)?)).await,
-                false => Ok(()),
-            },
+            (Ok(_here), Some(old)) if workers > 1 => {
+                let length = self.append(&old, &new)?;
+                if !self.too_long(&new, length) && gone(&old, &new).next().is_none() {
+                    return Ok(());
+                }
+                blocking(move || Ok(journal.tidy(&old, &new, length)?)).await
+            }
             (_, old) => blocking(move || Ok(journal.save(old.as_ref(), &new)?)).await,
         }
     }
@@ -152,22 +154,22 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes the differences; true: there is something to [`tidy`](Self::tidy).
-    fn append(&self, old: &State, new: &State) -> Result<bool, JournalError> {
+    /// Writes the differences, if there are any; how long the file is then, for [`tidy`](Self::tidy).
+    fn append(&self, old: &State, new: &State) -> Result<u64, JournalError> {
         let path = self.path(&new.record.id);
         let changes = difference(old, new);
         if changes.is_empty() {
-            return Ok(false);
+            return Ok(0);
         }
         let length = file::append(&path, &encode(&path, &changes)?, false)?;
         self.flusher.mark(&path);
-        Ok(self.too_long(&new.record.id, length) || gone(old, new).next().is_some())
+        Ok(length)
     }
 
     /// Writes a file anew that has grown too long, and removes what belonged to containers that are no more.
-    fn tidy(&self, old: &State, new: &State) -> Result<(), JournalError> {
+    fn tidy(&self, old: &State, new: &State, length: u64) -> Result<(), JournalError> {
         let (id, path) = (&*new.record.id, self.path(&new.record.id));
-        if self.too_long(id, file::length(&path)?) {
+        if self.too_long(new, length) {
             let text = encode(&path, &everything(new))?;
             file::replace(&path, &text)?;
             self.note(id, text.len() as u64);
@@ -177,8 +179,8 @@ impl Journal {
         gone(old, new).try_for_each(|container| file::remove_tree(&self.container_dir(id, container)))
     }
 
-    fn too_long(&self, pod: &str, length: u64) -> bool {
-        length > SLACK + 3 * self.noted(pod)
+    fn too_long(&self, pod: &State, length: u64) -> bool {
+        length > SLACK + 3 * self.noted(&pod.record.id)
     }
 
     /// Forgets a pod and everything of it.

@@ -123,8 +123,8 @@ impl Cache {
     /// are not gone because this daemon does not know them. Their namespaces tell which attachments still exist.
     pub(super) fn others(&self, network: &str) -> Vec<Valid> {
         let read = |file: PathBuf| {
-            let length = fs::metadata(&file).ok()?.len();
-            serde_json::from_slice::<Cached>(&fs::read(&file).ok().filter(|_| length <= MAX_BYTES)?).ok()
+            let small = fs::metadata(&file).is_ok_and(|about| about.len() <= MAX_BYTES);
+            serde_json::from_slice::<Cached>(&small.then(|| fs::read(&file))?.ok()?).ok()
         };
         let cached = list(&self.others).unwrap_or_default().into_iter().filter_map(read);
         let there = |c: &Cached| c.network_name == network && Path::new(&c.netns).exists();

@@ -12,11 +12,15 @@ use crate::cni::result::Success;
 /// Longer than any address takes.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Runs `ipam.type` with the request as it is; `None`: there is no `ipam`.
-pub(super) fn ipam(request: &Request) -> Result<Option<Answer>, Refusal> {
+/// Which plugin manages the addresses (`ipam.type`), if one does.
+pub(super) fn manager(request: &Request) -> Result<Option<String>, Refusal> {
     let Some(ipam) = request.conf.object("ipam")? else { return Ok(None) };
-    let Some(kind) = ipam.text("type")?.filter(|kind| !kind.is_empty()) else { return Ok(None) };
-    Ok(Some(call(kind, request)))
+    Ok(ipam.text("type")?.filter(|kind| !kind.is_empty()).map(str::to_owned))
+}
+
+/// Runs the address manager with the request as it is; `None`: there is none.
+pub(super) fn ipam(request: &Request) -> Result<Option<Answer>, Refusal> {
+    Ok(manager(request)?.map(|kind| call(&kind, request)))
 }
 
 /// Runs another plugin with a request.
@@ -26,25 +30,18 @@ pub(super) fn call(kind: &str, request: &Request) -> Answer {
 
 /// The same command for the address manager, if there is one. Somebody else's is asked for what its version has.
 pub(super) fn forward(request: &Request) -> Result<(), Refusal> {
+    let Some(kind) = manager(request)? else { return Ok(()) };
     let young = matches!(request.command, Command::Gc | Command::Status);
-    if young && !at_least(&request.version, "1.1.0") && !is_built_in(request)? {
+    if young && !at_least(&request.version, "1.1.0") && !super::NAMES.contains(&&*kind) {
         return Ok(());
     }
-    ipam(request)?.map_or(Ok(()), |answer| answer.map(drop))
-}
-
-fn is_built_in(request: &Request) -> Result<bool, Refusal> {
-    let Some(ipam) = request.conf.object("ipam")? else { return Ok(false) };
-    Ok(ipam.text("type")?.is_some_and(|kind| super::NAMES.contains(&kind)))
+    call(&kind, request).map(drop)
 }
 
 /// Refuses a configuration that names no address manager.
 pub(super) fn require(request: &Request) -> Result<(), Refusal> {
-    let ipam = request.conf.object("ipam")?.map(|i| i.text("type").map(|t| t.is_some_and(|t| !t.is_empty())));
-    match ipam.transpose()? {
-        Some(true) => Ok(()),
-        _ => Err(Refusal::config("this plugin requires an IPAM configuration")),
-    }
+    let missing = || Refusal::config("this plugin requires an IPAM configuration");
+    manager(request)?.map(drop).ok_or_else(missing)
 }
 
 /// [`allocate`] where an address manager is named, else nothing.

@@ -64,8 +64,7 @@ pub(super) fn run(kind: &str, request: &Request) -> Answer {
 fn settings(kind: &str, request: &Request) -> Result<Settings, Refusal> {
     let conf = &request.conf;
     let mode = conf.text("mode")?.unwrap_or_default();
-    let layer3 = conf.object("ipam")?.map(|i| i.text("type").map(|t| t.is_some_and(|t| !t.is_empty())));
-    let layer3 = layer3.transpose()?.unwrap_or_default();
+    let layer3 = delegate::manager(request)?.is_some();
     // At CHECK the previous result is this plugin's own.
     let chains = kind == "ipvlan" && request.command == Command::Add;
     let previous = if chains { request.previous()? } else { None };

@@ -3,8 +3,7 @@
 //!
 //! In reading order: [`process`] (clone, spawn, exec, wait), [`thread`] (namespaces, signals, seccomp, descriptors of the calling
 //! thread), [`mount`] (mount_setattr), [`memory`] (sealed memfds seen as slices), [`bpf`] (device programs), [`socket`] (messages
-//! with descriptors), [`btrfs`] (subvolumes), [`footprint`] (memory
-//! given back). What rustix offers safely is used from there.
+//! with descriptors), [`btrfs`] (subvolumes), [`tap`] (links of virtual machines), [`footprint`] (memory given back). What rustix offers safely is used from there.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,

@@ -1,8 +1,8 @@
 //! `tests/bench pull`: big images from the loopback registry, by each contender in turn.
 //!
 //! Three images: one of four large layers, one of forty middling ones, and ten that share layers and are asked for all at once; and what
-//! the first container of an image pays ([`cold`]). `BENCH_PULLS` names some of them (`big forty shared cold`). Times are the client's; durable means that the file system's `sync` right after the answer is counted too, so that nobody can
-//! defer the work. What went over the wire is read from the registry's access log.
+//! the first container of an image pays ([`cold`]). `BENCH_PULLS` names some of them (`big forty shared cold`). Times are the client's;
+//! durable means that the file system's `sync` right after the answer is counted too, so that nobody can defer the work. What went over the wire is read from the registry's access log.
 
 mod cold;
 

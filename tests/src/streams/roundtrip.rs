@@ -40,11 +40,7 @@ pub fn run(url: &str, carrier: Carrier, bytes: u64) -> Result<f64> {
     let (stream, heads, received) = match carrier {
         Carrier::Spdy => {
             let mut spdy = Spdy::connect(url, "v4.channel.k8s.io")?;
-            let mut ids = [0; 3];
-            for (id, kind) in ids.iter_mut().zip(["error", "stdin", "stdout"]) {
-                *id = spdy.open(&[("streamtype", kind)])?;
-            }
-            let [error, stdin, stdout] = ids;
+            let [error, stdin, stdout] = spdy.open_command()?;
             let received: Receiver = Box::new(move |from, check| over_spdy(from, check, stdout, error));
             (spdy.stream, spdy::head(stdin, false, PIECE)?.to_vec(), received)
         }

@@ -63,6 +63,18 @@ impl Spdy {
         Ok(id)
     }
 
+    /// Opens the three streams of a command without standard error: error, stdin, stdout.
+    ///
+    /// # Errors
+    /// The connection is gone.
+    pub fn open_command(&mut self) -> Result<[u32; 3]> {
+        let mut ids = [0; 3];
+        for (id, kind) in ids.iter_mut().zip(["error", "stdin", "stdout"]) {
+            *id = self.open(&[("streamtype", kind)])?;
+        }
+        Ok(ids)
+    }
+
     /// Sends bytes of a stream; `last` ends it.
     ///
     /// # Errors

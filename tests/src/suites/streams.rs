@@ -125,7 +125,7 @@ fn together(node: &Node, site: &Site) -> Result<()> {
         let url = caller.exec(&["cat"])?;
         open.push(if number % 2 == 0 {
             let mut spdy = Spdy::connect(&url, "v4.channel.k8s.io")?;
-            let ids = session::streams(&mut spdy)?;
+            let ids = spdy.open_command()?;
             Open::Spdy(spdy, ids)
         } else {
             Open::WebSocket(WebSocket::connect(&url, "v5.channel.k8s.io")?)
@@ -223,7 +223,7 @@ impl Held {
         let (mut supervisors, mut processes) = (Vec::new(), 0);
         for (pid, process) in &all {
             let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            if process.command == "podd" {
+            if process.command.starts_with("berth podd ") {
                 supervisors.push(*pid);
             } else if cgroups.contains(&site.pod) {
                 processes += 1;

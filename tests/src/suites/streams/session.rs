@@ -95,9 +95,12 @@ pub(super) fn one(caller: &mut Caller, dice: &mut Dice) -> Result<bool> {
         3 => Kind::AttachTalker,
         _ => Kind::Forward(dice.pick(&PORTS)),
     };
-    // Unused URLs are rare: the daemon holds a thousand of them and refuses the next.
-    let rest = [Stop::Asked, Stop::Upgraded, Stop::Begun, Stop::Talking, Stop::Ended];
-    let stop = if dice.roll(40) == 0 { Stop::Unused } else { dice.pick(&rest) };
+    // The first two leave the URL unused and are rare: the daemon holds a thousand of those and refuses the next.
+    let stop = match dice.roll(40) {
+        0 => Stop::Unused,
+        1 => Stop::Asked,
+        _ => dice.pick(&[Stop::Upgraded, Stop::Begun, Stop::Talking, Stop::Ended]),
+    };
     let url = caller.url(kind)?;
     let stream = match stop {
         Stop::Unused => return Ok(true),
@@ -115,18 +118,6 @@ pub(super) fn one(caller: &mut Caller, dice: &mut Dice) -> Result<bool> {
         sockopt::set_socket_linger(&stream, Some(Duration::ZERO))?;
     }
     Ok(stop != Stop::Ended)
-}
-
-/// Opens the three streams of a command without standard error: error, stdin, stdout.
-///
-/// # Errors
-/// The connection is gone.
-pub(super) fn streams(spdy: &mut Spdy) -> Result<[u32; 3]> {
-    let mut ids = [0; 3];
-    for (id, kind) in ids.iter_mut().zip(["error", "stdin", "stdout"]) {
-        *id = spdy.open(&[("streamtype", kind)])?;
-    }
-    Ok(ids)
 }
 
 fn over_spdy(url: &str, kind: Kind, stop: Stop, dice: &mut Dice) -> Result<TcpStream> {
@@ -156,7 +147,7 @@ fn over_spdy(url: &str, kind: Kind, stop: Stop, dice: &mut Dice) -> Result<TcpSt
             }
         }
         (Stop::Talking | Stop::Ended, _) => {
-            let [error, stdin, stdout] = streams(&mut spdy)?;
+            let [error, stdin, stdout] = spdy.open_command()?;
             let (say, wanted) = words(kind, dice);
             if !say.is_empty() {
                 spdy.send(stdin, say.as_bytes(), false)?;

@@ -4,7 +4,10 @@
 mod support;
 
 use std::fs;
+use std::path::Path;
+use std::time::Duration;
 
+use engine::exec::ExecLaunch;
 use support::*;
 
 #[tokio::test]
@@ -357,5 +360,31 @@ async fn containers_share_processes_as_the_pod_says() {
     assert_eq!(text(&pod.run(node).await.1), ours);
     pod.connection.supervisor.kill(&sleeper_id).await.unwrap();
     pod.exit(&sleeper_id).await;
+    pod.end().await;
+}
+
+/// A full socket once cost the connection, and every exec on it its exit code.
+#[tokio::test]
+async fn a_daemon_that_does_not_listen_for_a_while_is_told_every_exit() {
+    const TOGETHER: usize = 400;
+    let pod = Pod::new().await;
+    let container = pod.container("exec sleep 1000");
+    let (id, spec) = (container.id.clone(), container.spec.clone());
+    pod.start(container).await;
+    let mut execs = Vec::new();
+    for _ in 0..TOGETHER {
+        let cgroup = pod.cgroup(&id);
+        let (stdin, stdout, stderr) = (true, false, false);
+        let launch = ExecLaunch { spec: &spec, pod: &pod.spec, cgroup: &cgroup, stdin, stdout, stderr };
+        execs.push(pod.connection.supervisor.exec(&id, &shell("read line; exit 7"), launch).await.unwrap());
+    }
+    let (pids, exits): (Vec<_>, Vec<_>) = execs.into_iter().map(|exec| (exec.pid, exec.exit)).unzip();
+    // This runtime has one thread, so nobody reads what the supervisor says until it is free again.
+    while pids.iter().any(|pid| Path::new(&format!("/proc/{pid}")).exists()) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    for exit in exits {
+        assert_eq!(exit.await.unwrap().code, 7);
+    }
     pod.end().await;
 }

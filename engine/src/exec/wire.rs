@@ -194,6 +194,11 @@ impl Message {
         self
     }
 
+    /// The same message once more, without descriptors.
+    pub(crate) fn again(&self) -> Self {
+        Self { bytes: self.bytes.clone(), fds: Vec::new() }
+    }
+
     /// The same message as another kind.
     pub(crate) fn with_kind(mut self, kind: Kind) -> Self {
         self.bytes[1] = kind as u8;

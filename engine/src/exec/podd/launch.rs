@@ -192,7 +192,7 @@ impl Podd {
             }
             None => self.started(key, starting.request),
         };
-        self.say(starting.connection, &answer);
+        self.say(starting.connection, answer);
     }
 
     /// The answer for a running process.

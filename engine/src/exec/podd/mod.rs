@@ -5,12 +5,14 @@
 //!                        └──a step failed──▶ (forgotten; the daemon gets the failure)
 //! ```
 //!
-//! In reading order: [`setup`] (namespaces and the template), [`launch`] (clone), [`requests`], [`streams`] (output, logs, attach),
-//! [`ledger`], [`log`], [`record`], and how another one ([`adopt`]) or another program ([`upgrade`]) takes over. It is started by the
-//! daemon from a sealed memfd with two descriptors, the listening socket (3) and the pod's directory (4), waits for `Setup`, and then serves whoever of uid 0 connects, one daemon after the other, until `Shutdown`.
+//! In reading order: [`setup`] (namespaces and the template), [`connection`] and [`requests`], [`launch`] (clone), [`streams`]
+//! (output, logs, attach), [`ledger`], [`log`], [`record`], and how another one ([`adopt`]) or another program ([`upgrade`]) takes
+//! over. It is started by the daemon from a sealed memfd with two descriptors, the listening socket (3) and the pod's directory
+//! (4), waits for `Setup`, and then serves whoever of uid 0 connects, one daemon after the other, until `Shutdown`.
 //! It owns the log files and the exit records; it spawns no thread, and reads no file but procfs and cgroupfs.
 
 mod adopt;
+mod connection;
 mod launch;
 mod ledger;
 pub(crate) mod log;
@@ -27,14 +29,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use rustix::event::epoll;
-use rustix::net::{SocketFlags, accept_with, sockopt};
 
+use self::connection::Connection;
 use self::log::Log;
 use self::streams::Output;
-use super::wire::{self, Kind, Message, Tag};
+use super::wire::{Kind, Message, Tag};
 use super::{Exit, nanos};
 use crate::sys::process::{self, SingleThreaded};
-use crate::sys::{socket, thread};
+use crate::sys::thread;
 
 /// Ended containers that are remembered for a daemon that comes back.
 const REMEMBERED: usize = 128;
@@ -94,7 +96,7 @@ struct Podd {
     own_pid_namespace: OwnedFd,
     sources: BTreeMap<u64, Source>,
     last_token: u64,
-    connections: BTreeMap<u64, OwnedFd>,
+    connections: BTreeMap<u64, Connection>,
     processes: Vec<Process>,
     /// The pod's own user namespace, which its containers enter and we do not.
     user: Option<OwnedFd>,
@@ -188,58 +190,6 @@ impl Podd {
     fn unwatch(&mut self, fd: impl AsFd, token: u64) {
         let _ = epoll::delete(&self.epoll, fd);
         self.sources.remove(&token);
-    }
-
-    /// A daemon connects. Only root's may: the directory is 0700, and this is the second lock.
-    fn accept(&mut self) {
-        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-        let Ok(connection) = accept_with(&self.listener, flags) else { return };
-        let root = sockopt::socket_peercred(&connection).is_ok_and(|peer| peer.uid.is_root());
-        if root && let Ok(token) = self.watch(&connection, Source::Connection) {
-            self.connections.insert(token, connection);
-        }
-    }
-
-    /// A request, or the end of a connection.
-    fn hear(&mut self, token: u64) {
-        let mut bytes = vec![0; wire::MAX];
-        let mut fds = Vec::new();
-        let Some(connection) = self.connections.get(&token) else { return };
-        let received = socket::receive(connection, &mut bytes, &mut fds);
-        match received {
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Ok(length @ 1..) => match Message::parse(&bytes[..length], fds) {
-                Some(message) => self.request(token, message),
-                None => {
-                    self.say(token, &wire::error("malformed message", &io::ErrorKind::InvalidData.into()));
-                }
-            },
-            Ok(0) | Err(_) => self.hang_up(token),
-        }
-    }
-
-    /// Forgets a connection. One that leaves before the pod is set up leaves nothing to supervise.
-    fn hang_up(&mut self, token: u64) {
-        if let Some(connection) = self.connections.remove(&token) {
-            self.unwatch(&connection, token);
-        }
-        self.ending |= !self.ready && self.connections.is_empty();
-    }
-
-    /// Sends to one connection. One that does not read is cut off: it comes back and is told everything again.
-    fn say(&mut self, token: u64, message: &Message) {
-        let Some(connection) = self.connections.get(&token) else { return };
-        let fds: Vec<_> = message.fds.iter().map(AsFd::as_fd).collect();
-        if socket::send(connection, message.bytes(), &fds).is_err() {
-            self.hang_up(token);
-        }
-    }
-
-    /// Sends an event to everybody.
-    fn tell(&mut self, message: &Message) {
-        for token in self.connections.keys().copied().collect::<Vec<_>>() {
-            self.say(token, message);
-        }
     }
 
     /// A key for a process, never given twice: not even one without anything to watch may share it.

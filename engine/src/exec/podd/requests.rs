@@ -57,7 +57,7 @@ impl Podd {
             _ => Err(wire::error("request", &io::ErrorKind::Unsupported.into())),
         };
         let answer = answer.unwrap_or_else(|error| error);
-        self.say(connection, &answer.with_number(request));
+        self.say(connection, answer.with_number(request));
     }
 
     /// Everything about every container.
@@ -65,7 +65,7 @@ impl Podd {
         let containers = self.processes.iter().filter(|p| p.exec.is_none() && p.starting.is_none());
         let mut answers: Vec<_> = containers.map(|p| p.describe(Kind::Container, request)).collect();
         answers.push(self.pod(request));
-        answers.iter().for_each(|answer| self.say(connection, answer));
+        answers.into_iter().for_each(|answer| self.say(connection, answer));
     }
 
     /// The process a message means.

@@ -14,14 +14,14 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::io::{FdFlags, fcntl_setfd};
 
-use super::{Podd, Process, Source};
+use super::{Podd, Process};
 use crate::exec::wire::{Kind, Message, Tag};
 use crate::sys::process::{self, SingleThreaded, Strings};
 
 impl Podd {
     /// Goes on as another program. Returns only if that cannot be now, and then everything is as it was.
     pub(super) fn upgrade(&mut self, connection: u64, message: &mut Message) -> io::Result<Infallible> {
-        if self.processes.iter().any(|process| process.starting.is_some()) {
+        if self.processes.iter().any(|process| process.starting.is_some()) || !self.all_sent() {
             return Err(io::ErrorKind::ResourceBusy.into());
         }
         let program = message.fds.pop().ok_or(io::ErrorKind::InvalidInput)?;
@@ -52,9 +52,9 @@ impl Podd {
         pod.fds = owned;
         let mut left = vec![pod];
         left.extend(self.processes.iter().map(Process::leave));
-        left.extend(self.connections.iter().map(|(token, socket)| {
+        left.extend(self.connections.iter().map(|(token, one)| {
             let mut message = Message::new(Kind::Hello, if *token == connection { request } else { 0 });
-            message.fds.extend(socket.try_clone());
+            message.fds.extend(one.socket.try_clone());
             message
         }));
         left
@@ -91,10 +91,10 @@ impl Podd {
     /// Goes on with a connection, and answers the one that asked for the upgrade.
     fn same_connection(&mut self, mut message: Message) -> io::Result<()> {
         let socket = message.fds.pop().ok_or(io::ErrorKind::InvalidData)?;
-        let token = self.watch(&socket, Source::Connection)?;
-        self.connections.insert(token, socket);
+        let token = self.connected(socket)?;
         if message.request() != 0 {
-            self.say(token, &self.pod(message.request()));
+            let pod = self.pod(message.request());
+            self.say(token, pod);
         }
         Ok(())
     }

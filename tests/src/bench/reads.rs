@@ -189,11 +189,8 @@ async fn read(client: &mut Client, which: usize) -> Result<usize> {
 /// Seconds per GiB of a pattern that goes through a command's standard input and output, every byte of it compared.
 fn throughput(contender: &Contender, load: Load) -> Result<Rows> {
     let logs = contender.dir.join("logs/throughput");
-    let (mut client, pod) = wait(async {
-        let mut client = contender.client().await?;
-        let (_, pod) = action::pod(&mut client, "throughput", &logs).await?;
-        Ok((client, pod))
-    })?;
+    // Each `wait` is a runtime of its own, and a connection ends with it.
+    let (_, pod) = wait(async { action::pod(&mut contender.client().await?, "throughput", &logs).await })?;
     #[expect(clippy::cast_precision_loss, reason = "a ratio")]
     let share = load.bytes as f64 / f64::from(1_u32 << 30);
     let mut rows: Rows = CARRIERS.iter().map(|(row, _)| (*row, Vec::new())).collect();
@@ -206,11 +203,12 @@ fn throughput(contender: &Contender, load: Load) -> Result<Rows> {
                 stdout: true,
                 ..Default::default()
             };
-            let url = wait(async { Ok(client.runtime.exec(request).await?.into_inner().url) })?;
+            let url =
+                wait(async { Ok(contender.client().await?.runtime.exec(request).await?.into_inner().url) })?;
             let seconds = roundtrip::run(&url, *carrier, load.bytes).with_context(|| (*row).to_owned())?;
             values.push(seconds / share);
         }
     }
-    wait(async { action::remove(&mut client, &pod).await })?;
+    wait(async { action::remove(&mut contender.client().await?, &pod).await })?;
     Ok(rows)
 }

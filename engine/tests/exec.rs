@@ -388,3 +388,26 @@ async fn a_daemon_that_does_not_listen_for_a_while_is_told_every_exit() {
     }
     pod.end().await;
 }
+
+#[tokio::test]
+async fn who_attaches_to_a_silent_container_and_leaves_costs_the_supervisor_nothing() {
+    let pod = Pod::new().await;
+    let container = pod.container("exec sleep 1000");
+    let id = container.id.clone();
+    pod.start(container).await;
+    let files = || fs::read_dir(format!("/proc/{}/fd", pod.connection.supervisor.pid())).unwrap().count();
+    let before = files();
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(pod.connection.supervisor.attach(&id, false, true, true).await.unwrap());
+    }
+    // An answer is a proof that all that happened before has been dealt with.
+    let settled = async || {
+        pod.connection.supervisor.attach(&id, false, false, false).await.unwrap();
+        files()
+    };
+    assert_eq!(settled().await, before + 40);
+    drop(clients);
+    assert_eq!(settled().await, before);
+    pod.end().await;
+}

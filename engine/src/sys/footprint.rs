@@ -1,4 +1,4 @@
-//! What the daemon holds in memory, and gives back once it has started.
+//! What the daemon holds in memory, and gives back once it needs it no more.
 
 use libc::{c_int, c_void, size_t};
 
@@ -10,6 +10,16 @@ pub fn frugal_heap() {
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
     }
+}
+
+/// Bytes of the heap that are free. Some of them may have been given back: the allocator does not tell these from the others.
+#[must_use]
+pub fn spare() -> usize {
+    // SAFETY: mallinfo2 locks the arenas one by one and returns plain numbers.
+    #[cfg(target_env = "gnu")]
+    return unsafe { libc::mallinfo2() }.fordblks;
+    #[cfg(not(target_env = "gnu"))]
+    0
 }
 
 /// Gives free heap memory back to the kernel, and takes the program's code and constants out of the page table: what start-up alone

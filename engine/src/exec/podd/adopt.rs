@@ -184,7 +184,8 @@ impl Podd {
                 let mut output = self.output_of(fd, key, which, name)?;
                 output.stream.resume(message.all(Tag::Partial).nth(which).unwrap_or_default());
                 let clients = message.numbers(Tag::Clients).nth(which).unwrap_or(0);
-                output.clients.extend(fds.by_ref().take(usize::try_from(clients).unwrap_or(0)));
+                let clients = fds.by_ref().take(usize::try_from(clients).unwrap_or(0));
+                output.clients.extend(clients.filter_map(|fd| self.client_of(fd, key, which)));
                 Some(output)
             });
         }

@@ -214,9 +214,8 @@ impl Podd {
     /// Forgets a process that never executed; the child is ending by itself and is reaped as a stranger.
     fn discard(&mut self, key: u64) {
         for which in 0..2 {
-            if let Some(output) = self.process(key).and_then(|p| p.outputs[which].take()) {
-                self.unwatch(&output.fd, output.token);
-            }
+            let output = self.process(key).and_then(|p| p.outputs[which].take());
+            self.unwatch_output(output);
         }
         self.processes.retain(|p| p.key != key);
     }

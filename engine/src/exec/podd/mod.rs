@@ -51,6 +51,8 @@ enum Source {
     Channel(u64),
     /// Output 0 or 1 of a process.
     Output(u64, usize),
+    /// Pipe of a client that is attached to output 0 or 1 of a process.
+    Client(u64, usize),
     /// Pidfd of a process that is not our child.
     Adopted(u64),
 }
@@ -168,6 +170,7 @@ impl Podd {
                     Some(Source::Connection) => self.hear(token),
                     Some(Source::Channel(key)) => self.starting(key),
                     Some(Source::Output(key, which)) => self.output(key, which),
+                    Some(Source::Client(key, which)) => self.client_left(key, which, token),
                     Some(Source::Adopted(key)) => self.adopted_ended(key, token),
                     // Removed by an event before it in the same batch.
                     None => {}
@@ -177,11 +180,15 @@ impl Podd {
         Ok(())
     }
 
-    /// Adds a descriptor to the epoll set.
+    /// Adds a descriptor to the epoll set, for what can be read from it.
     fn watch(&mut self, fd: &impl AsFd, source: Source) -> io::Result<u64> {
+        self.watch_for(fd, source, epoll::EventFlags::IN)
+    }
+
+    /// Adds a descriptor to the epoll set, for these events and for its end.
+    fn watch_for(&mut self, fd: &impl AsFd, source: Source, events: epoll::EventFlags) -> io::Result<u64> {
         self.last_token += 1;
-        let data = epoll::EventData::new_u64(self.last_token);
-        epoll::add(&self.epoll, fd, data, epoll::EventFlags::IN)?;
+        epoll::add(&self.epoll, fd, epoll::EventData::new_u64(self.last_token), events)?;
         self.sources.insert(self.last_token, source);
         Ok(self.last_token)
     }

@@ -116,8 +116,8 @@ impl Podd {
 
     fn attach(&mut self, message: &Message) -> Result<Message, Message> {
         let wanted = message.get(Tag::Has);
-        let process = self.meant(message)?;
-        let (given, fds) = process.attach(wanted).map_err(|e| wire::error("attach", &e))?;
+        let key = self.meant(message)?.key;
+        let (given, fds) = self.pipes_for_client(key, wanted).map_err(|e| wire::error("attach", &e))?;
         let mut answer = Message::new(Kind::Ok, 0).number(Tag::Has, given);
         answer.fds = fds;
         Ok(answer)

@@ -1,13 +1,15 @@
 //! Output of containers: to the log, and to whoever is attached.
 
+use std::io;
 use std::os::fd::OwnedFd;
 
+use rustix::event::epoll::EventFlags;
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, fcntl_setpipe_size, pipe_with};
 
 use super::log::Stream;
-use super::{Podd, Process, ledger};
+use super::{Podd, Process, Source, ledger};
 use crate::exec::wire::{STDERR, STDIN, STDOUT};
 
 /// Most bytes read from one stream before others get their turn.
@@ -25,8 +27,15 @@ pub(super) struct Output {
     pub(super) stream: Stream,
     /// Where what is taken from the pipe lies until it is in the log; none for a terminal, and without a log.
     pub(super) stage: Option<OwnedFd>,
-    /// Pipes of attached clients.
-    pub(super) clients: Vec<OwnedFd>,
+    /// Who is attached.
+    pub(super) clients: Vec<Client>,
+}
+
+/// The pipe to an attached client.
+#[derive(Debug)]
+pub(super) struct Client {
+    pub(super) fd: OwnedFd,
+    token: u64,
 }
 
 impl Output {
@@ -83,52 +92,86 @@ impl Podd {
             Ok(length @ 1..) => {
                 log.write(&mut output.stream, &buffer[..length], staged);
                 // A client that is full or has gone is let go of: the container never waits for it.
-                output.clients.retain(|client| rustix::io::write(client, &buffer[..length]) == Ok(length));
+                let lost =
+                    |client: &mut Client| rustix::io::write(&client.fd, &buffer[..length]) != Ok(length);
+                let lost: Vec<_> = output.clients.extract_if(.., lost).collect();
+                lost.iter().for_each(|client| self.unwatch(&client.fd, client.token));
                 Some(length)
             }
             Err(Errno::AGAIN) => None,
             // End of file, or (EIO) a terminal that nobody has open any more.
             Ok(_) | Err(_) => {
                 log.end(&mut output.stream, staged);
-                if let Some(output) = outputs[which].take() {
-                    self.unwatch(&output.fd, output.token);
-                }
+                let ended = outputs[which].take();
+                self.unwatch_output(ended);
                 None
             }
         };
         self.buffer = buffer;
         result
     }
+
+    /// Takes an output, and whoever is attached to it, out of the epoll set.
+    pub(super) fn unwatch_output(&mut self, output: Option<Output>) {
+        if let Some(output) = output {
+            self.unwatch(&output.fd, output.token);
+            output.clients.iter().for_each(|client| self.unwatch(&client.fd, client.token));
+        }
+    }
+
+    /// A client whose end of the pipe is watched, so that it is let go of when it leaves and not at the next output.
+    pub(super) fn client_of(&mut self, fd: OwnedFd, key: u64, which: usize) -> Option<Client> {
+        let token = self.watch_for(&fd, Source::Client(key, which), EventFlags::empty()).ok()?;
+        Some(Client { fd, token })
+    }
+
+    /// An attached client has closed its end.
+    pub(super) fn client_left(&mut self, key: u64, which: usize, token: u64) {
+        let output = self.process(key).and_then(|process| process.outputs[which].as_mut());
+        let left = output.and_then(|output| output.clients.extract_if(.., |c| c.token == token).next());
+        if let Some(client) = left {
+            self.unwatch(&client.fd, token);
+        }
+    }
+
+    /// Pipes for a client of a process, in the order stdin, stdout, stderr as far as `wanted` and there.
+    pub(super) fn pipes_for_client(&mut self, key: u64, wanted: u64) -> io::Result<(u64, Vec<OwnedFd>)> {
+        let (mut given, mut fds) = (0, Vec::new());
+        let gone = || io::Error::from(io::ErrorKind::NotFound);
+        if wanted & STDIN != 0
+            && let Some(stdin) = self.process(key).ok_or_else(gone)?.stdin_for_client()?
+        {
+            given |= STDIN;
+            fds.push(stdin);
+        }
+        for (which, bit) in [STDOUT, STDERR].into_iter().enumerate() {
+            let there = self.process(key).is_some_and(|process| process.outputs[which].is_some());
+            if wanted & bit == 0 || !there {
+                continue;
+            }
+            let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
+            nonblocking(&write);
+            let _ = fcntl_setpipe_size(&write, CLIENT_BUFFER);
+            let client = self.client_of(write, key, which);
+            if let Some(output) = self.process(key).and_then(|process| process.outputs[which].as_mut()) {
+                output.clients.extend(client);
+            }
+            given |= bit;
+            fds.push(read);
+        }
+        Ok((given, fds))
+    }
 }
 
 impl Process {
-    /// Pipes for a client, in the order stdin, stdout, stderr as far as `wanted` and there.
-    pub(super) fn attach(&mut self, wanted: u64) -> std::io::Result<(u64, Vec<OwnedFd>)> {
-        let (mut given, mut fds) = (0, Vec::new());
-        if wanted & STDIN != 0 {
-            let once = self.stdin_once;
-            let stdin = match (&self.terminal, &self.stdin) {
-                (Some(terminal), _) => Some(terminal.try_clone()?),
-                // The client gets the last writing end there is: when it leaves, the process sees the end.
-                (None, Some(_)) if once => self.stdin.take(),
-                (None, Some(stdin)) => Some(stdin.try_clone()?),
-                (None, None) => None,
-            };
-            if let Some(stdin) = stdin {
-                given |= STDIN;
-                fds.push(stdin);
-            }
+    /// A writing end of the standard input.
+    fn stdin_for_client(&mut self) -> io::Result<Option<OwnedFd>> {
+        match (&self.terminal, &self.stdin) {
+            (Some(terminal), _) => terminal.try_clone().map(Some),
+            // The client gets the last writing end there is: when it leaves, the process sees the end.
+            (None, Some(_)) if self.stdin_once => Ok(self.stdin.take()),
+            (None, Some(stdin)) => stdin.try_clone().map(Some),
+            (None, None) => Ok(None),
         }
-        for (bit, output) in [STDOUT, STDERR].into_iter().zip(&mut self.outputs) {
-            if let (true, Some(output)) = (wanted & bit != 0, output) {
-                let (read, write) = pipe_with(PipeFlags::CLOEXEC)?;
-                nonblocking(&write);
-                let _ = fcntl_setpipe_size(&write, CLIENT_BUFFER);
-                output.clients.push(write);
-                given |= bit;
-                fds.push(read);
-            }
-        }
-        Ok((given, fds))
     }
 }

@@ -112,7 +112,8 @@ impl Process {
             // What lies on a stage is read from there again.
             let partial = output.as_ref().filter(|o| o.stage.is_none()).map(|o| o.stream.partial());
             message = message.put(Tag::Partial, partial.unwrap_or_default());
-            let copies = output.iter().flat_map(|o| &o.clients).filter_map(|client| client.try_clone().ok());
+            let copies =
+                output.iter().flat_map(|o| &o.clients).filter_map(|client| client.fd.try_clone().ok());
             let before = clients.len();
             clients.extend(copies);
             message = message.number(Tag::Clients, (clients.len() - before) as u64);

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::Engine;
+use engine::sys::footprint;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,10 @@ const FAREWELL: Duration = Duration::from_secs(3);
 
 /// How long after its start the daemon gives back what it does not need any more.
 const SETTLED: Duration = Duration::from_secs(1);
+
+/// How often the daemon looks whether it holds memory for nothing, and how much free heap is worth the work.
+const LOOK: Duration = Duration::from_secs(60);
+const SPARE: usize = 4 << 20;
 
 /// Why the daemon does not run.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +76,7 @@ pub enum Error {
 /// Runs the daemon until a signal ends it.
 pub fn main(config: Config, set_log: SetLog) -> Result<(), Error> {
     let started = Instant::now();
-    engine::sys::footprint::frugal_heap();
+    footprint::frugal_heap();
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let _guard = preflight::check(&release, &config.root, &config.state)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;
@@ -153,11 +158,22 @@ impl Signals {
     }
 }
 
-/// Gives back what only the start needed, when nobody waits for it any more.
+/// Gives memory back: what only the start needed, when nobody waits for it any more, and what a burst of work leaves free.
 async fn settle() {
     tokio::time::sleep(SETTLED).await;
-    // It may take a millisecond, for which no call should have to wait.
-    let _ = blocking(engine::sys::footprint::give_back).await;
+    let mut kept = None;
+    loop {
+        let spare = footprint::spare();
+        kept = match kept {
+            Some(kept) if spare < kept + SPARE => Some(spare.min(kept)),
+            _ => {
+                // It may take a millisecond, for which no call should have to wait.
+                let _ = blocking(footprint::give_back).await;
+                Some(footprint::spare())
+            }
+        };
+        tokio::time::sleep(LOOK).await;
+    }
 }
 
 /// Opens the four drivers and the engine on top of them.

@@ -18,7 +18,8 @@ use tokio::process::Command;
 use super::spdy::dictionary;
 use super::{AttachRequest, Config, ExecRequest, PortForwardRequest, Server, Sessions};
 
-/// Containers that are this machine: exec runs the command here, attach runs `cat` (or `yes` in "loud"), ports are loopback ports.
+/// Containers that are this machine: exec runs the command here, attach runs `cat` (or what [`joined`] says), ports are
+/// loopback ports.
 ///
 /// With a terminal, nothing runs; every terminal size is printed as `COLUMNSxROWS;` until stdin ends.
 #[derive(Debug, Default)]
@@ -51,9 +52,8 @@ impl Sessions for Here {
     }
 
     fn attach(&self, request: AttachRequest) -> BoxFuture<'_, Result<Session, Error>> {
-        // A container that talks without end, or one that repeats what it hears.
-        let script = if request.container == "loud" { "exec yes" } else { "cat; exit 3" };
-        std::future::ready(process(&["sh".into(), "-c".into(), script.into()], self.count())).boxed()
+        let command = ["sh".into(), "-c".into(), joined(&request.container).into()];
+        std::future::ready(process(&command, self.count())).boxed()
     }
 
     fn port_forward(&self, _: String, port: u16) -> BoxFuture<'_, Result<Box<dyn Stream>, Error>> {
@@ -70,6 +70,15 @@ impl Sessions for Here {
             Ok(Box::new(near) as Box<dyn Stream>)
         }
         .boxed()
+    }
+}
+
+/// What a container does.
+fn joined(container: &str) -> &'static str {
+    match container {
+        "loud" => "exec yes",
+        "closed" => "echo bye; exec >&- 2>&-; sleep 1000",
+        _ => "cat; exit 3",
     }
 }
 

@@ -119,14 +119,28 @@ async fn join(
         exited.cancel();
         result
     };
-    let outward = async {
+    let heard = stdout.is_some() || stderr.is_some();
+    let silent = CancellationToken::new();
+    let outputs = async {
         tokio::join!(
-            exit,
             output(stdout, &mut wires.stdout, &quiet, behind),
             output(stderr, &mut wires.stderr, &quiet, behind)
-        )
-        .0
+        );
+        silent.cancel();
     };
+    let deaf = async {
+        silent.cancelled().await;
+        sleep(SILENCE).await;
+    };
+    let attached = behind.is_some() && heard;
+    let exit = async {
+        tokio::select! {
+            result = exit => result,
+            // It closed its outputs and goes on, or the supervisor let go of us because we were late: nothing comes any more.
+            () = deaf, if attached => Err(engine::Error::new(engine::Kind::Unavailable, "its output ended before it did")),
+        }
+    };
+    let outward = async { tokio::join!(exit, outputs).0 };
     let inward = async {
         tokio::join!(feed(wires.stdin.take(), stdin), resizes(wires.sizes.take(), resize));
         std::future::pending::<std::convert::Infallible>().await

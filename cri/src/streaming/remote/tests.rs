@@ -114,6 +114,19 @@ async fn an_attached_client_that_does_not_read_is_let_go_of() {
 }
 
 #[tokio::test]
+async fn attach_ends_when_nothing_can_come_any_more() {
+    let (server, _) = server(Config::default()).await;
+    let request =
+        AttachRequest { container: "closed".into(), tty: false, stdin: false, stdout: true, stderr: false };
+    let mut client = Client::connect(&server.attach_url(request).unwrap(), V4).await;
+    let [error, stdout] = client.streams(["error", "stdout"]).await;
+    let rest = client.rest().await;
+    assert_eq!(rest.text(stdout), "bye\n");
+    assert!(rest.text(error).contains("its output ended before it did"), "{}", rest.text(error));
+    assert!(rest.farewell);
+}
+
+#[tokio::test]
 async fn an_attached_client_that_reads_is_kept_however_fast_the_container_talks() {
     const TALK: u64 = 64 << 20;
     let endless: Reader = Box::new(tokio::io::repeat(b'x').take(TALK));

@@ -89,7 +89,7 @@ async fn reads(contender: &Contender, load: Load) -> Result<Rows> {
     while makers.made.load(Ordering::Relaxed) == 0 && !thread.is_finished() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let rows = measure(&mut client, load).await;
+    let rows = measure(&mut client, load, contender.name != "berth").await;
     makers.stop.store(true, Ordering::Relaxed);
     thread.join().map_err(|_| anyhow::anyhow!("the makers panicked"))??;
     line(format_args!("  {} pods were made meanwhile", makers.made.load(Ordering::Relaxed)));
@@ -134,7 +134,8 @@ impl Makers {
     }
 }
 
-async fn measure(client: &mut Client, load: Load) -> Result<Rows> {
+/// A rival's call that fails is told and not measured.
+async fn measure(client: &mut Client, load: Load, rival: bool) -> Result<Rows> {
     let mut rows: Rows = [
         "ListPodSandbox under load: ms",
         "ListContainers under load: ms",
@@ -145,12 +146,24 @@ async fn measure(client: &mut Client, load: Load) -> Result<Rows> {
     .into_iter()
     .map(|row| (row, Vec::new()))
     .collect();
+    let mut failures = vec![Vec::new(); rows.len()];
     for _ in 0..load.calls {
         for (which, (_, values)) in rows.iter_mut().enumerate() {
             let begun = Instant::now();
-            let found = read(client, which).await?;
-            values.push(begun.elapsed().as_secs_f64() * 1e3);
-            ensure!(found >= load.pods || which == 2, "only {found} of {}", load.pods);
+            match read(client, which).await {
+                Ok(found) => {
+                    values.push(begun.elapsed().as_secs_f64() * 1e3);
+                    ensure!(found >= load.pods || which == 2, "only {found} of {}", load.pods);
+                }
+                Err(error) if rival => failures[which].push(format!("{error:#}")),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    for ((row, _), failed) in rows.iter().zip(failures) {
+        if let Some(first) = failed.first() {
+            let first: String = first.chars().take(200).collect();
+            line(format_args!("  {row}: {} of {} calls failed: {first}", failed.len(), load.calls));
         }
     }
     Ok(rows)

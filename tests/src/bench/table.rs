@@ -124,6 +124,9 @@ impl Table {
 }
 
 fn cell(sample: &Sample) -> String {
+    if sample.is_empty() {
+        return "fails".to_owned();
+    }
     if sample.len() < 3 {
         return format!("{:.2}", sample.median());
     }
@@ -132,6 +135,9 @@ fn cell(sample: &Sample) -> String {
 
 /// Their median over ours, and the range between the quartiles of the one over the other.
 fn ratio(theirs: &Sample, ours: &Sample) -> (f64, String) {
+    if theirs.is_empty() {
+        return (f64::NAN, "–".to_owned());
+    }
     let middle = theirs.median() / ours.median();
     let low = theirs.quantile(0.25) / ours.quantile(0.75);
     let high = theirs.quantile(0.75) / ours.quantile(0.25);

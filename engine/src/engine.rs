@@ -7,6 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
+use tokio::runtime::Handle;
 use tokio::sync::broadcast;
 
 use crate::api::{ContainerView, JobView, PodEvent, PodView, Readiness};
@@ -58,7 +59,7 @@ impl Engine {
     }
 
     /// Opens the engine: reads the journal, finds the supervisors of a previous daemon, settles what was half done and
-    /// sweeps what has no record.
+    /// sweeps what has no record. Jobs run in the runtime that this is called in.
     /// `boot_id` tells one life of the kernel from the next.
     pub async fn compose(config: Config, drivers: Drivers, boot_id: String) -> Result<Arc<Self>, Error> {
         let Drivers { images, network, exec, volumes } = drivers;
@@ -76,7 +77,7 @@ impl Engine {
             meter: Meter::default(),
             boot_id,
             node_name: crate::pod::files::node_name(),
-            jobs: Arc::new(Table::new(config.recent_jobs)),
+            jobs: Arc::new(Table::new(config.recent_jobs, Handle::current())),
             events: broadcast::Sender::new(config.event_queue),
             pods: RwLock::default(),
             config: ArcSwap::from_pointee(config),

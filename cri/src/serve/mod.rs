@@ -5,8 +5,8 @@
 //! are bound first, so that a second daemon fails before it touches anything and early clients wait instead of failing.
 //! SIGTERM and SIGINT end the daemon and leave containers running; SIGHUP reads the configuration again ([`reload`]).
 //!
-//! Tasks spawned: one per listener ([`listen`]), one per connection ([`transport`]), those of the streaming server and of
-//! the metrics' one, and one that ends after it has given back what only the start needed. Files owned: the sockets,
+//! Tasks spawned: on a thread of their own ([`front`]) one per listener ([`listen`]) and one per connection ([`transport`]); those
+//! of the streaming server and of the metrics' one, and one that gives memory back. Files owned: the sockets,
 //! `<state>/daemon.pid`.
 
 use std::sync::Arc;
@@ -25,6 +25,7 @@ use crate::telemetry::{self, Telemetry};
 use reload::{Reload, SetLog};
 
 pub mod authority;
+pub mod front;
 pub mod listen;
 pub mod notify;
 pub mod preflight;
@@ -107,7 +108,7 @@ async fn run(config: Config, set_log: SetLog, started: Instant) -> Result<(), Er
     if let Some(address) = config.metrics {
         telemetry::server::start(address, service.clone(), stop.clone()).await?;
     }
-    let mut serving = tokio::spawn(transport::serve(listeners, server::routes(&service), stop.clone()));
+    let mut serving = front::serve(listeners, server::routes(&service), stop.clone())?;
     tracing::info!(after = ?started.elapsed(), "ready");
     notify::ready();
     tokio::spawn(settle());

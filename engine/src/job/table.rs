@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::{Cx, Job, Undo};
@@ -18,6 +19,8 @@ use crate::{Engine, Error, Kind};
 pub struct Table {
     rows: Mutex<Rows>,
     keep: usize,
+    /// Where jobs run. Callers may wait in another runtime, whose reads then never stand in a queue with jobs.
+    runtime: Handle,
 }
 
 #[derive(Debug, Default)]
@@ -83,9 +86,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 // === impl Table ===
 
 impl Table {
-    /// An empty table that keeps `keep` ended jobs.
-    pub fn new(keep: usize) -> Self {
-        Self { rows: Mutex::default(), keep }
+    /// An empty table that keeps `keep` ended jobs, and runs all in this runtime.
+    pub fn new(keep: usize, runtime: Handle) -> Self {
+        Self { rows: Mutex::default(), keep, runtime }
     }
 
     /// Starts a job, or joins the running one of the same identity, and waits for its end or the deadline.
@@ -136,7 +139,8 @@ impl Table {
             rows.joinable.insert(key.clone(), joinable);
         }
         drop(rows);
-        tokio::spawn(perform(self.clone(), engine.clone(), job, entry.clone(), key, sender).boxed());
+        let job = perform(self.clone(), engine.clone(), job, entry.clone(), key, sender);
+        self.runtime.spawn(job.boxed());
         Ticket { entry, result }
     }
 

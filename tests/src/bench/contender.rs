@@ -50,6 +50,12 @@ impl Contender {
         Self::ready("berth", socket, dir, Daemon::Berth(Box::new(node)), programs)
     }
 
+    /// Somebody else's.
+    #[must_use]
+    pub fn rival(&self) -> bool {
+        matches!(self.daemon, Daemon::Containerd { .. })
+    }
+
     /// Starts containerd with `runtime`, the path of an OCI runtime.
     ///
     /// # Errors

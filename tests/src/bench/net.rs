@@ -38,9 +38,10 @@ const PODS: usize = 50;
 const PUBLISHED: usize = 5;
 /// Pods of a burst, all at once.
 const BURST: usize = 30;
-/// Pods on the node when growth is measured, and how many are measured there.
+/// Pods on the node when growth is measured, and how many are measured there, after some that are not.
 const STEPS: [usize; 4] = [10, 100, 300, 1000];
-const MEASURED: usize = 40;
+const MEASURED: usize = 200;
+const WARMING: usize = 20;
 
 const ADD: &str = "ADD: ms";
 const ADD_PORT: &str = "ADD with a host port: ms";
@@ -163,14 +164,17 @@ fn growth(side: &Side) -> Result<[Points; 2]> {
             crowd.push(side.add(&format!("crowd{}", crowd.len()), None)?);
         }
         let (mut add, mut del) = (Sample::default(), Sample::default());
-        for index in 0..MEASURED {
+        for index in 0..WARMING + MEASURED {
             let start = Instant::now();
             let pod = side.add(&format!("s{step}p{index}"), None)?;
-            add.push(milliseconds(start));
+            let added = milliseconds(start);
             pod.reached()?;
             let start = Instant::now();
             side.del(pod)?;
-            del.push(milliseconds(start));
+            if index >= WARMING {
+                add.push(added);
+                del.push(milliseconds(start));
+            }
         }
         adds.push((step, add.median()));
         dels.push((step, del.median()));

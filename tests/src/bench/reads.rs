@@ -24,7 +24,7 @@ pub struct Load {
     pub pods: usize,
     /// Pods in the making at any moment.
     pub creates: usize,
-    /// Calls of each kind.
+    /// Calls of each kind, at most.
     pub calls: usize,
     /// Bytes through exec.
     pub bytes: u64,
@@ -37,6 +37,10 @@ const CARRIERS: [(&str, Carrier); 2] = [
     ("exec, stdin to stdout over SPDY: s per GiB", Carrier::Spdy),
     ("exec, stdin to stdout over WebSocket: s per GiB", Carrier::WebSocket),
 ];
+
+/// How long a contender is asked, unless it has not answered [`LEAST`] calls of each kind by then.
+const ASKED: Duration = Duration::from_secs(60);
+const LEAST: usize = 20;
 
 /// Rows whose 99th percentile has a limit of its own, in milliseconds.
 pub const LIMIT: f64 = 5.0;
@@ -89,7 +93,7 @@ async fn reads(contender: &Contender, load: Load) -> Result<Rows> {
     while makers.made.load(Ordering::Relaxed) == 0 && !thread.is_finished() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-    let rows = measure(&mut client, load, contender.name != "berth").await;
+    let rows = measure(&mut client, load, contender.rival()).await;
     makers.stop.store(true, Ordering::Relaxed);
     thread.join().map_err(|_| anyhow::anyhow!("the makers panicked"))??;
     line(format_args!("  {} pods were made meanwhile", makers.made.load(Ordering::Relaxed)));
@@ -147,7 +151,12 @@ async fn measure(client: &mut Client, load: Load, rival: bool) -> Result<Rows> {
     .map(|row| (row, Vec::new()))
     .collect();
     let mut failures = vec![Vec::new(); rows.len()];
-    for _ in 0..load.calls {
+    let start = Instant::now();
+    for round in 0..load.calls {
+        if round >= LEAST && start.elapsed() > ASKED {
+            line(format_args!("  {round} of {} calls of each kind in {} s", load.calls, ASKED.as_secs()));
+            break;
+        }
         for (which, (_, values)) in rows.iter_mut().enumerate() {
             let begun = Instant::now();
             match read(client, which).await {
@@ -163,7 +172,7 @@ async fn measure(client: &mut Client, load: Load, rival: bool) -> Result<Rows> {
     for ((row, _), failed) in rows.iter().zip(failures) {
         if let Some(first) = failed.first() {
             let first: String = first.chars().take(200).collect();
-            line(format_args!("  {row}: {} of {} calls failed: {first}", failed.len(), load.calls));
+            line(format_args!("  {row}: {} calls failed: {first}", failed.len()));
         }
     }
     Ok(rows)
@@ -199,7 +208,7 @@ async fn read(client: &mut Client, which: usize) -> Result<usize> {
     })
 }
 
-/// Seconds per GiB of a pattern that goes through a command's standard input and output, every byte of it compared.
+/// A rival that fails is told and not measured. Seconds per GiB of a pattern that goes through a command's standard input and output, every byte of it compared.
 fn throughput(contender: &Contender, load: Load) -> Result<Rows> {
     let logs = contender.dir.join("logs/throughput");
     // Each `wait` is a runtime of its own, and a connection ends with it.
@@ -218,8 +227,11 @@ fn throughput(contender: &Contender, load: Load) -> Result<Rows> {
             };
             let url =
                 wait(async { Ok(contender.client().await?.runtime.exec(request).await?.into_inner().url) })?;
-            let seconds = roundtrip::run(&url, *carrier, load.bytes).with_context(|| (*row).to_owned())?;
-            values.push(seconds / share);
+            match roundtrip::run(&url, *carrier, load.bytes).with_context(|| (*row).to_owned()) {
+                Ok(seconds) => values.push(seconds / share),
+                Err(error) if contender.rival() => line(format_args!("  {error:#}")),
+                Err(error) => return Err(error),
+            }
         }
     }
     wait(async { action::remove(&mut contender.client().await?, &pod).await })?;

@@ -57,7 +57,9 @@ pub fn run(url: &str, carrier: Carrier, bytes: u64) -> Result<f64> {
         let outcome = received(&mut BufReader::with_capacity(256 << 10, stream), &mut check);
         let sent = writer.join().map_err(|_| anyhow::anyhow!("the writer panicked"))?;
         outcome.with_context(|| format!("{} of {bytes} bytes came back", check.seen))?;
-        sent.context("not all bytes could be sent")?;
+        sent.with_context(|| {
+            format!("{} of {bytes} bytes came back, and the rest was not taken", check.seen)
+        })?;
         ensure!(check.seen == bytes, "{} of {bytes} bytes came back", check.seen);
         Ok(begun.elapsed().as_secs_f64())
     })

@@ -95,7 +95,8 @@ impl Side {
             conf_dir: dir.join("net.d"),
             max_networks: 1,
             bin_dirs: vec![],
-            netns_dir: dir.join("netns"),
+            // Where a node has them: in memory.
+            netns_dir: Path::new("/run").join(dir.file_name().unwrap_or_default()),
             state_dir: dir.join("state"),
             link_prefix: "bench".into(),
             tap: netplugins::no_tap,

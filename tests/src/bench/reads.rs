@@ -93,7 +93,10 @@ async fn reads(contender: &Contender, load: Load) -> Result<Rows> {
     while makers.made.load(Ordering::Relaxed) == 0 && !thread.is_finished() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    // The pods have been given all processors, but whoever holds the clock must not wait for one: that would be measured as well.
+    rustix::process::setpriority_process(None, -20).context("go before all others")?;
     let rows = measure(&mut client, load, contender.rival()).await;
+    rustix::process::setpriority_process(None, 0)?;
     makers.stop.store(true, Ordering::Relaxed);
     thread.join().map_err(|_| anyhow::anyhow!("the makers panicked"))??;
     line(format_args!("  {} pods were made meanwhile", makers.made.load(Ordering::Relaxed)));

@@ -13,6 +13,7 @@ mod restore;
 use std::collections::HashMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -36,6 +37,10 @@ pub(crate) struct Routed {
     config: Config,
     namespaces: Namespaces,
     state: Mutex<State>,
+    /// `restore` was called. Beside the state, as the next one: Status asks for them and never waits for a kernel call.
+    restored: AtomicBool,
+    /// A pod CIDR is known.
+    subnets: AtomicBool,
     /// Idle sockets of the node's namespace.
     route_sockets: Mutex<Vec<Socket>>,
     nft_sockets: Mutex<Vec<Socket>>,
@@ -48,7 +53,6 @@ struct State {
     live: HashMap<String, Attachment>,
     /// Sockets inside namespaces that were just made; the first `attach` takes them.
     fresh: HashMap<String, Socket>,
-    restored: bool,
     /// `restore` was called and left the node alone.
     held_back: bool,
     ipv6: bool,
@@ -70,7 +74,6 @@ impl Routed {
             ledger,
             live: HashMap::new(),
             fresh: HashMap::new(),
-            restored: false,
             held_back: false,
             ipv6: false,
             hears_routers: false,
@@ -80,6 +83,8 @@ impl Routed {
         Ok(Self {
             namespaces: Namespaces::new(&config.netns_dir, &config.state_dir),
             config,
+            restored: AtomicBool::new(false),
+            subnets: AtomicBool::new(!cidrs.is_empty()),
             state: Mutex::new(state),
             route_sockets: Mutex::default(),
             nft_sockets: Mutex::default(),
@@ -102,11 +107,10 @@ impl Routed {
 
     /// Refuses work before `restore`, and without subnets.
     pub(crate) fn ready(&self) -> Result<(), Error> {
-        let state = self.state();
-        if !state.restored {
+        if !self.restored.load(Ordering::Acquire) {
             return Err(Error::NotReady("the network is still being restored; try again shortly".into()));
         }
-        if state.ledger.cidrs().next().is_none() {
+        if !self.subnets.load(Ordering::Acquire) {
             return Err(Error::NotReady(
                 "no pod CIDR is known; set network.pod_cidrs, or let the kubelet send one (node.spec.podCIDR)".into(),
             ));
@@ -158,7 +162,8 @@ impl Routed {
         state::store(&self.config.state_dir, &cidrs)?;
         let mut state = self.state();
         state.ledger.set_cidrs(&parsed);
-        if !state.restored {
+        self.subnets.store(!parsed.is_empty(), Ordering::Release);
+        if !self.restored.load(Ordering::Acquire) {
             return Ok(());
         }
         self.anchor(&state)?;
@@ -252,11 +257,11 @@ impl Routed {
     }
 
     pub(crate) fn retire(&self) -> Result<(), Error> {
-        let mut state = self.state();
+        let state = self.state();
         if let Some(id) = state.live.keys().next() {
             return Err(Error::NotReady(format!("pod {id} is still attached")));
         }
-        state.restored = false;
+        self.restored.store(false, Ordering::Release);
         self.delete_link(&self.anchor_link())?;
         let prefix = &self.config.link_prefix;
         self.with_nft(|socket| {

@@ -45,8 +45,9 @@ impl Routed {
 
     /// Reserves, or leaves everything as it was.
     fn try_reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error> {
+        let tunnel = self.tunnel_mtu()?;
         let mut state = self.state();
-        let reserved = self.decide(&mut state, endpoint);
+        let reserved = self.decide(&mut state, endpoint, tunnel);
         if matches!(&reserved, Err(e) if !matches!(e, Error::Held { .. })) {
             state.ledger.abandon(&endpoint.id);
         }
@@ -59,18 +60,23 @@ impl Routed {
         state.ledger.abandon(&attachment.id);
     }
 
-    /// What a pod may send in one packet: as much as the way out carries, and that to the pods of distant nodes, if there
-    /// are any. Pods that came before those learn it by what the kernel answers to packets that are too big.
-    fn mtu(&self, uplink: u32) -> Result<u32, Error> {
+    /// What the tunnel to distant nodes carries, if there is one; no more may a pod send in one packet. Pods that came before it
+    /// learn that by what the kernel answers to packets that are too big.
+    fn tunnel_mtu(&self) -> Result<Option<u32>, Error> {
         let tunnel = mesh::tunnel_link(&self.config.link_prefix);
         let found = self.with_route(|socket| {
             route::link(socket, &tunnel).map_err(Error::kernel(format!("look for link {tunnel}")))
         })?;
-        Ok(found.map_or(uplink, |link| uplink.min(link.mtu)))
+        Ok(found.map(|link| link.mtu))
     }
 
-    /// Decides links, addresses and ports of a pod, and holds them.
-    fn decide(&self, state: &mut State, endpoint: &Endpoint) -> Result<Attachment, Error> {
+    /// Decides links, addresses and ports of a pod, and holds them. Asks the kernel only for addresses that come round again.
+    fn decide(
+        &self,
+        state: &mut State,
+        endpoint: &Endpoint,
+        tunnel: Option<u32>,
+    ) -> Result<Attachment, Error> {
         let held = state.ledger.addresses_of(&endpoint.id);
         if !held.is_empty() {
             let addresses = held.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
@@ -102,7 +108,7 @@ impl Routed {
             version: Private::VERSION,
             mac,
             host_mac,
-            mtu: self.mtu(state.mtu)?,
+            mtu: tunnel.map_or(state.mtu, |tunnel| tunnel.min(state.mtu)),
             quiet: state.ipv6,
             gateways,
             ports: endpoint.host_ports.clone(),

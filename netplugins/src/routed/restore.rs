@@ -4,6 +4,7 @@
 //! of our prefix, and namespaces with a marker.
 
 use std::collections::HashSet;
+use std::sync::atomic::Ordering;
 
 use super::plan::Private;
 use super::{DEFAULT_MTU, Routed, State};
@@ -34,7 +35,7 @@ impl Routed {
         self.sweep_links(&state, &mut found)?;
         self.sweep_elements(&state, &mut found)?;
         self.anchor(&state)?;
-        state.restored = true;
+        self.restored.store(true, Ordering::Release);
         Ok(found)
     }
 

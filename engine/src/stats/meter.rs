@@ -30,7 +30,7 @@ const LAYER_SHARE: u32 = 50;
 /// Gauges by cgroup, and the last readings of what is no cgroup.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
-    gauges: Mutex<HashMap<String, Arc<Mutex<Gauge>>>>,
+    gauges: Mutex<HashMap<String, Arc<Gauge>>>,
     networks: Mutex<HashMap<Arc<str>, Interfaces>>,
     layers: Mutex<HashMap<String, Layer>>,
     demand: Mutex<Demand>,
@@ -39,11 +39,17 @@ pub(crate) struct Meter {
 /// A pod's interfaces, and when they were read.
 type Interfaces = (Instant, Vec<InterfaceStats>);
 
-/// One cgroup.
+/// One cgroup: whoever takes a reading holds up nobody who is content with the last one.
 #[derive(Debug, Default)]
 struct Gauge {
+    needle: Mutex<Needle>,
+    latest: Mutex<Option<(Instant, CgroupStats)>>,
+}
+
+/// What readings are taken with.
+#[derive(Debug, Default)]
+struct Needle {
     reader: Option<Reader>,
-    latest: Option<(Instant, CgroupStats)>,
     /// Time of the last reading and CPU time then, both in nanoseconds.
     last: Option<(i64, u64)>,
 }
@@ -73,18 +79,17 @@ impl Meter {
     /// A reading of a cgroup not older than `age`; `Ok(None)`: there is no such cgroup.
     pub(super) fn read(&self, cgroup: &str, age: Duration) -> Result<Option<CgroupStats>, Error> {
         let gauge = lock(&self.gauges).entry(cgroup.to_owned()).or_default().clone();
-        let stats = absent_is_fine(lock(&gauge).read(cgroup, age))?;
+        let stats = absent_is_fine(gauge.read(cgroup, age))?;
         if stats.is_none() {
             self.forget(cgroup);
         }
         Ok(stats)
     }
 
-    /// The last reading, if it is young and nobody is taking another one.
+    /// The last reading, if it is young.
     pub(super) fn young(&self, cgroup: &str) -> Option<CgroupStats> {
         let gauge = lock(&self.gauges).get(cgroup)?.clone();
-        let gauge = gauge.try_lock().ok()?;
-        gauge.latest.as_ref().filter(|(at, _)| at.elapsed() < FRESH).map(|(_, stats)| stats.clone())
+        gauge.latest(FRESH)
     }
 
     /// Closes the reader of a cgroup that is gone.
@@ -161,12 +166,29 @@ impl Layer {
 }
 
 impl Gauge {
-    fn read(&mut self, cgroup: &str, age: Duration) -> Result<CgroupStats, Error> {
-        if let Some((at, stats)) = &self.latest
-            && at.elapsed() < age
-        {
-            return Ok(stats.clone());
+    /// The last reading, if it is younger than `age`.
+    fn latest(&self, age: Duration) -> Option<CgroupStats> {
+        let latest = lock(&self.latest);
+        latest.as_ref().filter(|(at, _)| at.elapsed() < age).map(|(_, stats)| stats.clone())
+    }
+
+    fn read(&self, cgroup: &str, age: Duration) -> Result<CgroupStats, Error> {
+        if let Some(stats) = self.latest(age) {
+            return Ok(stats);
         }
+        let mut needle = lock(&self.needle);
+        // Whoever had the needle before may have taken the reading that is wanted.
+        if let Some(stats) = self.latest(age) {
+            return Ok(stats);
+        }
+        let stats = needle.read(cgroup)?;
+        *lock(&self.latest) = Some((Instant::now(), stats.clone()));
+        Ok(stats)
+    }
+}
+
+impl Needle {
+    fn read(&mut self, cgroup: &str) -> Result<CgroupStats, Error> {
         let reader = match &mut self.reader {
             Some(reader) => reader,
             empty => empty.insert(Reader::open(cgroup)?),
@@ -178,7 +200,6 @@ impl Gauge {
             }
             self.last = Some((stats.at, total));
         }
-        self.latest = Some((Instant::now(), stats.clone()));
         Ok(stats)
     }
 }

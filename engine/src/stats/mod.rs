@@ -25,15 +25,9 @@ impl Engine {
     /// Statistics of all containers, none older than a second; one that vanishes meanwhile is left out.
     pub async fn all_container_stats(self: &Arc<Self>) -> Vec<ContainerStats> {
         self.note_demand();
-        let containers = self.containers();
-        if let Some(stats) = containers.iter().map(|c| self.young(c)).collect() {
-            return stats;
-        }
-        let engine = self.clone();
-        let all = blocking(move || {
-            Ok(containers.into_iter().filter_map(|container| engine.measure(container, FRESH).ok()).collect())
-        });
-        all.await.unwrap_or_default()
+        let known = self.containers().into_iter().map(|container| (self.young(&container), container));
+        let measure = |engine: &Self, container| engine.measure(container, FRESH).ok();
+        self.completed(known.collect(), measure).await
     }
 
     /// Statistics of one pod, read now.
@@ -46,13 +40,24 @@ impl Engine {
     /// Statistics of all ready pods, none older than a second; one that vanishes meanwhile is left out.
     pub async fn all_pod_stats(self: &Arc<Self>) -> Vec<PodStats> {
         self.note_demand();
-        let snapshots = self.ready_pods();
-        if let Some(stats) = snapshots.iter().map(|snapshot| self.young_pod(snapshot)).collect() {
-            return stats;
+        let known = self.ready_pods().into_iter().map(|snapshot| (self.young_pod(&snapshot), snapshot));
+        let measure = |engine: &Self, snapshot: Arc<Snapshot>| engine.measure_pod(&snapshot, FRESH).ok();
+        self.completed(known.collect(), measure).await
+    }
+
+    /// What is known, with what is not known yet measured; nothing is measured where all is known.
+    async fn completed<S: Send + 'static, T: Send + 'static>(
+        self: &Arc<Self>,
+        known: Vec<(Option<S>, T)>,
+        measure: impl Fn(&Self, T) -> Option<S> + Send + 'static,
+    ) -> Vec<S> {
+        if known.iter().all(|(stats, _)| stats.is_some()) {
+            return known.into_iter().filter_map(|(stats, _)| stats).collect();
         }
         let engine = self.clone();
         let all = blocking(move || {
-            Ok(snapshots.iter().filter_map(|snapshot| engine.measure_pod(snapshot, FRESH).ok()).collect())
+            let one = |(stats, of): (Option<S>, T)| stats.or_else(|| measure(&engine, of));
+            Ok(known.into_iter().filter_map(one).collect())
         });
         all.await.unwrap_or_default()
     }

@@ -211,7 +211,8 @@ async fn read(client: &mut Client, which: usize) -> Result<usize> {
     })
 }
 
-/// A rival that fails is told and not measured. Seconds per GiB of a pattern that goes through a command's standard input and output, every byte of it compared.
+/// Seconds per GiB of a pattern that goes through a command's standard input and output, every byte of it compared. A rival
+/// that fails is told and not measured.
 fn throughput(contender: &Contender, load: Load) -> Result<Rows> {
     let logs = contender.dir.join("logs/throughput");
     // Each `wait` is a runtime of its own, and a connection ends with it.

@@ -11,6 +11,7 @@ pub(super) mod spdy;
 mod tests;
 
 use std::io;
+use std::pin::pin;
 use std::time::Duration;
 
 use engine::api::{Reader, Session, Writer};
@@ -18,7 +19,7 @@ use futures_util::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{unconstrained, yield_now};
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::handshake::Version;
@@ -119,28 +120,29 @@ async fn join(
         exited.cancel();
         result
     };
-    let heard = stdout.is_some() || stderr.is_some();
-    let silent = CancellationToken::new();
+    // Attached to a container that closed its outputs and goes on, or let go of by its supervisor because we were late: nothing comes
+    // any more. A command's exit is always waited for.
+    let attached = behind.is_some() && (stdout.is_some() || stderr.is_some());
+    let patience = if attached { SILENCE } else { Duration::MAX };
     let outputs = async {
         tokio::join!(
             output(stdout, &mut wires.stdout, &quiet, behind),
             output(stderr, &mut wires.stderr, &quiet, behind)
         );
-        silent.cancel();
     };
-    let deaf = async {
-        silent.cancelled().await;
-        sleep(SILENCE).await;
-    };
-    let attached = behind.is_some() && heard;
-    let exit = async {
+    let outward = async {
+        let (mut exit, mut outputs) = (pin!(exit), pin!(outputs));
         tokio::select! {
-            result = exit => result,
-            // It closed its outputs and goes on, or the supervisor let go of us because we were late: nothing comes any more.
-            () = deaf, if attached => Err(engine::Error::new(engine::Kind::Unavailable, "its output ended before it did")),
+            result = &mut exit => {
+                outputs.await;
+                result
+            }
+            () = &mut outputs => match timeout(patience, exit).await {
+                Ok(result) => result,
+                Err(_) => Err(engine::Error::new(engine::Kind::Unavailable, "its output ended before it did")),
+            },
         }
     };
-    let outward = async { tokio::join!(exit, outputs).0 };
     let inward = async {
         tokio::join!(feed(wires.stdin.take(), stdin), resizes(wires.sizes.take(), resize));
         std::future::pending::<std::convert::Infallible>().await

@@ -13,6 +13,11 @@ use crate::streaming::{AttachRequest, Config, ExecRequest};
 
 const V4: &str = "v4.channel.k8s.io";
 
+/// What a container writes, and with `stdin` what it reads.
+fn attach(container: &str, stdin: bool) -> AttachRequest {
+    AttachRequest { container: container.into(), tty: false, stdin, stdout: true, stderr: false }
+}
+
 #[tokio::test]
 async fn outputs_end_before_the_status_and_the_status_before_the_farewell() {
     let (server, _) = server(Config::default()).await;
@@ -90,9 +95,8 @@ async fn terminal_sizes_arrive_even_while_input_is_stuck() {
 #[tokio::test]
 async fn attach_succeeds_whatever_the_container_ends_with() {
     let (server, _) = server(Config::default()).await;
-    let request =
-        AttachRequest { container: "c".into(), tty: false, stdin: true, stdout: true, stderr: false };
-    let mut client = Client::connect(&server.attach_url(request).unwrap(), V4).await;
+    let url = server.attach_url(attach("c", true)).unwrap();
+    let mut client = Client::connect(&url, V4).await;
     let [error, stdin, stdout] = client.streams(["error", "stdin", "stdout"]).await;
     client.data(stdin, b"line\n", true).await;
     let rest = client.rest().await;
@@ -102,9 +106,8 @@ async fn attach_succeeds_whatever_the_container_ends_with() {
 #[tokio::test]
 async fn an_attached_client_that_does_not_read_is_let_go_of() {
     let (server, here) = server(Config::default()).await;
-    let request =
-        AttachRequest { container: "loud".into(), tty: false, stdin: false, stdout: true, stderr: false };
-    let mut client = Client::connect(&server.attach_url(request).unwrap(), V4).await;
+    let url = server.attach_url(attach("loud", false)).unwrap();
+    let mut client = Client::connect(&url, V4).await;
     client.streams(["error", "stdout"]).await;
     assert!(matches!(client.frame().await, Frame::Reply(_)));
     crate::streaming::testing::until("the session ends", || {
@@ -116,9 +119,8 @@ async fn an_attached_client_that_does_not_read_is_let_go_of() {
 #[tokio::test]
 async fn attach_ends_when_nothing_can_come_any_more() {
     let (server, _) = server(Config::default()).await;
-    let request =
-        AttachRequest { container: "closed".into(), tty: false, stdin: false, stdout: true, stderr: false };
-    let mut client = Client::connect(&server.attach_url(request).unwrap(), V4).await;
+    let url = server.attach_url(attach("closed", false)).unwrap();
+    let mut client = Client::connect(&url, V4).await;
     let [error, stdout] = client.streams(["error", "stdout"]).await;
     let rest = client.rest().await;
     assert_eq!(rest.text(stdout), "bye\n");

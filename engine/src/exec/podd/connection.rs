@@ -18,10 +18,8 @@ use crate::sys::socket;
 #[derive(Debug)]
 pub(super) struct Connection {
     pub socket: OwnedFd,
-    /// What waits until there is room in the socket.
+    /// What waits until there is room in the socket. While it does, we are woken by room and not by requests.
     held: VecDeque<Message>,
-    /// We are woken when there is room, and not by requests.
-    full: bool,
 }
 
 impl Connection {
@@ -52,15 +50,15 @@ impl Podd {
     /// Serves a connection from now on.
     pub(super) fn connected(&mut self, socket: OwnedFd) -> io::Result<u64> {
         let token = self.watch(&socket, Source::Connection)?;
-        self.connections.insert(token, Connection { socket, held: VecDeque::new(), full: false });
+        self.connections.insert(token, Connection { socket, held: VecDeque::new() });
         Ok(token)
     }
 
     /// A request, or room for what is held, or the end of a connection.
     pub(super) fn hear(&mut self, token: u64) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
-        if connection.full {
-            return self.go_on_sending(token);
+        if !connection.held.is_empty() {
+            return self.send(token, true);
         }
         let mut bytes = vec![0; wire::MAX];
         let mut fds = Vec::new();
@@ -79,10 +77,10 @@ impl Podd {
     /// Sends to one connection, now or when there is room.
     pub(super) fn say(&mut self, token: u64, message: Message) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
+        let turn = connection.held.is_empty();
         connection.held.push_back(message);
-        // Behind others it waits for its turn.
-        if !connection.full {
-            self.go_on_sending(token);
+        if turn {
+            self.send(token, false);
         }
     }
 
@@ -93,16 +91,15 @@ impl Podd {
         }
     }
 
-    /// Sends what is held; the rest when the socket has room, and until then no request is heard.
-    fn go_on_sending(&mut self, token: u64) {
+    /// Sends what is held; the rest when the socket has room, and until then no request is heard. `waited`: that is so already.
+    fn send(&mut self, token: u64, waited: bool) {
         let Some(connection) = self.connections.get_mut(&token) else { return };
         let mut sent = connection.flush();
-        let full = !connection.held.is_empty();
-        if sent.is_ok() && full != connection.full {
-            connection.full = full;
-            let next = if full { EventFlags::OUT } else { EventFlags::IN };
-            let waits = epoll::modify(&self.epoll, &connection.socket, EventData::new_u64(token), next);
-            sent = waits.map_err(Into::into);
+        let waits = !connection.held.is_empty();
+        if sent.is_ok() && waits != waited {
+            let next = if waits { EventFlags::OUT } else { EventFlags::IN };
+            let woken = epoll::modify(&self.epoll, &connection.socket, EventData::new_u64(token), next);
+            sent = woken.map_err(Into::into);
         }
         if sent.is_err() {
             self.hang_up(token);
@@ -119,6 +116,6 @@ impl Podd {
 
     /// There is nothing that some daemon has not been sent yet.
     pub(super) fn all_sent(&self) -> bool {
-        self.connections.values().all(|connection| !connection.full)
+        self.connections.values().all(|connection| connection.held.is_empty())
     }
 }

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
 
@@ -345,15 +345,22 @@ fn empty(trash: &Path, driver: &dyn Driver) {
     }
 }
 
-/// One process per store.
+/// One process per store. A holder that was killed is waited for: a process that it was just making has its descriptors, and with
+/// them the lock, until it runs its own program (execve(2)).
 fn lock(root: &Path) -> Result<File, OpenError> {
+    const LIMIT: Duration = Duration::from_secs(1);
+    const PAUSE: Duration = Duration::from_millis(5);
     let path = root.join("lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(FileError::at("open", &path))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(OpenError::Locked { root: root.to_owned() }),
-        Err(error) => Err(FileError::at("lock", &path)(error).into()),
+    let end = Instant::now() + LIMIT;
+    loop {
+        match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < end => std::thread::sleep(PAUSE),
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(OpenError::Locked { root: root.to_owned() }),
+            Err(error) => return Err(FileError::at("lock", &path)(error).into()),
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::Connected;
 
 use super::authority::Authority;
+use super::preflight::in_time;
 use crate::config::{Endpoint, MutualTls};
 
 /// Accepted connections that wait to be served; the rest waits in the kernel.
@@ -97,7 +98,7 @@ pub fn bind(endpoints: &[Endpoint], tls: Option<&MutualTls>) -> Result<Listeners
         match endpoint {
             Endpoint::Unix(path) => listeners.unix.push(unix(path, failed)?),
             Endpoint::Tcp(address) => {
-                let listener = std::net::TcpListener::bind(address).map_err(failed)?;
+                let listener = in_time(|| std::net::TcpListener::bind(address)).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 listeners.tcp.push(TcpListener::from_std(listener).map_err(failed)?);
             }
@@ -117,7 +118,7 @@ fn unix(path: &Path, failed: impl Fn(io::Error) -> Error) -> Result<UnixListener
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(&failed)?;
     }
-    clear(path, &failed)?;
+    in_time(|| clear(path, &failed))?;
     let mask = rustix::process::umask(Mode::from_raw_mode(0o117));
     let listener = StdUnixListener::bind(path);
     rustix::process::umask(mask);

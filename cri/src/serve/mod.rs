@@ -89,7 +89,8 @@ pub fn main(config: Config, set_log: SetLog) -> Result<(), Error> {
 
 async fn run(config: Config, set_log: SetLog, started: Instant) -> Result<(), Error> {
     let mut signals = Signals::new()?;
-    let listeners = listen::bind(&config.listen, config.tls.as_ref())?;
+    let (endpoints, tls) = (config.listen.clone(), config.tls.clone());
+    let listeners = blocking(move || listen::bind(&endpoints, tls.as_ref())).await??;
     let engine = open(&config).await?;
     let sessions = Arc::new(Sessions(engine.clone()));
     let streaming = streaming::Server::start(config.streaming, sessions).await?;

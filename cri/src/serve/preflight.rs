@@ -4,6 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -84,6 +85,20 @@ fn new_enough(release: &str) -> bool {
     }
 }
 
+/// Tries something for as long as a daemon that was killed may go on to hold what it held: a process it was just making has
+/// all its descriptors until it runs its own program (execve(2)).
+pub(super) fn in_time<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+    const LIMIT: Duration = Duration::from_secs(1);
+    const PAUSE: Duration = Duration::from_millis(5);
+    let end = Instant::now() + LIMIT;
+    loop {
+        match attempt() {
+            Err(_) if Instant::now() < end => std::thread::sleep(PAUSE),
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Makes a directory and locks `daemon.pid` in it.
 fn take(dir: &Path) -> Result<File, Error> {
     let failed = |source: std::io::Error| Error::Directory { path: dir.into(), source };
@@ -92,7 +107,7 @@ fn take(dir: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     let mut file =
         options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
-    if flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if in_time(|| flock(&file, FlockOperation::NonBlockingLockExclusive)).is_err() {
         let mut pid = String::new();
         let _ = (&file).take(16).read_to_string(&mut pid);
         let holder = match pid.trim() {
@@ -138,6 +153,21 @@ mod tests {
         assert!(error.contains(&format!("(pid {})", std::process::id())), "{error}");
         drop(guard);
         take(&dir).unwrap();
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn what_a_killed_daemon_holds_for_a_moment_longer_is_waited_for() {
+        let dir = std::env::temp_dir().join(format!("berth-killed-{}", std::process::id()));
+        let guard = take(&dir).unwrap();
+        let inherited = guard.try_clone().unwrap();
+        drop(guard);
+        let exec = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(50));
+            drop(inherited);
+        });
+        take(&dir).unwrap();
+        exec.join().unwrap();
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

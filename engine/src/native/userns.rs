@@ -11,7 +11,7 @@ use crate::error::{Error, Kind};
 use crate::exec::PodNamespaces;
 use crate::native::child::new_mount;
 use crate::spec::{IdMapping, NamespaceMode, Namespaces, PodSpec, UserNamespace};
-use crate::sys::{mount, process};
+use crate::sys::{mount, namespaces};
 
 /// The user namespace a pod asks for; `None`: the node's.
 pub(crate) fn of(namespaces: &Namespaces) -> Option<&UserNamespace> {
@@ -20,14 +20,14 @@ pub(crate) fn of(namespaces: &Namespaces) -> Option<&UserNamespace> {
 
 /// Makes the namespaces that a pod's user namespace owns; `None`: it has none.
 pub(crate) fn make(spec: &PodSpec) -> Result<Option<PodNamespaces>, Error> {
-    let namespaces = &spec.security.namespaces;
-    let Some(user) = of(namespaces) else { return Ok(None) };
-    let own_network = namespaces.network == NamespaceMode::Pod;
+    let wanted = &spec.security.namespaces;
+    let Some(user) = of(wanted) else { return Ok(None) };
+    let own_network = wanted.network == NamespaceMode::Pod;
     let network = libc::CLONE_NEWNET | libc::CLONE_NEWUTS;
     let flags = libc::CLONE_NEWUSER | libc::CLONE_NEWIPC | if own_network { network } else { 0 };
     let failed = |e| Error::with(Kind::Internal, "make the pod's user namespace", e);
     let made =
-        process::namespaces(flags, [&lines(&user.uids), &lines(&user.gids)], ["user", "uts", "ipc", "net"]);
+        namespaces::make(flags, [&lines(&user.uids), &lines(&user.gids)], ["user", "uts", "ipc", "net"]);
     let [user, uts, ipc, net] = made.map_err(failed)?;
     Ok(Some(PodNamespaces { user, uts, ipc, net: own_network.then_some(net) }))
 }
@@ -55,7 +55,7 @@ pub(crate) fn map(mount: BorrowedFd<'_>, user: BorrowedFd<'_>) -> std::io::Resul
 /// Whether pods can have user namespaces here, found by making one and mapping a tmpfs with it (Linux 6.3, as KEP-127 asks).
 pub(crate) fn works() -> bool {
     let map = "0 65536 65536\n";
-    let made = process::namespaces(libc::CLONE_NEWUSER, [map, map], ["user"]);
+    let made = namespaces::make(libc::CLONE_NEWUSER, [map, map], ["user"]);
     let mapped = made.and_then(|[user]: [OwnedFd; 1]| {
         let tmpfs = new_mount(c"tmpfs", b"", 0)?;
         mount::map_ids(tmpfs.as_fd(), user.as_fd())
@@ -66,6 +66,7 @@ pub(crate) fn works() -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::process;
 
     #[test]
     fn ids_are_shifted_and_those_outside_of_the_map_are_nobody() {

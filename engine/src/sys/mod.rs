@@ -1,9 +1,10 @@
 //! The one module with unsafe code: system calls that no safe crate offers, each wrapped into a safe function with an argument
 //! for its safety.
 //!
-//! In reading order: [`process`] (clone, spawn, exec, wait), [`thread`] (namespaces, signals, seccomp, descriptors of the calling
-//! thread), [`mount`] (mount_setattr), [`memory`] (sealed memfds seen as slices), [`bpf`] (device programs), [`socket`] (messages
-//! with descriptors), [`btrfs`] (subvolumes), [`tap`] (links of virtual machines), [`footprint`] (memory given back). What rustix offers safely is used from there.
+//! In reading order: [`process`] (clone, spawn, exec, wait), [`namespaces`] (made ahead of their members), [`thread`] (namespaces,
+//! signals, seccomp, descriptors of the calling thread), [`mount`] (mount_setattr), [`memory`] (sealed memfds seen as slices), [`bpf`] (device programs), [`socket`] (messages
+//! with descriptors), [`btrfs`] (subvolumes), [`tap`] (links of virtual machines), [`footprint`] (memory given back). What rustix
+//! offers safely is used from there.
 #![allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
@@ -15,6 +16,7 @@ pub mod btrfs;
 pub mod footprint;
 pub mod memory;
 pub mod mount;
+pub mod namespaces;
 pub mod process;
 pub mod socket;
 pub mod tap;

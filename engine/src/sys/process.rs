@@ -54,7 +54,7 @@ pub fn clone(_proof: &SingleThreaded, flags: u64, cgroup: Option<BorrowedFd<'_>>
 }
 
 /// Common arguments of clone3.
-fn clone_args(flags: u64, pidfd: &mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> libc::clone_args {
+pub(super) fn clone_args(flags: u64, pidfd: &mut RawFd, cgroup: Option<BorrowedFd<'_>>) -> libc::clone_args {
     // SAFETY: clone_args is plain integers; all zero is its documented neutral value.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = flags;
@@ -82,53 +82,6 @@ pub fn clone_sibling(_proof: &SingleThreaded, flags: u64) -> io::Result<Cloned> 
     // SAFETY: as in `clone`.
     let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
     Ok(Cloned::Parent { pid: pid_of(pid), pidfd })
-}
-
-/// New namespaces (`flags`, with `CLONE_NEWUSER` first among them), as descriptors by their names in /proc/PID/ns. A process that
-/// shares our memory, runs nothing and ends before we return is their only member ever. `maps`: uid_map and gid_map.
-pub fn namespaces<const N: usize>(
-    flags: c_int,
-    maps: [&str; 2],
-    names: [&str; N],
-) -> io::Result<[OwnedFd; N]> {
-    const STACK: usize = 16 << 10;
-    let mut stack: Vec<u128> = vec![0; STACK / size_of::<u128>()];
-    let mut pidfd: RawFd = -1;
-    let mut args = clone_args((flags | libc::CLONE_VM | libc::CLONE_PIDFD) as u64, &mut pidfd, None);
-    args.stack = stack.as_mut_ptr() as u64;
-    args.stack_size = STACK as u64;
-    // Handlers must not run in the child, which shares our memory.
-    let old = block_all_signals();
-    // SAFETY: the child runs `sleep_forever` on `stack`, which is its alone and 16-byte aligned, touches nothing else, and is waited for
-    // below before `stack` goes; if it cannot be waited for, `stack` is leaked.
-    let pid = unsafe { clone3_call(&raw mut args, sleep_forever, std::ptr::null_mut()) };
-    restore_signals(&old);
-    if pid < 0 {
-        return Err(io::Error::from_raw_os_error(i32::try_from(-pid).unwrap_or(libc::EIO)));
-    }
-    // SAFETY: as in `clone`.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    let made = (|| {
-        std::fs::write(format!("/proc/{pid}/uid_map"), maps[0])?;
-        std::fs::write(format!("/proc/{pid}/gid_map"), maps[1])?;
-        let open = |name| std::fs::File::open(format!("/proc/{pid}/ns/{name}")).map(OwnedFd::from);
-        let fds: Vec<OwnedFd> = names.into_iter().map(open).collect::<io::Result<_>>()?;
-        fds.try_into().map_err(|_| io::Error::other("namespaces are missing"))
-    })();
-    let ended = signal(std::os::fd::AsFd::as_fd(&pidfd), libc::SIGKILL).and_then(|()| wait(&pidfd));
-    if ended.is_err() {
-        std::mem::forget(stack);
-    }
-    made
-}
-
-/// The child of `namespaces`: one system call that never returns, because every signal but SIGKILL is blocked.
-extern "C" fn sleep_forever(_: *mut c_void) -> ! {
-    loop {
-        let none = std::ptr::null_mut::<c_void>();
-        // SAFETY: no descriptors, no timeout, no mask: all pointers may be null.
-        unsafe { libc::syscall(libc::SYS_ppoll, none, 0, none, none, 0) };
-    }
 }
 
 /// The pid, in our PID namespace, of a pidfd's process (proc_pid_fdinfo(5)).
@@ -265,7 +218,7 @@ fn spawn_exec(spawn: &Spawn<'_>) -> c_int {
 /// `args` must be valid for clone3 with a stack that is large enough and not used by anybody else while the child shares our
 /// memory; `run` must not return, and `argument` must be valid for it.
 #[cfg(target_arch = "x86_64")]
-unsafe fn clone3_call(
+pub(super) unsafe fn clone3_call(
     args: *mut libc::clone_args,
     run: extern "C" fn(*mut c_void) -> !,
     argument: *mut c_void,
@@ -300,7 +253,7 @@ unsafe fn clone3_call(
 /// # Safety
 /// As for the other architecture.
 #[cfg(target_arch = "aarch64")]
-unsafe fn clone3_call(
+pub(super) unsafe fn clone3_call(
     args: *mut libc::clone_args,
     run: extern "C" fn(*mut c_void) -> !,
     argument: *mut c_void,
@@ -338,7 +291,7 @@ pub(super) fn block_all_signals() -> libc::sigset_t {
 }
 
 /// Undoes [`block_all_signals`].
-fn restore_signals(old: &libc::sigset_t) {
+pub(super) fn restore_signals(old: &libc::sigset_t) {
     // SAFETY: `old` was filled in by the kernel.
     unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, old, std::ptr::null_mut()) };
 }

@@ -5,6 +5,7 @@
 //! a reading at all. It ends when nobody has asked for a while. A node that asks every ten seconds never starts it.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -27,6 +28,9 @@ const LAYER_AGE: Duration = Duration::from_secs(10);
 /// And the walk takes at most one part of this many of the time.
 const LAYER_SHARE: u32 = 50;
 
+/// One part of this many of the descriptors the process may have (RLIMIT_NOFILE) is for files that stay open between readings.
+const FILES_SHARE: u64 = 4;
+
 /// Gauges by cgroup, and the last readings of what is no cgroup.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
@@ -34,6 +38,21 @@ pub(crate) struct Meter {
     networks: Mutex<HashMap<Arc<str>, Interfaces>>,
     layers: Mutex<HashMap<String, Layer>>,
     demand: Mutex<Demand>,
+    files: Arc<Files>,
+}
+
+/// How many files stay open between readings, and how many may. A cgroup for which there is no room is opened for each reading.
+#[derive(Debug)]
+struct Files {
+    open: AtomicUsize,
+    most: usize,
+}
+
+/// Files that count as open until this is dropped.
+#[derive(Debug)]
+struct Room {
+    files: Arc<Files>,
+    count: usize,
 }
 
 /// A pod's interfaces, and when they were read.
@@ -49,7 +68,7 @@ struct Gauge {
 /// What readings are taken with.
 #[derive(Debug, Default)]
 struct Needle {
-    reader: Option<Reader>,
+    reader: Option<(Reader, Room)>,
     /// Time of the last reading and CPU time then, both in nanoseconds.
     last: Option<(i64, u64)>,
 }
@@ -79,7 +98,7 @@ impl Meter {
     /// A reading of a cgroup not older than `age`; `Ok(None)`: there is no such cgroup.
     pub(super) fn read(&self, cgroup: &str, age: Duration) -> Result<Option<CgroupStats>, Error> {
         let gauge = lock(&self.gauges).entry(cgroup.to_owned()).or_default().clone();
-        let stats = absent_is_fine(gauge.read(cgroup, age))?;
+        let stats = absent_is_fine(gauge.read(cgroup, age, &self.files))?;
         if stats.is_none() {
             self.forget(cgroup);
         }
@@ -159,6 +178,28 @@ impl Meter {
     }
 }
 
+impl Default for Files {
+    fn default() -> Self {
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        Self { open: AtomicUsize::new(0), most: limit.map_or(usize::MAX, |n| (n / FILES_SHARE) as usize) }
+    }
+}
+
+impl Files {
+    /// Room for so many, if there is.
+    fn room(self: &Arc<Self>, count: usize) -> Option<Room> {
+        let more = |open: usize| open.checked_add(count).filter(|open| *open <= self.most);
+        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
+        Some(Room { files: self.clone(), count })
+    }
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.files.open.fetch_sub(self.count, Ordering::Relaxed);
+    }
+}
+
 impl Layer {
     fn due(&self) -> bool {
         self.at.elapsed() > LAYER_AGE.max(self.took * LAYER_SHARE)
@@ -172,7 +213,7 @@ impl Gauge {
         latest.as_ref().filter(|(at, _)| at.elapsed() < age).map(|(_, stats)| stats.clone())
     }
 
-    fn read(&self, cgroup: &str, age: Duration) -> Result<CgroupStats, Error> {
+    fn read(&self, cgroup: &str, age: Duration, files: &Arc<Files>) -> Result<CgroupStats, Error> {
         if let Some(stats) = self.latest(age) {
             return Ok(stats);
         }
@@ -181,19 +222,24 @@ impl Gauge {
         if let Some(stats) = self.latest(age) {
             return Ok(stats);
         }
-        let stats = needle.read(cgroup)?;
+        let stats = needle.read(cgroup, files)?;
         *lock(&self.latest) = Some((Instant::now(), stats.clone()));
         Ok(stats)
     }
 }
 
 impl Needle {
-    fn read(&mut self, cgroup: &str) -> Result<CgroupStats, Error> {
-        let reader = match &mut self.reader {
-            Some(reader) => reader,
-            empty => empty.insert(Reader::open(cgroup)?),
+    fn read(&mut self, cgroup: &str, files: &Arc<Files>) -> Result<CgroupStats, Error> {
+        let (mut reader, room) = match self.reader.take() {
+            Some((reader, room)) => (reader, Some(room)),
+            None => {
+                let reader = Reader::open(cgroup)?;
+                let room = files.room(reader.files());
+                (reader, room)
+            }
         };
         let mut stats = reader.read()?;
+        self.reader = room.map(|room| (reader, room));
         if let Some([total, ..]) = stats.cpu {
             if stats.nano_cores.is_none() {
                 stats.nano_cores = self.last.and_then(|last| nano_cores(last, (stats.at, total)));
@@ -223,6 +269,16 @@ mod tests {
         lock(&meter.demand).last = Instant::now().checked_sub(IDLE + FRESH);
         assert!(!meter.wanted());
         assert_eq!([meter.asked(), meter.asked()], [false, true]);
+    }
+
+    #[test]
+    fn files_beyond_the_limit_do_not_stay_open() {
+        let files = Arc::new(Files { open: AtomicUsize::new(0), most: 100 });
+        let first = files.room(60);
+        assert!(first.is_some() && files.room(60).is_none());
+        assert!(files.room(40).is_some(), "it is not counted what found no room");
+        drop(first);
+        assert!(files.room(60).is_some(), "what is closed makes room");
     }
 
     #[test]

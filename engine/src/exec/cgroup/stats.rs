@@ -94,6 +94,12 @@ impl Reader {
         Ok(Self { cgroup: cgroup.into(), files, huge, last: None, buffer: Vec::new() })
     }
 
+    /// How many descriptors it holds.
+    #[must_use]
+    pub fn files(&self) -> usize {
+        self.files.len() + self.huge.iter().map(|(_, _, most)| 1 + usize::from(most.is_some())).sum::<usize>()
+    }
+
     /// One reading. Blocking, some twenty preads. CPU use per second needs two readings of the same reader.
     ///
     /// # Errors

@@ -47,6 +47,8 @@ mod erofs;
 pub mod error;
 mod files;
 mod flight;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod graph;
 mod kernel;
 pub mod layer;

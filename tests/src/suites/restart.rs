@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use k8s_cri::v1 as api;
+use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -105,6 +106,10 @@ fn killed(node: &mut Node, pods: &[Running]) -> Result<()> {
     let at_kill = lines(&pods[0].log)?.len();
     kill(Pid::from_raw(pods[2].pid), Signal::SIGTERM)?;
     kill(Pid::from_raw(pods[2].pid), Signal::SIGKILL)?;
+    // The kernel ends it when it gets to it; the supervisor has seen the end once nobody has that number.
+    shell::eventually("its supervisor has seen its end", 10, || {
+        Ok((kill(Pid::from_raw(pods[2].pid), None) == Err(Errno::ESRCH)).then_some(()))
+    })?;
     shell::eventually("the others log on without the daemon", 10, || {
         Ok((lines(&pods[0].log)?.len() > at_kill + 20).then_some(()))
     })?;

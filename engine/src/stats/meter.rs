@@ -1,8 +1,9 @@
 //! Readings that are shared: whoever asks while one is young gets that one, and its time with it.
 //!
 //! A node asks for the same numbers from several sides (kubelet, crictl, a metrics agent). When they come faster than once in
-//! [`FRESH`], a sampler takes over: it reads every gauge in the background, twice in that time, so that no caller waits for
-//! a reading at all. It ends when nobody has asked for a while. A node that asks every ten seconds never starts it.
+//! [`FRESH`], a sampler takes over: it reads every gauge in the background, twice in that time, and what is new at once, so
+//! that no caller waits for a reading at all. It ends when nobody has asked for a while. A node that asks every ten
+//! seconds never starts it.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,6 +22,8 @@ use crate::exec::cgroup::Reader;
 pub(super) const FRESH: Duration = Duration::from_millis(1000);
 /// How often the sampler reads.
 pub(super) const SAMPLE: Duration = Duration::from_millis(400);
+/// How often the sampler looks for what has no reading yet.
+pub(super) const NEWCOMERS: Duration = Duration::from_millis(20);
 /// How long the sampler goes on after the last call.
 const IDLE: Duration = Duration::from_secs(3);
 /// Least age of a writable layer's size before it is measured anew: that walks a directory tree.
@@ -168,6 +171,11 @@ impl Meter {
         let mut demand = lock(&self.demand);
         let often = demand.last.replace(Instant::now()).is_some_and(|last| last.elapsed() < FRESH);
         often && !std::mem::replace(&mut demand.sampling, true)
+    }
+
+    /// It could not be started: the next caller tries again.
+    pub(super) fn no_sampler(&self) {
+        lock(&self.demand).sampling = false;
     }
 
     /// Whether the sampler goes on. When not, the next call may start one.

@@ -4,14 +4,16 @@ mod meter;
 
 use std::collections::HashSet;
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) use meter::Meter;
-use meter::{FRESH, SAMPLE};
+use meter::{FRESH, NEWCOMERS, SAMPLE};
+use tokio::sync::oneshot;
 
 use crate::api::{CgroupStats, ContainerState, ContainerStats, ContainerView, PodState, PodStats};
 use crate::engine::{blocking, network_error};
 use crate::pod::Snapshot;
+use crate::sys::thread;
 use crate::{Engine, Error};
 
 impl Engine {
@@ -55,11 +57,18 @@ impl Engine {
             return known.into_iter().filter_map(|(stats, _)| stats).collect();
         }
         let engine = self.clone();
-        let all = blocking(move || {
+        let (done, all) = oneshot::channel();
+        let run = move || {
             let one = |(stats, of): (Option<S>, T)| stats.or_else(|| measure(&engine, of));
-            Ok(known.into_iter().filter_map(one).collect())
-        });
-        all.await.unwrap_or_default()
+            let _ = done.send(known.into_iter().filter_map(one).collect());
+        };
+        match prompt(run) {
+            Ok(()) => all.await.unwrap_or_default(),
+            Err(error) => {
+                tracing::warn!(%error, "no statistics: no thread to read them");
+                Vec::new()
+            }
+        }
     }
 
     fn ready_pods(&self) -> Vec<Arc<Snapshot>> {
@@ -70,7 +79,10 @@ impl Engine {
     /// Starts the sampler when callers come often.
     fn note_demand(self: &Arc<Self>) {
         if self.meter.asked() {
-            tokio::spawn(sample(Arc::downgrade(self)));
+            let engine = Arc::downgrade(self);
+            if prompt(move || sample(&engine)).is_err() {
+                self.meter.no_sampler();
+            }
         }
     }
 
@@ -130,9 +142,8 @@ impl Engine {
         Some(PodStats { pod: snapshot.pod.clone(), cgroup, network, containers })
     }
 
-    /// Takes every reading there is, anew.
-    fn refresh(&self) {
-        let age = SAMPLE / 2;
+    /// Takes every reading of which there is none, or only one older than `age`.
+    fn refresh(&self, age: Duration) {
         let containers = self.containers();
         for container in &containers {
             let _ = self.measure(container.clone(), age);
@@ -151,16 +162,30 @@ fn running(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<ContainerView>> {
     snapshot.containers.values().filter(|c| c.state == ContainerState::Running)
 }
 
-/// The sampler: ends when nobody asks any more, or with the engine.
-async fn sample(engine: Weak<Engine>) {
+/// The sampler: ends when nobody asks any more, or with the engine. Between two rounds it looks for newcomers.
+fn sample(engine: &Weak<Engine>) {
+    let mut round: Option<Instant> = None;
     while let Some(engine) = engine.upgrade().filter(|engine| engine.meter.wanted()) {
-        let _ = blocking(move || {
-            engine.refresh();
-            Ok(())
-        })
-        .await;
-        tokio::time::sleep(SAMPLE).await;
+        if round.is_some_and(|last| last.elapsed() < SAMPLE) {
+            engine.refresh(FRESH);
+        } else {
+            engine.refresh(SAMPLE / 2);
+            round = Some(Instant::now());
+        }
+        drop(engine);
+        std::thread::sleep(NEWCOMERS);
     }
+}
+
+/// Runs readings on a thread that, with all it starts, gets the processor soon though for a short time: with many pods in the making
+/// a reading would stand in line with dozens of threads of long slices, and a caller with dozens of readings.
+fn prompt(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
+    let run = move || {
+        // As prompt as all others where the kernel does not know how.
+        let _ = thread::short_slices();
+        work();
+    };
+    std::thread::Builder::new().name("stats".into()).spawn(run).map(drop)
 }
 
 /// A reading of nothing: it has a time and no values.

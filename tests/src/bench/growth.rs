@@ -40,7 +40,15 @@ pub fn measure(contender: &Contender, steps: &[usize]) -> Result<Growth> {
             for index in 0..VALUES {
                 let (start, pod) = action::pod(&mut client, &format!("growth{index}"), &logs).await?;
                 action::up(&pod, &logs).await?;
-                samples.entry("pod ready").or_default().push(start.run + start.create + start.start);
+                let parts = [
+                    ("pod ready", start.run + start.create + start.start),
+                    ("RunPodSandbox", start.run),
+                    ("CreateContainer", start.create),
+                    ("StartContainer", start.start),
+                ];
+                for (what, took) in parts {
+                    samples.entry(what).or_default().push(took);
+                }
                 samples.entry("ExecSync true").or_default().push(action::exec(&mut client, &pod).await?);
                 samples.entry("ContainerStatus").or_default().push(action::status(&mut client, &pod).await?);
                 samples

@@ -2,13 +2,20 @@
 
 use libc::{c_int, c_void, size_t};
 
+/// Bytes of a piece of memory that is not the heap's but a mapping of its own.
+#[cfg(target_env = "gnu")]
+const LARGE: c_int = 512 << 10;
+
 /// Tells the allocator, before any thread is started, to be content with two arenas: each one keeps what its threads have freed, and
-/// a daemon's threads are many and rarely allocate at the same time.
+/// a daemon's threads are many and rarely allocate at the same time. And to give large pieces back at once when they are freed:
+/// otherwise it takes the first one as a sign that more will be wanted, and keeps up to 64 MiB (mallopt(3), `M_MMAP_THRESHOLD`).
 pub fn frugal_heap() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt takes two integers and only changes how later allocations are placed.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 2);
+    for (parameter, value) in
+        [(libc::M_ARENA_MAX, 2), (libc::M_MMAP_THRESHOLD, LARGE), (libc::M_TRIM_THRESHOLD, LARGE)]
+    {
+        // SAFETY: mallopt takes two integers and only changes how later allocations are placed.
+        unsafe { libc::mallopt(parameter, value) };
     }
 }
 

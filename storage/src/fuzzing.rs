@@ -143,7 +143,7 @@ pub fn image(bytes: &[u8]) -> Option<(Vec<u8>, Vec<Written>)> {
     erofs::write(&tree, &devices, &mut image).unwrap();
     assert!(image.len().is_multiple_of(512));
     let mut files = Vec::new();
-    list(&tree, 0, String::new(), &mut files);
+    list(&tree, 0, "", &mut files);
     Some((image, files))
 }
 
@@ -187,7 +187,7 @@ fn path(number: u8) -> Vec<u8> {
     if parts.is_empty() { b"r".to_vec() } else { parts.join("/").into_bytes() }
 }
 
-fn list(tree: &Tree, id: usize, path: String, out: &mut Vec<Written>) {
+fn list(tree: &Tree, id: usize, path: &str, out: &mut Vec<Written>) {
     let node = &tree.nodes[id];
     let (kind, size, target) = match &node.body {
         Body::Directory(_) => (0o040_000, 0, Vec::new()),
@@ -197,10 +197,10 @@ fn list(tree: &Tree, id: usize, path: String, out: &mut Vec<Written>) {
         Body::Block(..) => (0o060_000, 0, Vec::new()),
         Body::Fifo => (0o010_000, 0, Vec::new()),
     };
-    let shown = if path.is_empty() { "/".to_owned() } else { path.clone() };
+    let shown = if path.is_empty() { "/" } else { path }.to_owned();
     out.push(Written { path: shown, mode: kind | node.mode, uid: node.uid, gid: node.gid, size, target });
     for (name, child) in tree.children(id).into_iter().flatten() {
-        list(tree, *child, format!("{path}/{}", String::from_utf8_lossy(name)), out);
+        list(tree, *child, &format!("{path}/{}", String::from_utf8_lossy(name)), out);
     }
 }
 

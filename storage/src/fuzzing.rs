@@ -129,10 +129,10 @@ pub struct Written {
     pub target: Vec<u8>,
 }
 
-/// Merges layers that the bytes describe (0xff parts them; four bytes are an entry) and writes the EROFS image; returns it with what is
-/// in it. `None`: the layers do not apply.
+/// Merges layers that the bytes describe (0xff parts them; four bytes are an entry) and writes the EROFS image; returns it with the number
+/// of layers and what is in it. `None`: the layers do not apply.
 #[must_use]
-pub fn image(bytes: &[u8]) -> Option<(Vec<u8>, Vec<Written>)> {
+pub fn image(bytes: &[u8]) -> Option<(Vec<u8>, usize, Vec<Written>)> {
     let mut tree = Tree::new();
     let mut devices = Vec::new();
     for layer in bytes.split(|byte| *byte == 0xff).take(4) {
@@ -144,7 +144,7 @@ pub fn image(bytes: &[u8]) -> Option<(Vec<u8>, Vec<Written>)> {
     assert!(image.len().is_multiple_of(512));
     let mut files = Vec::new();
     list(&tree, 0, "", &mut files);
-    Some((image, files))
+    Some((image, devices.len(), files))
 }
 
 /// An entry of four bytes: what it is, where, and numbers.

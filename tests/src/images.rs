@@ -27,6 +27,8 @@ pub struct Image {
 
 /// The image most cases run: busybox.
 pub const BUSYBOX: &str = "registry.k8s.io/e2e-test-images/busybox:1.29-2";
+/// An image of one file of its own, `/pause`.
+pub const PAUSE: &str = "registry.k8s.io/pause:3.9";
 /// A web server on port 80.
 pub const HTTPD: &str = "registry.k8s.io/e2e-test-images/httpd:2.4.39-4";
 /// An image index that has nothing for any Linux.
@@ -83,7 +85,7 @@ fn small(dir: &Path, busybox: &Layer) -> Result<Vec<Image>> {
     // One repository of the loopback registry is the mirror of registry.k8s.io and k8s.gcr.io.
     let pause = Layer::gzip(&rootfs::pause(&dir.join("pause"))?)?;
     let cmd = Config { cmd: &["/pause"], ..config };
-    images.push(layout::image(dir, &["registry.k8s.io/pause:3.9"], &cmd, &[&pause])?);
+    images.push(layout::image(dir, &[PAUSE], &cmd, &[&pause])?);
     let tags = [1, 2, 3].map(|n| format!("{STAGING}/test-image-tags:{n}"));
     let mut singles: Vec<Vec<String>> = vec![tags.to_vec()];
     for name in ["latest", "tag:test", "tag:all", "1", "2", "3"] {

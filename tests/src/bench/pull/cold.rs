@@ -1,4 +1,5 @@
-//! What a container pays for being the first of its image: after the pull, and after the image has left memory.
+//! What a container pays for being the first of its image: after the pull, and after the image has left memory. The runtime is in
+//! memory each time.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +13,7 @@ use crate::bench::contender::Contender;
 use crate::bench::run::Results;
 use crate::bench::sample::Sample;
 use crate::client::{self, Client};
-use crate::images::BUSYBOX;
+use crate::images::{BUSYBOX, PAUSE};
 use crate::report::line;
 use crate::shell;
 use crate::suites::wait;
@@ -35,6 +36,7 @@ pub(super) fn all(contender: &Contender, results: &mut Results, rounds: usize) -
         let mut client = contender.client().await?;
         let logs = contender.dir.join("logs/cold");
         fs::create_dir_all(&logs)?;
+        client.pull(PAUSE).await?;
         let pod = client.run_pod(&client::pod("cold", &logs)).await?;
         for round in 0..rounds {
             action::remove_image(&mut client, BUSYBOX).await?;
@@ -44,8 +46,15 @@ pub(super) fn all(contender: &Contender, results: &mut Results, rounds: usize) -
                     // sysctl/vm: clean page cache, dentries and inodes.
                     shell::run(60, "sync", &[])?;
                     fs::write("/proc/sys/vm/drop_caches", "3")?;
-                    // What a node always has in memory: the runtime itself.
-                    client.runtime.version(api::VersionRequest::default()).await?;
+                    // What a node has in memory is the runtime itself: all that a start of another image needs.
+                    let other = client::container(&format!("o{round}"), PAUSE, &["/pause"]);
+                    let id = client.create(&pod, &other, &client::pod("cold", &logs)).await?;
+                    client.start(&id).await?;
+                    // And what this client waits with.
+                    let log = logs.join(format!("o{round}.log"));
+                    ensure!(!says(&log, " up"), "{PAUSE} writes nothing");
+                    tokio::time::sleep(Duration::from_micros(100)).await;
+                    remove(&mut client, id).await?;
                 }
                 let name = format!("c{round}-{}", row.len());
                 let taken = up(&mut client, &pod, &name, &logs).await?;
@@ -75,13 +84,23 @@ async fn up(client: &mut Client, pod: &str, name: &str, logs: &Path) -> Result<f
     let start = Instant::now();
     let id = client.create(pod, &spec, &config).await?;
     client.start(&id).await?;
-    while !fs::read_to_string(&log).is_ok_and(|text| text.contains(" up")) {
+    while !says(&log, " up") {
         ensure!(start.elapsed() < Duration::from_secs(20), "{name} does not say that it is up");
         tokio::time::sleep(Duration::from_micros(100)).await;
     }
     let taken = start.elapsed().as_secs_f64() * 1e3;
-    let request = api::StopContainerRequest { container_id: id.clone(), timeout: 0 };
-    client.runtime.stop_container(request).await.context("stop")?;
-    client.runtime.remove_container(api::RemoveContainerRequest { container_id: id }).await?;
+    remove(client, id).await?;
     Ok(taken)
+}
+
+/// Whether there is such a log and it has this in it.
+fn says(log: &Path, what: &str) -> bool {
+    fs::read_to_string(log).is_ok_and(|text| text.contains(what))
+}
+
+async fn remove(client: &mut Client, container_id: String) -> Result<()> {
+    let request = api::StopContainerRequest { container_id: container_id.clone(), timeout: 0 };
+    client.runtime.stop_container(request).await.context("stop")?;
+    client.runtime.remove_container(api::RemoveContainerRequest { container_id }).await?;
+    Ok(())
 }

@@ -6,12 +6,12 @@
 //! seconds never starts it.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use netplugins::InterfaceStats;
 use storage::Usage;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::Error;
 use crate::api::CgroupStats;
@@ -41,22 +41,12 @@ pub(crate) struct Meter {
     networks: Mutex<HashMap<Arc<str>, Interfaces>>,
     layers: Mutex<HashMap<String, Layer>>,
     demand: Mutex<Demand>,
-    files: Arc<Files>,
+    files: Files,
 }
 
-/// How many files stay open between readings, and how many may. A cgroup for which there is no room is opened for each reading.
+/// How many more files may stay open between readings. A cgroup for which there is no room is opened for each reading.
 #[derive(Debug)]
-struct Files {
-    open: AtomicUsize,
-    most: usize,
-}
-
-/// Files that count as open until this is dropped.
-#[derive(Debug)]
-struct Room {
-    files: Arc<Files>,
-    count: usize,
-}
+struct Files(Arc<Semaphore>);
 
 /// A pod's interfaces, and when they were read.
 type Interfaces = (Instant, Vec<InterfaceStats>);
@@ -71,7 +61,7 @@ struct Gauge {
 /// What readings are taken with.
 #[derive(Debug, Default)]
 struct Needle {
-    reader: Option<(Reader, Room)>,
+    reader: Option<(Reader, OwnedSemaphorePermit)>,
     /// Time of the last reading and CPU time then, both in nanoseconds.
     last: Option<(i64, u64)>,
 }
@@ -189,22 +179,15 @@ impl Meter {
 impl Default for Files {
     fn default() -> Self {
         let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        Self { open: AtomicUsize::new(0), most: limit.map_or(usize::MAX, |n| (n / FILES_SHARE) as usize) }
+        let most = limit.map_or(Semaphore::MAX_PERMITS, |n| (n / FILES_SHARE) as usize);
+        Self(Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))))
     }
 }
 
 impl Files {
-    /// Room for so many, if there is.
-    fn room(self: &Arc<Self>, count: usize) -> Option<Room> {
-        let more = |open: usize| open.checked_add(count).filter(|open| *open <= self.most);
-        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok()?;
-        Some(Room { files: self.clone(), count })
-    }
-}
-
-impl Drop for Room {
-    fn drop(&mut self) {
-        self.files.open.fetch_sub(self.count, Ordering::Relaxed);
+    /// Room for so many, if there is; it is given back by dropping it.
+    fn room(&self, count: usize) -> Option<OwnedSemaphorePermit> {
+        self.0.clone().try_acquire_many_owned(u32::try_from(count).ok()?).ok()
     }
 }
 
@@ -221,7 +204,7 @@ impl Gauge {
         latest.as_ref().filter(|(at, _)| at.elapsed() < age).map(|(_, stats)| stats.clone())
     }
 
-    fn read(&self, cgroup: &str, age: Duration, files: &Arc<Files>) -> Result<CgroupStats, Error> {
+    fn read(&self, cgroup: &str, age: Duration, files: &Files) -> Result<CgroupStats, Error> {
         if let Some(stats) = self.latest(age) {
             return Ok(stats);
         }
@@ -237,7 +220,7 @@ impl Gauge {
 }
 
 impl Needle {
-    fn read(&mut self, cgroup: &str, files: &Arc<Files>) -> Result<CgroupStats, Error> {
+    fn read(&mut self, cgroup: &str, files: &Files) -> Result<CgroupStats, Error> {
         let (mut reader, room) = match self.reader.take() {
             Some((reader, room)) => (reader, Some(room)),
             None => {
@@ -281,7 +264,7 @@ mod tests {
 
     #[test]
     fn files_beyond_the_limit_do_not_stay_open() {
-        let files = Arc::new(Files { open: AtomicUsize::new(0), most: 100 });
+        let files = Files(Arc::new(Semaphore::new(100)));
         let first = files.room(60);
         assert!(first.is_some() && files.room(60).is_none());
         assert!(files.room(40).is_some(), "it is not counted what found no room");

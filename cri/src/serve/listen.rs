@@ -98,7 +98,8 @@ pub fn bind(endpoints: &[Endpoint], tls: Option<&MutualTls>) -> Result<Listeners
         match endpoint {
             Endpoint::Unix(path) => listeners.unix.push(unix(path, failed)?),
             Endpoint::Tcp(address) => {
-                let listener = in_time(|| std::net::TcpListener::bind(address)).map_err(failed)?;
+                let held = |error: &io::Error| error.kind() == io::ErrorKind::AddrInUse;
+                let listener = in_time(held, || std::net::TcpListener::bind(address)).map_err(failed)?;
                 listener.set_nonblocking(true).map_err(failed)?;
                 listeners.tcp.push(TcpListener::from_std(listener).map_err(failed)?);
             }
@@ -118,7 +119,7 @@ fn unix(path: &Path, failed: impl Fn(io::Error) -> Error) -> Result<UnixListener
     if let Some(dir) = path.parent() {
         std::fs::create_dir_all(dir).map_err(&failed)?;
     }
-    in_time(|| clear(path, &failed))?;
+    in_time(|error| matches!(error, Error::InUse { .. }), || clear(path, &failed))?;
     let mask = rustix::process::umask(Mode::from_raw_mode(0o117));
     let listener = StdUnixListener::bind(path);
     rustix::process::umask(mask);

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 
 /// Oldest kernel with all that is relied upon everywhere: clone3 into a cgroup (5.7), openat2 (5.6), pidfd_open (5.3),
 /// mount_setattr (5.12), and idmapped mounts on the usual file systems (5.15).
@@ -86,14 +87,17 @@ fn new_enough(release: &str) -> bool {
 }
 
 /// Tries something for as long as a daemon that was killed may go on to hold what it held: a process it was just making has
-/// all its descriptors until it runs its own program (execve(2)).
-pub(super) fn in_time<T, E>(mut attempt: impl FnMut() -> Result<T, E>) -> Result<T, E> {
+/// all its descriptors until it runs its own program (execve(2)). `held`: an error that says so; every other one is final.
+pub(super) fn in_time<T, E>(
+    held: impl Fn(&E) -> bool,
+    mut attempt: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
     const LIMIT: Duration = Duration::from_secs(1);
     const PAUSE: Duration = Duration::from_millis(5);
     let end = Instant::now() + LIMIT;
     loop {
         match attempt() {
-            Err(_) if Instant::now() < end => std::thread::sleep(PAUSE),
+            Err(error) if held(&error) && Instant::now() < end => std::thread::sleep(PAUSE),
             outcome => return outcome,
         }
     }
@@ -107,7 +111,8 @@ fn take(dir: &Path) -> Result<File, Error> {
     let mut options = OpenOptions::new();
     let mut file =
         options.read(true).write(true).create(true).truncate(false).mode(0o600).open(path).map_err(failed)?;
-    if in_time(|| flock(&file, FlockOperation::NonBlockingLockExclusive)).is_err() {
+    let lock = || flock(&file, FlockOperation::NonBlockingLockExclusive);
+    if in_time(|error| *error == Errno::WOULDBLOCK, lock).is_err() {
         let mut pid = String::new();
         let _ = (&file).take(16).read_to_string(&mut pid);
         let holder = match pid.trim() {

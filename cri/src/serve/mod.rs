@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::Engine;
-use engine::sys::footprint;
+use engine::sys::{footprint, spawn};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
@@ -51,6 +51,9 @@ pub enum Error {
     /// An endpoint cannot be served.
     #[error(transparent)]
     Listen(#[from] listen::Error),
+    /// Those that supervisors are started with.
+    #[error("cannot reserve descriptors")]
+    Descriptors(#[source] std::io::Error),
     /// The runtime or its signals.
     #[error("cannot start the daemon's threads")]
     Runtime(#[source] std::io::Error),
@@ -78,6 +81,7 @@ pub enum Error {
 pub fn main(config: Config, set_log: SetLog) -> Result<(), Error> {
     let started = Instant::now();
     footprint::frugal_heap();
+    spawn::reserve().map_err(Error::Descriptors)?;
     let release = rustix::system::uname().release().to_string_lossy().into_owned();
     let _guard = preflight::check(&release, &config.root, &config.state)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(Error::Runtime)?;

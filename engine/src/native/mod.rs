@@ -38,7 +38,7 @@ use crate::exec::podd::record;
 use crate::exec::wire::{self, HAS_NETNS, HAS_USER, Message, POD_PID, Tag};
 use crate::exec::{self, Call, Connection, Driver, Exit, Features, PodLaunch, PodNamespaces, cgroup};
 use crate::spec::{ContainerSecurity, ContainerSpec, DeviceSpec, NamespaceMode, PodSpec, Resources};
-use crate::sys::{memory, mount, process};
+use crate::sys::{memory, mount, process, spawn};
 
 /// How long a supervisor may take to set its pod up.
 const SETUP_TIME: Duration = Duration::from_secs(20);
@@ -330,7 +330,7 @@ fn spawn(
     let null = null.as_fd();
     let fds = [null, null, null, listener.as_fd(), directory.as_fd()];
     let cgroup = entrance.v2.as_ref().map(AsFd::as_fd);
-    let (_, pidfd) = process::spawn(program.as_fd(), &arguments, &fds, cgroup)
+    let (_, pidfd) = spawn::spawn(program.as_fd(), &arguments, &fds, cgroup)
         .map_err(|e| failed("start the supervisor", e))?;
     let connection = connect_in(&directory).map_err(|e| failed("connect to the supervisor", e))?;
     Ok((pidfd, connection))

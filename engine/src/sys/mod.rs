@@ -1,7 +1,7 @@
 //! The one module with unsafe code: system calls that no safe crate offers, each wrapped into a safe function with an argument
 //! for its safety.
 //!
-//! In reading order: [`process`] (clone, spawn, exec, wait), [`namespaces`] (made ahead of their members), [`thread`] (namespaces,
+//! In reading order: [`process`] (clone, exec, wait), [`spawn`] (a program from a threaded process), [`namespaces`] (made ahead of their members), [`thread`] (namespaces,
 //! signals, seccomp, descriptors of the calling thread), [`mount`] (mount_setattr), [`memory`] (sealed memfds seen as slices), [`bpf`] (device programs), [`socket`] (messages
 //! with descriptors), [`btrfs`] (subvolumes), [`tap`] (links of virtual machines), [`footprint`] (memory given back). What rustix
 //! offers safely is used from there.
@@ -19,6 +19,7 @@ pub mod mount;
 pub mod namespaces;
 pub mod process;
 pub mod socket;
+pub mod spawn;
 pub mod tap;
 pub mod thread;
 

@@ -1,4 +1,4 @@
-//! Processes: clone3(2) from a single-threaded process, vfork-like spawning from a threaded one, execve(2), pidfds.
+//! Processes: clone3(2) from a single-threaded process, execve(2), waiting, pidfds.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
@@ -106,111 +106,10 @@ fn pid_of(value: libc::c_long) -> i32 {
     i32::try_from(value).unwrap_or(i32::MAX)
 }
 
-/// Everything the vforked child reads; it lives in the suspended parent's frame.
-struct Spawn<'a> {
-    program: RawFd,
-    argv: &'a [*const c_char],
-    /// The i-th becomes descriptor i of the new program.
-    fds: &'a [RawFd],
-    errno: c_int,
-}
-
-/// Starts a program given by descriptor, from any thread, without copying the address space: the child shares it, does nothing
-/// but arrange descriptors and exec, and we sleep until then. Its descriptors are exactly `fds`, numbered from 0; its environment
-/// is empty; all signals are at their defaults except that ignored ones stay ignored, and all are blocked.
-pub fn spawn(
-    program: BorrowedFd<'_>,
-    arguments: &[&CStr],
-    fds: &[BorrowedFd<'_>],
-    cgroup: Option<BorrowedFd<'_>>,
-) -> io::Result<(i32, OwnedFd)> {
-    const STACK: usize = 64 << 10;
-    let mut argv: Vec<*const c_char> = arguments.iter().map(|a| a.as_ptr()).collect();
-    argv.push(std::ptr::null());
-    let fds: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
-    let mut spawn = Spawn { program: program.as_raw_fd(), argv: &argv, fds: &fds, errno: 0 };
-    let mut stack: Vec<u128> = vec![0; STACK / size_of::<u128>()];
-    let mut pidfd: RawFd = -1;
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD;
-    let mut args = clone_args(flags as u64 | CLONE_CLEAR_SIGHAND, &mut pidfd, cgroup);
-    args.stack = stack.as_mut_ptr() as u64;
-    args.stack_size = STACK as u64;
-    // Handlers must not run in the child, which shares our memory.
-    let old = block_all_signals();
-    // SAFETY: the child runs `spawn_child` on `stack`, which is its alone, 16-byte aligned and alive until we return; CLONE_VFORK
-    // keeps this thread, and so `spawn`, `argv`, `fds` and `stack`, in place until the child has left our memory by exec or exit.
-    let pid = unsafe { clone3_call(&raw mut args, spawn_child, (&raw mut spawn).cast()) };
-    restore_signals(&old);
-    if pid < 0 {
-        return Err(io::Error::from_raw_os_error(i32::try_from(-pid).unwrap_or(libc::EIO)));
-    }
-    // SAFETY: as in `clone`.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
-    if spawn.errno != 0 {
-        let _ = wait(&pidfd);
-        return Err(io::Error::from_raw_os_error(spawn.errno));
-    }
-    Ok((pid_of(pid as libc::c_long), pidfd))
-}
-
 /// `CLONE_INTO_CGROUP` (clone3 only: it does not fit libc's c_int).
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 /// `CLONE_CLEAR_SIGHAND` (clone3 only).
-const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
-
-/// The child of `spawn`: system calls only, no allocation, no lock.
-extern "C" fn spawn_child(spawn: *mut c_void) -> ! {
-    // SAFETY: `spawn` is the pointer handed to clone3_call, valid while the parent sleeps, and nobody else uses it meanwhile.
-    let spawn = unsafe { &mut *spawn.cast::<Spawn<'_>>() };
-    spawn.errno = spawn_exec(spawn);
-    // SAFETY: _exit ends only this process; the parent goes on and reads `errno`.
-    unsafe { libc::_exit(127) }
-}
-
-/// Numbers the descriptors and execs; returns the errno of what failed.
-fn spawn_exec(spawn: &Spawn<'_>) -> c_int {
-    /// Above every descriptor that is dup'ed to, so that no source is overwritten before it is copied.
-    const HIGH: c_int = 512;
-    // SAFETY (all calls below): the child has its own descriptor table, so nothing here touches the parent's; the arguments are
-    // plain integers and, for execveat, NUL-terminated strings with a null-terminated array that outlive the child's use.
-    let errno = || io::Error::last_os_error().raw_os_error().unwrap_or(libc::EIO);
-    // SAFETY: see above.
-    let program = unsafe { libc::fcntl(spawn.program, libc::F_DUPFD_CLOEXEC, HIGH) };
-    if program < 0 {
-        return errno();
-    }
-    let mut high = [-1; 16];
-    for (slot, fd) in high.iter_mut().zip(spawn.fds) {
-        // SAFETY: see above.
-        *slot = unsafe { libc::fcntl(*fd, libc::F_DUPFD_CLOEXEC, HIGH) };
-        if *slot < 0 {
-            return errno();
-        }
-    }
-    for (target, fd) in (0..).zip(&high[..spawn.fds.len().min(high.len())]) {
-        // SAFETY: see above.
-        if unsafe { libc::dup2(*fd, target) } < 0 {
-            return errno();
-        }
-    }
-    let first = spawn.fds.len();
-    // SAFETY: see above. Nothing but the wanted descriptors survives the exec.
-    unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
-    let environment: [*const c_char; 1] = [std::ptr::null()];
-    let argv = spawn.argv.as_ptr();
-    // SAFETY: see above. Only returns on failure.
-    unsafe {
-        libc::syscall(
-            libc::SYS_execveat,
-            program,
-            c"".as_ptr(),
-            argv,
-            environment.as_ptr(),
-            libc::AT_EMPTY_PATH,
-        )
-    };
-    errno()
-}
+pub(super) const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
 /// clone3 where the child calls `run(argument)` on its own stack and never returns here.
 ///

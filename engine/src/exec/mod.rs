@@ -3,6 +3,7 @@
 //! The daemon never forks. It starts one supervisor (`podd`) per pod and talks to it through [`Supervisor`]; the supervisor clones,
 //! reaps, logs and records. A driver is chosen by RuntimeClass handler; `native` is ours.
 
+pub(crate) mod ahead;
 pub mod cgroup;
 pub mod podd;
 pub mod user;

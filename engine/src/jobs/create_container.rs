@@ -9,7 +9,7 @@ use storage::{IdMap, Image, RootfsOptions};
 use crate::cdi::Edits;
 use crate::container::{Container, ContainerPhase, ContainerRecord, ContainerStatus, policy, process};
 use crate::engine::{blocking, new_id};
-use crate::exec::{ResolvedUser, nanos, user};
+use crate::exec::{ResolvedUser, ahead, nanos, user};
 use crate::job::{Cx, Job};
 use crate::jobs::teardown;
 use crate::native::userns;
@@ -189,6 +189,11 @@ async fn mount_root(
         let spec = &container.record.spec;
         images.prepare(&image.id, &id)?;
         let rootfs = images.mount(&id, &rootfs_options(spec, user.as_ref()))?;
+        if let Ok(rootfs) = rootfs.try_clone() {
+            let container = container.clone();
+            // Nobody waits for it: it is to run while the rest is done.
+            drop(tokio::task::spawn_blocking(move || ahead::read(rootfs.as_fd(), &container.record.process)));
+        }
         let found = user::resolve(rootfs.as_fd(), &spec.security.user, &image.config.user)?;
         let home = user::home(rootfs.as_fd(), found.uid)?;
         Ok((rootfs, found, home))

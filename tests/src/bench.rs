@@ -6,6 +6,7 @@
 //! - [`machine`]: memory, processor time and mounts, as the kernel counts them
 //! - [`run`]: the rounds; [`density`] and [`growth`]: nodes full of pods; [`pull`]: big images; [`memory`]: who holds it
 //! - [`net`]: the network of pods alone, against the reference CNI plugins
+//! - [`start`]: a container and an exec alone, against OCI runtimes as commands; [`witness`]: what critest itself measures
 //! - [`profile`]: where the time goes, by the daemon's own account
 //! - [`sample`]: medians and the like
 //! - [`table`]: Markdown and JSON; [`plot`]: pictures
@@ -25,4 +26,6 @@ pub mod pull;
 pub mod reads;
 pub mod run;
 pub mod sample;
+pub mod start;
 pub mod table;
+pub mod witness;

@@ -9,7 +9,7 @@ use tests::bench::growth::{self, Growth};
 use tests::bench::reads::{self, Load};
 use tests::bench::run::{self, Effort, Results};
 use tests::bench::table::{self, Table};
-use tests::bench::{density, memory, net, plot, profile, pull};
+use tests::bench::{density, memory, net, plot, profile, pull, start, witness};
 use tests::report::line;
 use tests::world::World;
 
@@ -37,8 +37,12 @@ fn bench(what: &str) -> Result<()> {
         "profile" => profile::run(&world, number_from("BENCH_PODS", 30)?)?,
         "pull" => pull(&world)?,
         "cri" => under_load(&world)?,
+        "critest" => second_witness(&world)?,
+        "exec" => start::run(&world)?,
         "net" => net::run(&world)?,
-        other => bail!("{other} is no mode: all, quick, growth, memory, profile, pull, cri or net"),
+        other => {
+            bail!("{other} is no mode: all, quick, growth, memory, profile, pull, exec, cri, critest or net")
+        }
     }
     Ok(std::fs::remove_dir_all(&world.dir)?)
 }
@@ -113,6 +117,13 @@ fn under_load(world: &World) -> Result<()> {
     let late = reads::late(&results);
     anyhow::ensure!(late.is_empty(), "above {} ms at the 99th percentile: {late:?}", reads::LIMIT);
     Ok(())
+}
+
+/// What critest's own benchmark says.
+fn second_witness(world: &World) -> Result<()> {
+    let contenders = everybody(world)?;
+    let results = witness::all(world, &contenders, number_from("BENCH_ROUNDS", 3)?)?;
+    publish(&results, None, &contenders, "critest")
 }
 
 /// Latencies on a node that fills up.

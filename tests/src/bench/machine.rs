@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
@@ -38,6 +39,31 @@ pub fn processes() -> Result<BTreeMap<u32, Process>> {
 fn field(text: &str, key: &str) -> Option<f64> {
     let line = text.lines().find(|line| line.starts_with(key))?;
     line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The memory cgroup of a process, as a directory; `None` when it is gone.
+#[must_use]
+pub fn memory_cgroup(pid: u32) -> Option<PathBuf> {
+    let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()?;
+    // cgroups(7): hierarchy, controllers, path; version 2 has an empty list of controllers.
+    let mut rows = text.lines().filter_map(|row| {
+        let mut parts = row.splitn(3, ':').skip(1);
+        Some((parts.next()?, parts.next()?.trim_start_matches('/')))
+    });
+    let v1 = rows.clone().find(|(controllers, _)| controllers.split(',').any(|one| one == "memory"));
+    match v1 {
+        Some((_, path)) => Some(Path::new("/sys/fs/cgroup/memory").join(path)),
+        None => rows
+            .find(|(controllers, _)| controllers.is_empty())
+            .map(|(_, path)| Path::new("/sys/fs/cgroup").join(path)),
+    }
+}
+
+/// What is charged to a memory cgroup in KiB, the kernel's own memory among it; 0 when there is no such cgroup.
+#[must_use]
+pub fn charged(cgroup: &Path) -> f64 {
+    let read = |file| fs::read_to_string(cgroup.join(file)).ok()?.trim().parse::<f64>().ok();
+    read("memory.usage_in_bytes").or_else(|| read("memory.current")).unwrap_or(0.0) / 1024.0
 }
 
 /// Processor time of everything on this machine so far, in seconds.

@@ -3,20 +3,23 @@
 use std::collections::BTreeMap;
 use std::fs;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::action;
 use super::contender::Contender;
-use super::machine::number;
+use super::machine::{charged, number};
 use super::run::{Footprint, remove_together, start_together};
 use crate::images::BUSYBOX;
 use crate::report::line;
 use crate::suites::wait;
 
+/// What the helpers of a pod may hold, in KiB, by either count.
+const LIMIT: f64 = 300.0;
+
 /// Prints the memory of each contender: idle, and with `count` pods.
 ///
 /// # Errors
-/// An action fails.
+/// An action fails, or a pod costs Berth more than it may.
 pub fn run(contenders: &[Contender], count: usize) -> Result<()> {
     for contender in contenders {
         wait(async { Ok(contender.client().await?.pull(BUSYBOX).await.map(drop)?) })?;
@@ -31,10 +34,22 @@ pub fn run(contenders: &[Contender], count: usize) -> Result<()> {
             }
             Ok(pods)
         })?;
-        let per_pod = Footprint::now()?.helpers_since(&before) / number(count);
-        line(format_args!("helpers: {per_pod:.0} KiB of PSS per pod; the daemon with {count} pods:"));
+        let now = Footprint::now()?;
+        let per_pod = now.helpers_since(&before) / number(count);
+        line(format_args!("helpers: {per_pod:.0} KiB of PSS per pod"));
+        let cgroups = now.cgroups_since(&before);
+        let charged = cgroups.iter().map(|cgroup| charged(cgroup)).sum::<f64>() / number(count);
+        // containerd's shims are charged to the cgroup that it runs in itself.
+        if !cgroups.is_empty() {
+            line(format_args!(
+                "helpers: {charged:.0} KiB per pod by their memory cgroup, the kernel's own among it"
+            ));
+        }
+        line(format_args!("the daemon with {count} pods:"));
         print(contender.pid())?;
         wait(async { remove_together(&contender.client().await?, pods, 10).await })?;
+        let most = per_pod.max(charged);
+        ensure!(contender.rival() || most <= LIMIT, "a pod costs {most:.0} KiB, above {LIMIT}");
     }
     Ok(())
 }

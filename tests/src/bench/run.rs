@@ -1,6 +1,6 @@
 //! The rounds: every contender does the same, one after the other, again and again.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -215,10 +215,22 @@ impl Footprint {
     /// Memory of the processes that have come since and are no payload, in KiB of PSS.
     #[must_use]
     pub fn helpers_since(&self, before: &Self) -> f64 {
-        let helper = |(pid, process): &(&u32, &machine::Process)| {
+        self.since(before).map(|(_, process)| process.pss).sum()
+    }
+
+    /// The memory cgroups that hold these processes and nothing that was there before.
+    #[must_use]
+    pub fn cgroups_since(&self, before: &Self) -> BTreeSet<PathBuf> {
+        let old: BTreeSet<_> =
+            before.processes.keys().filter_map(|pid| machine::memory_cgroup(*pid)).collect();
+        let new = self.since(before).filter_map(|(pid, _)| machine::memory_cgroup(*pid));
+        new.filter(|cgroup| !old.contains(cgroup)).collect()
+    }
+
+    fn since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = (&'a u32, &'a machine::Process)> {
+        self.processes.iter().filter(|(pid, process)| {
             !before.processes.contains_key(pid) && !MARKS.iter().any(|mark| process.command.contains(mark))
-        };
-        self.processes.iter().filter(helper).map(|(_, process)| process.pss).sum()
+        })
     }
 }
 

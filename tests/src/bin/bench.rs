@@ -33,7 +33,7 @@ fn bench(what: &str) -> Result<()> {
         "all" => compare(&world, Effort { rounds: 5, pods: 20, burst: 30, pulls: 2 }, true)?,
         "quick" => compare(&world, Effort { rounds: 2, pods: 10, burst: 30, pulls: 0 }, false)?,
         "growth" => grow(&world)?,
-        "memory" => memory::run(&everybody(&world)?, number_from("BENCH_PODS", 50)?)?,
+        "memory" => memory::run(&everybody(&world)?, number_from("BENCH_PODS", 100)?)?,
         "profile" => profile::run(&world, number_from("BENCH_PODS", 30)?)?,
         "pull" => pull(&world)?,
         "cri" => under_load(&world)?,

@@ -106,6 +106,8 @@ fn over_the_socket(
             let start = Instant::now();
             let container =
                 client.create(&pod, &client::container(&name, BUSYBOX, &PROGRAM), &config).await?;
+            push(CREATE, "berth", milliseconds(start));
+            let start = Instant::now();
             client.start(&container).await?;
             said(&log, "up")?;
             push(START, "berth", milliseconds(start));

@@ -43,11 +43,17 @@ pub fn users(bytes: &[u8]) {
     }
 }
 
-/// seccomp profiles in either spelling: a filter that comes out is one the kernel could take.
+/// seccomp profiles in either spelling: a filter that comes out is one the kernel could take, and has a listener if it has an agent.
 pub fn seccomp(bytes: &[u8]) {
     let cache = seccomp::Cache::new(seccomp::Node { kernel: (6, 18) });
     if let Ok(Some(filter)) = cache.text("fuzzed", bytes, 0) {
         assert!(filter.program.len().is_multiple_of(8) && (8..=4096 * 8).contains(&filter.program.len()));
+        const NEW_LISTENER: u64 = 1 << 3;
+        assert_eq!(
+            filter.listener.is_some(),
+            filter.flags & NEW_LISTENER != 0,
+            "an agent and no listener for it"
+        );
     }
 }
 

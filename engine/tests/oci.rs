@@ -5,84 +5,9 @@ mod support;
 
 use std::fs;
 use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
-use serde_json::{Value, json};
-
-/// A bundle and the containers made of it; all of it goes when dropped.
-struct Bundle {
-    dir: PathBuf,
-}
-
-impl Bundle {
-    fn new(name: &str) -> Self {
-        let dir = PathBuf::from(format!("/tmp/oci-{name}-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        support::make_root(&dir.join("rootfs"));
-        let bundle = Self { dir };
-        assert!(bundle.oci(&["spec", "--bundle", bundle.dir.to_str().unwrap()]).status.success());
-        bundle.change(|config| {
-            config["process"]["terminal"] = json!(false);
-            config["root"]["readonly"] = json!(false);
-            config["linux"]["cgroupsPath"] = json!(format!("/berth-test-{name}-{}", std::process::id()));
-        });
-        bundle
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Value)) {
-        let path = self.dir.join("config.json");
-        let mut config = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
-        change(&mut config);
-        fs::write(path, config.to_string()).unwrap();
-    }
-
-    fn script(&self, script: &str) {
-        self.change(|config| config["process"]["args"] = json!(["/bin/sh", "-c", script]));
-    }
-
-    fn oci(&self, args: &[&str]) -> Output {
-        let mut command = Command::new("timeout");
-        command.args(["20", env!("CARGO_BIN_EXE_oci"), "--root"]).arg(self.dir.join("state"));
-        command.args(args).current_dir(&self.dir).stdin(std::process::Stdio::null()).output().unwrap()
-    }
-
-    /// Standard output of a verb that has to succeed.
-    fn ok(&self, args: &[&str]) -> String {
-        let output = self.oci(args);
-        assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-
-    /// What a verb that has to fail says.
-    fn fails(&self, args: &[&str]) -> String {
-        let output = self.oci(args);
-        assert!(!output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stdout));
-        String::from_utf8(output.stderr).unwrap()
-    }
-
-    /// `create` lets the process keep its streams, so it gets none of ours.
-    fn create(&self, id: &str) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_oci"));
-        command.arg("--root").arg(self.dir.join("state")).args(["create", id]).current_dir(&self.dir);
-        let null = || std::process::Stdio::null();
-        assert!(command.stdin(null()).stdout(null()).stderr(null()).status().unwrap().success());
-    }
-
-    fn status(&self, id: &str) -> String {
-        let state: Value = serde_json::from_str(&self.ok(&["state", id])).unwrap();
-        state["status"].as_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Bundle {
-    fn drop(&mut self) {
-        for id in fs::read_dir(self.dir.join("state")).into_iter().flatten().flatten() {
-            self.oci(&["delete", "--force", id.file_name().to_str().unwrap()]);
-        }
-        let _ = fs::remove_dir_all(&self.dir);
-    }
-}
+use serde_json::json;
+use support::bundle::Bundle;
 
 #[test]
 fn a_container_goes_through_its_states_and_leaves_nothing() {
@@ -146,28 +71,52 @@ fn no_descriptor_of_the_runtime_is_left() {
         bundle.change(|config| config["process"]["cwd"] = json!(format!("/proc/self/fd/{fd}")));
         bundle.fails(&["run", "b"]);
     }
+    // Nor is one that whoever calls the runtime has left open: it is not even there to be refused.
+    bundle.change(|config| config["process"]["cwd"] = json!("/proc/self/fd/9"));
+    let call =
+        format!("exec 9< /; exec {} --root {}/state run b", bundle.program.display(), bundle.dir.display());
+    let output =
+        std::process::Command::new("sh").args(["-c", &call]).current_dir(&bundle.dir).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.contains("No such file or directory"), "{said}");
 }
 
-/// CVE-2019-5736: the runtime's program is reached from inside only through a mount that cannot be written.
+/// CVE-2019-5736: a container that may trace gets hold of the runtime's program while a process enters, waits until nobody executes it
+/// any more, and writes to it.
 #[test]
 fn the_runtimes_program_cannot_be_written_from_inside() {
-    let bundle = Bundle::new("exe");
-    let program = Path::new(env!("CARGO_BIN_EXE_oci"));
-    let before = fs::metadata(program).unwrap().modified().unwrap();
-    symlink("/proc/self/exe", bundle.dir.join("rootfs/bin/evil")).unwrap();
-    bundle.script("for p in /proc/[0-9]*; do echo x >> $p/exe; done; echo done");
+    let mut bundle = Bundle::new("exe");
+    let program = bundle.dir.join("runtime");
+    fs::copy(env!("CARGO_BIN_EXE_oci"), &program).unwrap();
+    let before = fs::read(&program).unwrap();
+    bundle.program = program.clone();
+    let hold = "exec 9< $1/exe; : > /tmp/held; until [ -e /tmp/go ]; do sleep 0.02; done; \
+                { echo x > /proc/self/fd/9; } 2>/dev/null && echo written > /tmp/result || echo refused > /tmp/result";
+    fs::write(bundle.dir.join("rootfs/hold"), hold).unwrap();
+    bundle.script(
+        "while :; do for p in /proc/[0-9]*; do [ $p = /proc/1 ] || [ $p/exe -ef /bin/busybox ] || \
+           { sh /hold $p 2>/dev/null; [ -e /tmp/result ] && exec sleep 1000; }; done; done",
+    );
     bundle.change(|config| {
-        let all = json!(["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"]);
         for set in ["bounding", "permitted", "effective"] {
-            config["process"]["capabilities"][set] = all.clone();
+            config["process"]["capabilities"][set] =
+                json!(["CAP_SYS_ADMIN", "CAP_SYS_PTRACE", "CAP_DAC_OVERRIDE"]);
         }
     });
-    bundle.ok(&["run", "a"]);
-    bundle.change(|config| config["process"]["args"] = json!(["/bin/evil", "--version"]));
-    // The runtime's own program, as an entry point: from its read-only mount.
-    bundle.script("exec 9< /bin/evil; true");
-    bundle.oci(&["run", "b"]);
-    assert_eq!(fs::metadata(program).unwrap().modified().unwrap(), before);
+    bundle.create("a");
+    bundle.ok(&["start", "a"]);
+    let tmp = bundle.dir.join("rootfs/tmp");
+    let path = format!("PATH={}/bin", "/nowhere:".repeat(12_000));
+    while !tmp.join("held").exists() {
+        bundle.ok(&["exec", "--env", &path, "a", "true"]);
+    }
+    fs::write(tmp.join("go"), "").unwrap();
+    while fs::read_to_string(tmp.join("result")).unwrap_or_default().is_empty() {
+        std::thread::yield_now();
+    }
+    assert_eq!(fs::read_to_string(tmp.join("result")).unwrap(), "refused\n");
+    assert!(fs::read(&program).unwrap() == before, "the program was changed");
+    bundle.ok(&["delete", "--force", "a"]);
 }
 
 /// CVE-2026-41579, CVE-2026-47766, CVE-2025-54867: links of the image where the runtime mounts.
@@ -225,9 +174,17 @@ fn a_hook_gets_nothing_that_is_not_its_own() {
     let out = bundle.dir.join("out");
     bundle.change(|config| {
         config["process"]["env"] = json!(["LD_PRELOAD=/evil.so", "PATH=/bin"]);
-        let script = format!("/usr/bin/env -u PWD -u SHLVL -u _ > {0}; ls /proc/self/fd >> {0}", out.display());
-        config["hooks"] = json!({ "createContainer": [{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["A=1"] }] });
+        let script =
+            format!("/usr/bin/env -u PWD -u SHLVL -u _ > {0}; ls /proc/self/fd >> {0}", out.display());
+        let hook = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["A=1"] }]);
+        config["hooks"] = json!({ "createContainer": hook });
     });
     bundle.ok(&["run", "a"]);
-    assert_eq!(fs::read_to_string(out).unwrap(), "A=1\n0\n1\n2\n3\n");
+    assert_eq!(fs::read_to_string(&out).unwrap(), "A=1\n0\n1\n2\n3\n");
+    bundle.change(|config| {
+        let hook = config["hooks"]["createContainer"].clone();
+        config["hooks"] = json!({ "createRuntime": hook });
+    });
+    bundle.ok(&["run", "b"]);
+    assert_eq!(fs::read_to_string(&out).unwrap(), "A=1\n0\n1\n2\n3\n", "a hook on the node");
 }

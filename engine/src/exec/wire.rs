@@ -157,6 +157,8 @@ pub(crate) const STAGE_ERR: u64 = 1 << 14;
 pub(crate) const HAS_USER: u64 = 1 << 15;
 /// All processes of the exec's descent are killed.
 pub(crate) const TREE: u64 = 1 << 11;
+/// `Has`: a connection to the agent of the plan's seccomp filter, behind the counter of OOM kills.
+pub(crate) const HAS_AGENT: u64 = 1 << 16;
 
 /// A message.
 #[derive(Debug)]

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use super::capabilities;
 use super::child::template;
+use super::listener::Guard;
 use super::lsm::Label;
 use super::plan::{Step, Writer};
-use super::seccomp::Filter;
 use super::userns;
 use crate::error::Error;
 use crate::exec::wire::int;
@@ -62,7 +62,7 @@ pub(crate) struct Container<'a> {
     /// Devices beyond the usual.
     pub(crate) devices: &'a [Node],
     /// Compiled filter.
-    pub(crate) seccomp: Option<&'a Filter>,
+    pub(crate) seccomp: Option<Guard<'a>>,
     /// Labels of security modules.
     pub(crate) labels: &'a [Label],
     /// Number of v1 `tasks` files.
@@ -107,7 +107,7 @@ pub(crate) struct Exec<'a> {
     /// The process.
     pub(crate) process: &'a Process,
     /// Compiled filter.
-    pub(crate) seccomp: Option<&'a Filter>,
+    pub(crate) seccomp: Option<Guard<'a>>,
     /// Labels of security modules.
     pub(crate) labels: &'a [Label],
     /// Number of v1 `tasks` files.
@@ -409,28 +409,35 @@ fn volume(plan: &mut Writer, mount: &PreparedMount, fd: u64) -> Result<(), Error
     Ok(())
 }
 
+/// Without no_new_privs only CAP_SYS_ADMIN may install a filter: becoming the user has made it ineffective, and it is about to go.
+pub(crate) fn still_able(ours: u64) -> Step<'static> {
+    Step::Capabilities { permitted: ours, effective: ours, inheritable: 0, ambient: 0 }
+}
+
 /// From root to the user's program: the part that containers and execs share.
 fn program(
     plan: &mut Writer,
     facts: &Facts,
     spec: &ContainerSpec,
     process: &Process,
-    seccomp: Option<&Filter>,
+    seccomp: Option<Guard<'_>>,
 ) -> Result<(), Error> {
     let security = &spec.security;
     let sets = capabilities::compute(security, facts.default_capabilities, facts.bounding)?;
-    let filter = seccomp.map(|filter| Step::Seccomp { flags: filter.flags, program: &filter.program });
-    if security.no_new_privs {
-        plan.push(Step::NoNewPrivs {});
-    } else if let Some(filter) = filter {
-        // Without no_new_privs only CAP_SYS_ADMIN may install a filter, and it is about to go.
-        plan.push(filter);
-    }
-    plan.push(Step::Bounding { keep: sets.main });
+    let filter = seccomp.map(Guard::step);
+    // What a filter may not allow comes before it.
     let cwd = text("working_dir", &process.cwd)?;
     plan.push(Step::Chdir { path: &cwd });
+    if security.no_new_privs {
+        plan.push(Step::NoNewPrivs {});
+    }
+    plan.push(Step::Bounding { keep: sets.main });
     let groups: Vec<u8> = process.user.groups.iter().flat_map(|g| g.to_le_bytes()).collect();
     plan.push(Step::Identity { uid: process.user.uid.into(), gid: process.user.gid.into(), groups: &groups });
+    if let (false, Some(filter)) = (security.no_new_privs, filter) {
+        plan.push(still_able(facts.bounding));
+        plan.push(filter);
+    }
     plan.push(Step::Capabilities {
         permitted: sets.main,
         effective: sets.main,

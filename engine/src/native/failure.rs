@@ -39,6 +39,13 @@ pub(crate) fn explain(plan: &[u8], failure: Failure) -> Error {
         (Step::Chdir { .. }, libc::ENOTDIR, _) => {
             problem(format!("working directory \"{object}\" is not a directory"))
         }
+        (_, _, Detail::Directory) => {
+            let directory = plan::steps(plan).and_then(|mut s| s.find(|s| matches!(s, Step::Chdir { .. })));
+            let directory = directory.map(|step| step.object()).unwrap_or_default();
+            problem(format!(
+                "working directory \"{directory}\" cannot be entered by the container's user: {cause}"
+            ))
+        }
         (_, _, Detail::InProc) => {
             problem(format!("nothing can be mounted at \"{object}\": it leads into /proc"))
         }

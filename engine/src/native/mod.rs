@@ -2,7 +2,8 @@
 //!
 //! In reading order: this file (the driver: starting and finding supervisors), [`supervisor`] (calls to one), [`compile`] (what is asked
 //! for → plan; pure), [`plan`] (its format), [`child`] (its interpreter), [`failure`] (what went wrong, for a person),
-//! [`renewal`] (supervisors of an older program), [`capabilities`], [`seccomp`], [`lsm`], [`sysctls`], [`devices`], [`userns`].
+//! [`renewal`] (supervisors of an older program), [`capabilities`], [`seccomp`], [`listener`], [`lsm`], [`sysctls`], [`devices`],
+//! [`userns`].
 //!
 //! Tasks spawned: per supervisor one that reads its messages, and one that reaps it if it is our child.
 
@@ -11,6 +12,7 @@ pub(crate) mod child;
 pub(crate) mod compile;
 mod devices;
 pub(crate) mod failure;
+pub(crate) mod listener;
 mod lsm;
 pub(crate) mod plan;
 mod renewal;
@@ -182,14 +184,7 @@ impl Node {
             return Ok(None);
         }
         let sets = capabilities::compute(security, self.facts.default_capabilities, self.facts.bounding)?;
-        let filter = self.filters.filter(security.seccomp.as_ref(), sets.main)?;
-        if filter.as_ref().is_some_and(|filter| filter.listener.is_some()) {
-            return Err(Error::new(
-                Kind::Unimplemented,
-                "seccomp profiles with SCMP_ACT_NOTIFY are not built yet",
-            ));
-        }
-        Ok(filter)
+        self.filters.filter(security.seccomp.as_ref(), sets.main)
     }
 }
 
@@ -251,7 +246,8 @@ impl Native {
             Some(started) => started,
             None => self.start(launch.pod, launch.dir, entrance).await?,
         };
-        let result = Supervisor::begin(launch.pod, connection, self.node.clone(), setup, SETUP_TIME).await;
+        let result =
+            Supervisor::begin(launch.pod, launch.dir, connection, self.node.clone(), setup, SETUP_TIME).await;
         let result = result.map(supervisor::connection);
         if result.is_err() {
             let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
@@ -292,7 +288,7 @@ impl Native {
                 ));
             }
         };
-        match Supervisor::resume(pod, connection, self.node.clone()).await {
+        match Supervisor::resume(pod, dir, connection, self.node.clone()).await {
             // It was dying already: the kernel let the connection wait at a socket that was about to close.
             Err(e) if e.kind() == Kind::Unavailable => self.adopt(pod, dir).await,
             Err(e) => Err(e),
@@ -345,7 +341,7 @@ impl Native {
         let entrance = Arc::new(supervisor_entrance(&self.config)?);
         adopt.fds.extend(entrance.copies()?);
         let (_, connection) = self.start(pod, dir, entrance).await?;
-        let fresh = Supervisor::resume(pod, connection, self.node.clone()).await?.0;
+        let fresh = Supervisor::resume(pod, dir, connection, self.node.clone()).await?.0;
         fresh.call(adopt, SETUP_TIME).await?;
         for container in containers.into_values() {
             fresh.call(container, SETUP_TIME).await?;
@@ -357,7 +353,8 @@ impl Native {
             File::open(dir).map_err(|e| Error::with(Kind::Internal, "open the pod's directory", e))?;
         let connection = connect_in(&directory)
             .map_err(|e| Error::with(Kind::Internal, "connect to the new supervisor", e))?;
-        Supervisor::resume(pod, connection, self.node.clone()).await.map(|c| Some(supervisor::connection(c)))
+        let resumed = Supervisor::resume(pod, dir, connection, self.node.clone()).await;
+        resumed.map(|resumed| Some(supervisor::connection(resumed)))
     }
 }
 

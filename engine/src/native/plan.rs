@@ -156,6 +156,8 @@ steps! {
     31 User { fd: u64, flags: u64 } "enter the pod's user namespace"
     /// Mounts a device file of the template.
     32 ShareFile { from: &'p CStr, at: &'p CStr } "mount device"
+    /// Installs a seccomp filter whose listener goes to an agent with `state`, in which a zero byte stands for the process id.
+    33 Notify { flags: u64, program: &'p [u8], agent: &'p CStr, state: &'p [u8] } "install the seccomp filter of the agent"
     /// Asks a security module for the label after execve(2), by writing to a file below /proc.
     30 Label { file: &'p CStr, value: &'p [u8] } "set the security label"
 
@@ -217,6 +219,7 @@ impl Step<'_> {
             | Self::Bind { at, .. }
             | Self::FileSystem { at, .. } => at,
             Self::Chdir { path } | Self::Sysctl { path, .. } | Self::Hook { path, .. } => path,
+            Self::Notify { agent, .. } => agent,
             Self::Label { value, .. } => return String::from_utf8_lossy(value).into_owned(),
             Self::Exec { arguments, .. } => strings(arguments).next().unwrap_or_default(),
             _ => return String::new(),
@@ -309,6 +312,21 @@ mod tests {
         let mut no_exec = Writer::new();
         no_exec.push(Step::Pivot {});
         assert!(!verify(&no_exec.finish()), "a plan that returns");
+    }
+
+    /// CVE-2021-43784: a length does not fit the field it is written to, and what it belongs to becomes steps.
+    #[test]
+    fn a_field_of_any_length_stays_one_field() {
+        let mut hidden = Writer::new();
+        hidden.push(Step::Chdir { path: c"/hidden" });
+        let long = [vec![b'x'; 0x1_0000], hidden.finish().split_off(MAGIC.len())].concat();
+        let written =
+            [Step::Sysctl { path: c"p", value: &long }, Step::Exec { arguments: b"a\0", environment: &long }];
+        let mut writer = Writer::new();
+        written.iter().for_each(|step| writer.push(*step));
+        let bytes = writer.finish();
+        assert!(verify(&bytes));
+        assert_eq!(steps(&bytes).unwrap().collect::<Vec<_>>(), written);
     }
 
     proptest::proptest! {

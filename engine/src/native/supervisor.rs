@@ -8,6 +8,7 @@ use std::ffi::CString;
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -33,6 +34,8 @@ const START_TIME: Duration = Duration::from_secs(120);
 /// One connection to one supervisor.
 pub(crate) struct Supervisor {
     pod: String,
+    /// The pod's directory: what is shown to those who ask for a bundle.
+    dir: PathBuf,
     node: Arc<Node>,
     socket: AsyncFd<OwnedFd>,
     pid: AtomicI32,
@@ -81,10 +84,11 @@ impl Supervisor {
     /// Greets the supervisor and learns what it has.
     pub(super) async fn resume(
         pod: &str,
+        dir: &Path,
         connection: OwnedFd,
         node: Arc<Node>,
     ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Event>, Vec<Survivor>), Error> {
-        let supervisor = Self::over(pod, connection, node)?;
+        let supervisor = Self::over(pod, dir, connection, node)?;
         let survivors = tokio::time::timeout(CALL_TIME, supervisor.greet())
             .await
             .map_err(|_| supervisor.silent("Hello"))??;
@@ -95,12 +99,13 @@ impl Supervisor {
     /// Has a supervisor that was just started set its pod up: there is nothing to learn yet, and so one exchange is enough.
     pub(super) async fn begin(
         pod: &str,
+        dir: &Path,
         connection: OwnedFd,
         node: Arc<Node>,
         setup: Message,
         time: Duration,
     ) -> Result<(Arc<Self>, mpsc::UnboundedReceiver<Event>, Vec<Survivor>), Error> {
-        let supervisor = Self::over(pod, connection, node)?;
+        let supervisor = Self::over(pod, dir, connection, node)?;
         let events = supervisor.hear();
         let pod = supervisor.call(setup, time).await?;
         supervisor.pid.store(pod.int(Tag::Pid), Ordering::Relaxed);
@@ -108,11 +113,12 @@ impl Supervisor {
         Ok((supervisor, events, Vec::new()))
     }
 
-    fn over(pod: &str, connection: OwnedFd, node: Arc<Node>) -> Result<Arc<Self>, Error> {
+    fn over(pod: &str, dir: &Path, connection: OwnedFd, node: Arc<Node>) -> Result<Arc<Self>, Error> {
         let socket =
             sys::watch(connection).map_err(|e| Error::with(Kind::Internal, "watch the supervisor", e))?;
         Ok(Arc::new(Self {
             pod: pod.to_owned(),
+            dir: dir.to_owned(),
             node,
             socket,
             pid: AtomicI32::new(0),

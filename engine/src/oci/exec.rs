@@ -7,16 +7,17 @@ use oci_spec::runtime::{Capability, LinuxNamespaceType as Namespace, Process, Sp
 
 use super::args::Parsed;
 use super::create::{announce, preserved};
-use super::launch::{Birth, Joins, Launched, filter};
+use super::launch::{Birth, Joins, Launched, agent, filter, filtered};
 use super::lifecycle::pidfd_of;
 use super::store::{Record, Status};
 use super::terminal::Console;
-use super::{Context, Outcome, bundle, compile, wait};
+use super::{Context, Outcome, bundle, compile, hooks, wait};
 use crate::error::{Error, Kind};
 use crate::exec::cgroup;
 use crate::exec::user::Name;
-use crate::native::child::{FAILED, Failure, TERMINAL};
+use crate::native::child::{FAILED, Failure, LISTENER, TERMINAL};
 use crate::native::failure;
+use crate::native::listener::{Agent, Guard};
 use crate::sys::socket;
 
 /// `exec ID COMMAND…`, or with `--process FILE`.
@@ -171,6 +172,8 @@ fn launch(
         fds.push(root.into());
     }
     let filter = filter(&record.spec, Some(process), facts.bounding)?;
+    let about = hooks::state(&record.id, "running", None, &record.bundle, &record.spec);
+    let agent = agent(filter.as_deref(), &about)?;
     let plan = compile::exec(&compile::Exec {
         process,
         facts: &facts,
@@ -178,7 +181,7 @@ fn launch(
         flags: flags(&record.spec),
         change_root,
         user_namespace: bundle::has_namespace(&record.spec, Namespace::User),
-        filter: filter.as_deref(),
+        filter: filter.as_deref().map(|filter| Guard::new(filter, agent.as_ref())),
         preserve,
         keyring: &format!("_ses.{}", record.id),
     })?;
@@ -188,7 +191,7 @@ fn launch(
     };
     let birth = Birth { flags: 0, cgroup: entrance.v2, joins: joins.as_ref(), spec: None };
     let (launched, channel) = birth.clone(&plan, fds)?;
-    match verdict(&channel, &plan, console) {
+    match verdict(&channel, &plan, console, &launched, agent) {
         Ok(()) => Ok(launched),
         Err(error) => {
             super::lifecycle::end(&launched.pidfd);
@@ -198,7 +201,13 @@ fn launch(
 }
 
 /// Waits until the program runs, which closes the channel, or never will.
-fn verdict(channel: &OwnedFd, plan: &[u8], console: &mut Console) -> Result<(), Error> {
+fn verdict(
+    channel: &OwnedFd,
+    plan: &[u8],
+    console: &mut Console,
+    launched: &Launched,
+    mut agent: Option<Agent>,
+) -> Result<(), Error> {
     let failed = |e: io::Error| Error::with(Kind::Internal, "talk to the process", e);
     loop {
         let (mut bytes, mut fds) = ([0; 16], Vec::new());
@@ -206,6 +215,7 @@ fn verdict(channel: &OwnedFd, plan: &[u8], console: &mut Console) -> Result<(), 
         match bytes[0] {
             _ if length == 0 => return Ok(()),
             TERMINAL => console.opened(fds.pop())?,
+            LISTENER => filtered(&mut agent, launched, channel, &bytes[..length]).map_err(failed)?,
             FAILED => {
                 let told = Failure::decode(&bytes[..length])
                     .ok_or_else(|| failed(io::ErrorKind::InvalidData.into()))?;

@@ -19,6 +19,7 @@ use serde_json::{Value, json};
 use super::SPEC_VERSION;
 use super::log::Log;
 use crate::error::{Error, Kind};
+use crate::sys::thread;
 
 /// The state of a container (runtime.md, "State"). Without a pid it is as for one that has none.
 pub(super) fn state(id: &str, status: &str, pid: Option<i32>, bundle: &Path, spec: &Spec) -> Value {
@@ -61,6 +62,8 @@ fn one(name: &str, hook: &Hook, state: &Value, bundle: &Path) -> Result<(), Erro
     if !path.is_absolute() {
         return Err(Error::invalid(&format!("hooks.{name}"), format!("{} is not absolute", path.display())));
     }
+    // Whatever whoever calls us has left open is none of its business either.
+    thread::close_on_exec_from(3).map_err(failed)?;
     let mut command = Command::new(path);
     if let Some((zero, rest)) = hook.args().as_ref().and_then(|args| args.split_first()) {
         command.arg0(zero).args(rest);

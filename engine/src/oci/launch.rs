@@ -16,7 +16,8 @@ use super::terminal::Console;
 use super::{Context, bundle, hooks};
 use crate::error::{Error, Kind};
 use crate::exec::cgroup;
-use crate::native::child::{self, BIND, FAILED, Failure, Prepared, READY, STAGE, TERMINAL};
+use crate::native::child::{self, BIND, FAILED, Failure, LISTENER, Prepared, READY, STAGE, TERMINAL};
+use crate::native::listener::{self, Agent, Guard};
 use crate::native::{failure, seccomp};
 use crate::sys::process::{self, Cloned, SingleThreaded};
 use crate::sys::{socket, thread};
@@ -93,6 +94,8 @@ fn in_cgroup(
     let wanted = Wanted { spec, rootfs: &record.rootfs, cgroup: &record.cgroup, mounts: &requests };
     let prepared = prepare::prepare(&wanted, entrance.tasks, pipes)?;
     let filter = filter(spec, spec.process().as_ref(), facts.bounding)?;
+    let about = hooks::state(&record.id, "creating", None, &record.bundle, spec);
+    let agent = agent(filter.as_deref(), &about)?;
     let plan = compile::container(&compile::Container {
         id: &record.id,
         spec,
@@ -101,7 +104,7 @@ fn in_cgroup(
         facts: &facts,
         slots: &prepared.slots,
         mounts: &requests,
-        filter: filter.as_deref(),
+        filter: filter.as_deref().map(|filter| Guard::new(filter, agent.as_ref())),
         preserve: options.preserve,
         keyring: options.keyring,
     })?;
@@ -110,7 +113,7 @@ fn in_cgroup(
     let birth =
         Birth { flags: new_namespaces(spec), cgroup: entrance.v2, joins: Some(&joins), spec: Some(spec) };
     let (launched, channel) = birth.clone(&plan, prepared.fds)?;
-    let told = Told { context, record, plan: &plan, mounts: &requests, channel, pid: launched.pid };
+    let told = Told { context, record, plan: &plan, mounts: &requests, channel, process: &launched, agent };
     match told.listen(console) {
         Ok(()) => Ok(launched),
         Err(error) => {
@@ -135,11 +138,33 @@ pub(super) fn filter(
         .map_err(|e| Error::with(Kind::Internal, "write the seccomp profile down", e))?;
     let capabilities = compile::process::Sets::of(process, available).effective;
     let cache = seccomp::Cache::new(seccomp::Node { kernel: crate::native::kernel() });
-    let filter = cache.text("linux.seccomp", &text, capabilities)?;
-    if filter.as_ref().is_some_and(|filter| filter.listener.is_some()) {
-        return Err(Error::new(Kind::Unimplemented, "linux.seccomp: SCMP_ACT_NOTIFY is not built"));
-    }
-    Ok(filter)
+    cache.text("linux.seccomp", &text, capabilities)
+}
+
+/// The agent of a filter, waiting for a process of the container that `about` is the state of.
+pub(super) fn agent(
+    filter: Option<&seccomp::Filter>,
+    about: &serde_json::Value,
+) -> Result<Option<Agent>, Error> {
+    filter.map_or(Ok(None), |filter| Agent::reach(filter, about))
+}
+
+/// A process has its filter and says under which number it has the listener: the agent gets that, and the process hears how it went.
+/// The connection to the agent is for this one message.
+pub(super) fn filtered(
+    agent: &mut Option<Agent>,
+    process: &Launched,
+    channel: &OwnedFd,
+    message: &[u8],
+) -> io::Result<()> {
+    let handed = match (agent.take(), message.first_chunk::<5>()) {
+        (Some(agent), Some([_, number @ ..])) => {
+            agent.hand_over(process.pidfd.as_fd(), process.pid, i32::from_le_bytes(*number))
+        }
+        _ => Err(io::ErrorKind::NotConnected.into()),
+    };
+    rustix::io::write(channel, &[listener::verdict(&handed)])?;
+    Ok(())
 }
 
 /// Flags for the namespaces the clone makes. Cgroup and time namespaces come about otherwise.
@@ -325,12 +350,13 @@ struct Told<'a> {
     plan: &'a [u8],
     mounts: &'a [mounts::Request],
     channel: OwnedFd,
-    pid: i32,
+    process: &'a Launched,
+    agent: Option<Agent>,
 }
 
 impl Told<'_> {
     /// Serves the process until it waits to be started.
-    fn listen(&self, console: &mut Console) -> Result<(), Error> {
+    fn listen(mut self, console: &mut Console) -> Result<(), Error> {
         let failed = |e: io::Error| Error::with(Kind::Internal, "talk to the container's process", e);
         loop {
             let (mut bytes, mut fds) = ([0; 16], Vec::new());
@@ -348,6 +374,10 @@ impl Told<'_> {
                     socket::send(&self.channel, &[0], &[bind.as_fd()]).map_err(failed)?;
                 }
                 (TERMINAL, _) => console.opened(fds.pop())?,
+                (LISTENER, _) => {
+                    filtered(&mut self.agent, self.process, &self.channel, &bytes[..length])
+                        .map_err(failed)?;
+                }
                 (READY, _) => return Ok(()),
                 (FAILED, _) => {
                     let failure = Failure::decode(&bytes[..length])
@@ -363,11 +393,12 @@ impl Told<'_> {
         let record = self.record;
         self.context.log.debug(&format!("container {}: stage {reached}", record.id));
         if reached == stage::IDS {
-            return map_ids(self.pid, &record.spec);
+            return map_ids(self.process.pid, &record.spec);
         }
         let Some(all) = record.spec.hooks() else { return Ok(()) };
         // Hooks of the old kind were made for a container that is created.
-        let state = |status| hooks::state(&record.id, status, Some(self.pid), &record.bundle, &record.spec);
+        let state =
+            |status| hooks::state(&record.id, status, Some(self.process.pid), &record.bundle, &record.spec);
         #[allow(deprecated, reason = "old bundles have them")]
         let prestart = all.prestart().as_ref();
         hooks::run("prestart", prestart, &state("created"), &record.bundle)?;

@@ -143,6 +143,15 @@ pub struct SockFilter {
 
 /// Installs a seccomp filter given as raw instructions of eight bytes each (seccomp(2)).
 pub fn seccomp(program: &[u8], flags: u32) -> io::Result<()> {
+    install(program, flags).map(drop)
+}
+
+/// As [`seccomp`], with `SECCOMP_FILTER_FLAG_NEW_LISTENER` among the flags: the listener (seccomp_unotify(2)).
+pub fn seccomp_listener(program: &[u8], flags: u32) -> io::Result<OwnedFd> {
+    owned(install(program, flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER as u32)?)
+}
+
+fn install(program: &[u8], flags: u32) -> io::Result<libc::c_long> {
     let length = u16::try_from(program.len() / 8).map_err(io::Error::other)?;
     let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
     // SAFETY: the kernel copies `len` instructions of eight bytes, which lie within the slice, byte by byte (no alignment is
@@ -150,7 +159,6 @@ pub fn seccomp(program: &[u8], flags: u32) -> io::Result<()> {
     check(unsafe {
         libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
     })
-    .map(drop)
 }
 
 /// Joins a new session keyring of this name, so that keys of the starter cannot be read (keyctl(2)).

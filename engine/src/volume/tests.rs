@@ -126,14 +126,25 @@ fn image_declared_volumes_are_fresh_and_have_the_images_mode() {
     let root = place.dir.join("images/rootfs");
     fs::create_dir(root.join("cache")).unwrap();
     fs::set_permissions(root.join("cache"), fs::Permissions::from_mode(0o1777)).unwrap();
-    let declared = ["/cache".to_owned(), "/not/there".to_owned(), "/../../etc".to_owned()];
+    // CVE-2022-23648: what lies outside of the image lends the volume neither its content nor its attributes.
+    let outside = place.dir.join("images/outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("secret"), "").unwrap();
+    fs::set_permissions(&outside, fs::Permissions::from_mode(0o1777)).unwrap();
+    symlink(&outside, root.join("link")).unwrap();
+    let declared = ["/cache", "/not/there", "/../../etc", "/../outside", "/link"].map(str::to_owned);
     let mounts = prepare(&place, &container("app"), &declared);
     let mode = |fd| rustix::fs::fstat(fd).unwrap().st_mode & 0o7777;
     assert_eq!(mode(&mounts[0].fd), 0o1777);
     assert_eq!(mode(&mounts[1].fd), 0o755);
     assert_eq!(mounts[2].destination, "/../../etc", "only the child resolves it, inside the root");
     let inside = fs::read_dir(place.dir.join("container/volumes")).unwrap().count();
-    assert_eq!(inside, 3);
+    assert_eq!(inside, declared.len());
+    for led_astray in &mounts[3..5] {
+        assert_eq!(mode(&led_astray.fd), 0o755, "{}", led_astray.destination);
+        let absent = openat(&led_astray.fd, "secret", OFlags::PATH, Mode::empty());
+        assert_eq!(absent.unwrap_err(), rustix::io::Errno::NOENT);
+    }
     // What a container has written stays for its restart.
     let file = openat(&mounts[0].fd, "kept", OFlags::CREATE | OFlags::WRONLY, Mode::RUSR).unwrap();
     drop(file);

@@ -11,9 +11,10 @@ use super::streams::{Output, nonblocking};
 use super::{Podd, Process, Source, Starting};
 use crate::exec::nanos;
 use crate::exec::wire::{
-    self, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind, Message, STDIN, STDIN_ONCE, TTY, Tag,
+    self, HAS_AGENT, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind, Message, STDIN, STDIN_ONCE, TTY, Tag,
 };
-use crate::native::child::{self, Failure, Prepared, SIBLING, TERMINAL};
+use crate::native::child::{self, Failure, LISTENER, Prepared, SIBLING, TERMINAL};
+use crate::native::listener::{self, Agent};
 use crate::native::plan::MAX_PLAN;
 use crate::sys::memory::Sealed;
 use crate::sys::process::{self, Cloned};
@@ -45,12 +46,14 @@ impl Podd {
         let mut fds = std::mem::take(&mut message.fds).into_iter();
         let plan = fds.next().ok_or(io::ErrorKind::InvalidInput.into()).map_err(refuse("read the plan"))?;
         let mut next = |bit: u64| if has & bit != 0 { fds.next() } else { None };
-        let (log, cgroup, oom) = (next(HAS_LOG), next(HAS_CGROUP), next(HAS_OOM));
+        let (log, cgroup, oom, agent) = (next(HAS_LOG), next(HAS_CGROUP), next(HAS_OOM), next(HAS_AGENT));
         let mut slots: Vec<OwnedFd> = fds.collect();
 
         let plan = Sealed::map(&plan, MAX_PLAN).map_err(refuse("read the plan"))?;
         let prepared =
             Prepared::new(plan.bytes()).ok_or(("read the plan", io::ErrorKind::InvalidData.into()))?;
+        let agent =
+            agent.zip(listener::state_in(plan.bytes())).map(|(socket, state)| Agent { socket, state });
         let ends = if exec.is_some() {
             slots.push(self.running(&id)?);
             Ends::default()
@@ -84,7 +87,7 @@ impl Podd {
             pid,
             pidfd,
             started: nanos(std::time::SystemTime::now()),
-            starting: Some(Starting { channel: ours, token, connection, request: message.request() }),
+            starting: Some(Starting { channel: ours, token, connection, request: message.request(), agent }),
             exit: None,
             terminal: None,
             stdin: ends.stdin,
@@ -148,6 +151,9 @@ impl Podd {
                     self.terminal_opened(key, fds.pop());
                 }
                 Ok(1) if bytes[0] == SIBLING => self.succeeded_by(key, fds.pop()),
+                Ok(5) if bytes[0] == LISTENER => {
+                    self.filtered(key, i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]));
+                }
                 Ok(length) => return self.verdict(key, Failure::decode(&bytes[..length])),
                 Err(_) => return self.verdict(key, None),
             }
@@ -160,6 +166,18 @@ impl Podd {
         if let (Some(process), Some(pidfd), Some(pid)) = (self.process(key), pidfd, pid) {
             (process.pid, process.pidfd) = (pid, pidfd);
         }
+    }
+
+    /// The child has its seccomp filter: the agent gets the listener, and the child hears how that went. The connection to the agent
+    /// is for this one message.
+    fn filtered(&mut self, key: u64, number: i32) {
+        let Some(process) = self.process(key) else { return };
+        let Some(starting) = &mut process.starting else { return };
+        let handed = match starting.agent.take() {
+            Some(agent) => agent.hand_over(process.pidfd.as_fd(), process.pid, number),
+            None => Err(io::ErrorKind::NotConnected.into()),
+        };
+        let _ = rustix::io::write(&starting.channel, &[listener::verdict(&handed)]);
     }
 
     /// The child sent its terminal's master.

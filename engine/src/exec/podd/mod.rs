@@ -35,6 +35,7 @@ use self::log::Log;
 use self::streams::Output;
 use super::wire::{Kind, Message, Tag};
 use super::{Exit, nanos};
+use crate::native::listener::Agent;
 use crate::sys::process::{self, SingleThreaded};
 use crate::sys::thread;
 
@@ -85,6 +86,8 @@ struct Starting {
     token: u64,
     connection: u64,
     request: u32,
+    /// Who gets the listener of its seccomp filter.
+    agent: Option<Agent>,
 }
 
 /// Everything there is.

@@ -15,7 +15,7 @@ mod mounts;
 mod paths;
 mod program;
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::thread::Gid;
@@ -55,6 +55,9 @@ pub(crate) const TERMINAL: u8 = b'T';
 pub(crate) const STAGE: u8 = b'W';
 /// First byte of a message on the child's channel: the bind whose number follows (u16) is wanted.
 pub(crate) const BIND: u8 = b'B';
+/// First byte of a message on the child's channel: the number (i32) of a seccomp filter's listener follows, and a byte is waited for,
+/// 0 or the errno with which to fail.
+pub(crate) const LISTENER: u8 = b'L';
 /// First byte of a message on the child's channel: everything is done but the program.
 pub(crate) const READY: u8 = b'R';
 
@@ -85,6 +88,8 @@ pub(crate) enum Detail {
     InProc = 4,
     /// A hook ended with an error, or not in time.
     Hook = 5,
+    /// It is the working directory that could not be entered.
+    Directory = 6,
 }
 
 impl Failure {
@@ -113,6 +118,7 @@ impl Failure {
             3 => Detail::Symlink,
             4 => Detail::InProc,
             5 => Detail::Hook,
+            6 => Detail::Directory,
             _ => Detail::None,
         };
         Self { step, errno, detail }
@@ -259,7 +265,7 @@ impl<'p> Child<'p> {
                 Ok(())
             }
             Step::Bounding { keep } => credentials::bounding(keep),
-            Step::Identity { uid, gid, .. } => credentials::become_user(uid, gid, &self.prepared.groups),
+            Step::Identity { uid, gid, .. } => self.identity(uid, gid),
             Step::Capabilities { permitted, effective, inheritable, ambient } => {
                 credentials::capabilities(permitted, effective, inheritable, ambient)
             }
@@ -268,6 +274,7 @@ impl<'p> Child<'p> {
                 self.close_on_exec()?;
                 thread::seccomp(program, flags as u32).map_err(plain)
             }
+            Step::Notify { flags, program, .. } => self.notify(flags as u32, program),
             Step::Chdir { path } => self.chdir(path),
             Step::Exec { .. } => self.exec(),
             Step::Session {} => rustix::process::setsid().map(drop).map_err(plain),
@@ -321,6 +328,30 @@ impl<'p> Child<'p> {
                 let _ = socket::send(&self.channel, &[SIBLING], &[pidfd.as_fd()]);
                 process::exit(0)
             }
+        }
+    }
+
+    /// The directory that root may not enter is tried as the user, before any filter and with the user's rights alone.
+    fn identity(&mut self, uid: u64, gid: u64) -> Done {
+        credentials::become_user(uid, gid, &self.prepared.groups)?;
+        if let Some(path) = self.cwd.take() {
+            rustix::process::chdir(path).map_err(|e| (e, Detail::Directory))?;
+            program::below_root()?;
+        }
+        Ok(())
+    }
+
+    /// Installs a filter whose listener somebody outside of it fetches, who then says how that went (`native::listener`).
+    fn notify(&mut self, flags: u32, program: &[u8]) -> Done {
+        self.close_on_exec()?;
+        let listener = thread::seccomp_listener(program, flags).map_err(plain)?;
+        let [a, b, c, d] = listener.as_raw_fd().to_le_bytes();
+        rustix::io::write(&self.channel, &[LISTENER, a, b, c, d]).map_err(plain)?;
+        let mut errno = [0];
+        match rustix::io::read(&self.channel, &mut errno).map_err(plain)? {
+            0 => Err((Errno::PIPE, Detail::None)),
+            _ if errno[0] != 0 => Err((Errno::from_raw_os_error(errno[0].into()), Detail::None)),
+            _ => Ok(()),
         }
     }
 

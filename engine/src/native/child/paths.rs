@@ -209,3 +209,26 @@ pub(super) fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
     let stat = rustix::fs::statat(fd, c"", AtFlags::EMPTY_PATH)?;
     Ok(FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// CVE-2025-52881, CVE-2025-62596: writes for a file of procfs are led to another one, or out of it.
+    #[test]
+    fn a_write_to_proc_ends_in_that_proc_or_fails() {
+        let open = |path: &CStr| {
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            rustix::fs::open(path, flags, Mode::empty()).unwrap()
+        };
+        let (top, proc, own) = (open(c"/"), open(c"/proc"), open(c"/proc/thread-self"));
+        let write = |at: &OwnedFd, file: &CStr| write_proc(at.as_fd(), file, b"written");
+        assert_eq!(write(&proc, c"thread-self/comm"), Ok(()));
+        assert_eq!(write(&top, c"proc/thread-self/comm"), Err(Errno::XDEV), "another mount");
+        assert_eq!(write(&own, c"../../../thread-self/comm"), Err(Errno::XDEV), "upwards");
+        let victim = rustix::fs::memfd_create("victim", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        let link = format!("thread-self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&victim));
+        assert_eq!(write(&proc, &std::ffi::CString::new(link).unwrap()), Err(Errno::LOOP), "a magic link");
+        assert_eq!(rustix::fs::fstat(&victim).unwrap().st_size, 0);
+    }
+}

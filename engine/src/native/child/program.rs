@@ -10,8 +10,13 @@ use super::{Child, Detail, Done, plain, template};
 use crate::native::plan::{self, Step};
 use crate::sys::{process, thread};
 
+/// Whether the working directory is one of the container's.
+pub(super) fn below_root() -> Done {
+    if thread::cwd_is_below_root() { Ok(()) } else { Err((Errno::NOENT, Detail::Outside)) }
+}
+
 impl<'p> Child<'p> {
-    /// Pipes are given to the user, so that /dev/stdout can be opened anew (proc(5), /proc/self/fd).
+    /// Pipes are given to the user, so that /dev/stdout can be opened anew (proc(5), /proc/self/fd); 4294967295 leaves them as they are.
     pub(super) fn stdio(&self, streams: [u64; 3], uid: u64) -> Done {
         for (target, stream) in (0..).zip(streams) {
             if stream == u64::MAX {
@@ -21,8 +26,11 @@ impl<'p> Child<'p> {
                 continue;
             }
             let fd = self.fd(stream)?;
-            if FileType::from_raw_mode(fstat(fd).map_err(plain)?.st_mode) == FileType::Fifo {
-                fchown(fd, Some(rustix::fs::Uid::from_raw(uid as u32)), None).map_err(plain)?;
+            let owner = u32::try_from(uid).ok().filter(|uid| *uid != u32::MAX);
+            if let Some(uid) = owner
+                && FileType::from_raw_mode(fstat(fd).map_err(plain)?.st_mode) == FileType::Fifo
+            {
+                fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None).map_err(plain)?;
             }
             thread::dup_standard(fd, target).map_err(plain)?;
         }
@@ -39,7 +47,7 @@ impl<'p> Child<'p> {
         if fstat(&fd)?.st_rdev == rustix::fs::makedev(1, 3) { Ok(fd) } else { Err(Errno::NODEV) }
     }
 
-    /// As root first, as the user at the end if root may not (root squash).
+    /// As root first, as the user later if root may not (root squash).
     pub(super) fn chdir(&mut self, path: &'p CStr) -> Done {
         // Not even our own descriptor of the root may serve as a path.
         self.root = None;
@@ -47,7 +55,7 @@ impl<'p> Child<'p> {
             Err(Errno::ACCESS) => self.cwd = Some(path),
             other => other.map_err(plain)?,
         }
-        if thread::cwd_is_below_root() { Ok(()) } else { Err((Errno::NOENT, Detail::Outside)) }
+        below_root()
     }
 
     /// Before a filter is in place: profiles older than close_range(2) have no good word for it.
@@ -62,9 +70,6 @@ impl<'p> Child<'p> {
 
     /// Ends in the program. Whatever descriptor is still open is closed by the kernel on the way.
     pub(super) fn exec(&mut self) -> Done {
-        if let Some(path) = self.cwd.take() {
-            rustix::process::chdir(path).map_err(plain)?;
-        }
         self.close_on_exec()?;
         thread::reset_signals().map_err(plain)?;
         rustix::process::umask(Mode::from_raw_mode(self.umask));

@@ -3,6 +3,7 @@
 use super::*;
 use crate::exec::ResolvedUser;
 use crate::native::plan::{self, Step};
+use crate::native::seccomp::Filter;
 use crate::spec::MountSpec;
 
 fn facts() -> Facts {
@@ -89,14 +90,37 @@ fn a_plain_container_on_cgroup_v2() {
         "Pivot",
         "ReadOnlyRoot",
         "Keyring",
+        "Chdir /work",
         "NoNewPrivs",
         "Bounding",
-        "Chdir /work",
         "Identity",
         "Capabilities",
         "Exec sh",
     ];
     assert_eq!(outline(&plan), expected);
+}
+
+/// CVE-2023-6476, CVE-2024-3154, CVE-2026-53488: what a pod or an image may say about itself decides nothing here.
+#[test]
+fn no_annotation_or_label_changes_a_plan() {
+    let plain = ContainerSpec::default();
+    let mut talking = plain.clone();
+    for name in [
+        "io.kubernetes.cri-o.UnifiedCgroup.app",
+        "io.kubernetes.cri-o.cgroup2-mount-hierarchy-rw",
+        "io.kubernetes.cri-o.userns-mode",
+        "org.systemd.property.ExecStartPre",
+        "run.oci.keep_original_groups",
+        "run.oci.hooks.stderr",
+        "io.containerd.runc.v2.group",
+        "cdi.k8s.io/devices",
+        "nri.io/hooks",
+    ] {
+        talking.annotations.insert(name.into(), "1".into());
+        talking.labels.insert(name.into(), "1".into());
+    }
+    let plan = |spec| compiled(&facts(), spec, &process(), &[], 0);
+    assert_eq!(plan(&talking), plan(&plain));
 }
 
 #[test]
@@ -155,7 +179,7 @@ fn a_filter_is_installed_while_it_still_may_be() {
         let e = Exec {
             spec: &spec,
             process: &process,
-            seccomp: Some(&filter),
+            seccomp: Some(Guard::new(&filter, None)),
             labels: &[],
             tasks: 2,
             streams: [false, true, true],
@@ -163,7 +187,9 @@ fn a_filter_is_installed_while_it_still_may_be() {
         };
         let outline = outline(&exec(&facts(), &e).unwrap());
         let at = |name: &str| outline.iter().position(|s| s == name).unwrap();
-        assert_eq!(at("Seccomp") > at("Capabilities"), no_new_privs, "{outline:?}");
+        let last = outline.iter().rposition(|s| s == "Capabilities").unwrap();
+        assert_eq!(at("Seccomp") > last, no_new_privs, "{outline:?}");
+        assert!(at("Chdir /work") < at("Seccomp") && at("Identity") < at("Seccomp"), "{outline:?}");
         assert!(at("Stdio") < at("JoinProcess") && at("JoinProcess") < at("Bounding"), "{outline:?}");
     }
 }

@@ -16,6 +16,7 @@ mod table;
 mod tests;
 
 use std::collections::HashMap;
+use std::ffi::CString;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -38,8 +39,17 @@ pub struct Filter {
     pub program: Box<[u8]>,
     /// `SECCOMP_FILTER_FLAG_*`.
     pub flags: u64,
-    /// Socket of the agent that answers SCMP_ACT_NOTIFY; the filter then needs SECCOMP_FILTER_FLAG_NEW_LISTENER.
-    pub listener: Option<String>,
+    /// The agent that answers SCMP_ACT_NOTIFY; `flags` then has SECCOMP_FILTER_FLAG_NEW_LISTENER.
+    pub listener: Option<Listener>,
+}
+
+/// An agent that decides on calls in the place of the kernel (seccomp_unotify(2)).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listener {
+    /// The socket on which it waits for containers, an absolute path of the node.
+    pub path: CString,
+    /// What the profile has to say to it.
+    pub metadata: Option<String>,
 }
 
 /// What of the node a filter depends on.

@@ -1,7 +1,10 @@
 //! Profiles: the JSON of Docker and of the OCI runtime specification (config-linux.md, "Seccomp"), and what it means on a node.
 
+use std::ffi::CString;
+
 use serde::Deserialize;
 
+use super::Listener;
 use super::arch::Arch;
 use super::program::Action;
 
@@ -22,6 +25,8 @@ pub(super) struct Document {
     flags: Option<Vec<String>>,
     #[serde(default)]
     listener_path: Option<String>,
+    #[serde(default)]
+    listener_metadata: Option<String>,
     #[serde(default)]
     syscalls: Option<Vec<RuleText>>,
 }
@@ -89,7 +94,7 @@ pub(super) struct Resolved {
     pub(super) arches: Vec<Arch>,
     pub(super) rules: Vec<Rule>,
     pub(super) flags: u64,
-    pub(super) listener: Option<String>,
+    pub(super) listener: Option<Listener>,
     /// Calls newer than any the profile names answer ENOSYS, so that libraries fall back instead of failing with EPERM.
     pub(super) enosys_for_newer: bool,
 }
@@ -139,14 +144,14 @@ pub(super) fn resolve(document: &Document, facts: &Facts) -> Result<Resolved, St
         rules.extend(found.into_iter().filter(|rule| rule.action != default));
     }
     let notifies = rules.iter().any(|rule| rule.action == Action::Notify);
-    let listener = document.listener_path.clone().filter(|path| !path.is_empty());
+    let listener = listener(document)?;
     if notifies && listener.is_none() {
         return Err("SCMP_ACT_NOTIFY needs listenerPath".into());
     }
     Ok(Resolved {
         default,
         arches: arches(document, facts)?,
-        flags: flags(document)?,
+        flags: flags(document, notifies)?,
         listener: listener.filter(|_| notifies),
         enosys_for_newer: !default.is_permissive() && default != Action::Errno(ENOSYS),
         rules,
@@ -178,15 +183,36 @@ fn arches(document: &Document, facts: &Facts) -> Result<Vec<Arch>, String> {
     Ok(arches)
 }
 
-fn flags(document: &Document) -> Result<u64, String> {
-    let mut bits = 0;
+/// The agent, whether or not a rule needs it.
+fn listener(document: &Document) -> Result<Option<Listener>, String> {
+    let text = |text: &Option<String>| text.clone().filter(|text| !text.is_empty());
+    let metadata = text(&document.listener_metadata);
+    let Some(path) = text(&document.listener_path) else {
+        return match metadata {
+            Some(_) => Err("listenerMetadata: there is no listenerPath to send it to".into()),
+            None => Ok(None),
+        };
+    };
+    if !path.starts_with('/') {
+        return Err(format!("listenerPath: {path} must be an absolute path"));
+    }
+    let path = CString::new(path).map_err(|_| "listenerPath: contains a zero byte")?;
+    Ok(Some(Listener { path, metadata }))
+}
+
+fn flags(document: &Document, notifies: bool) -> Result<u64, String> {
+    /// `SECCOMP_FILTER_FLAG_NEW_LISTENER`.
+    const NEW_LISTENER: u64 = 1 << 3;
+    let mut bits = if notifies { NEW_LISTENER } else { 0 };
     for flag in document.flags.iter().flatten() {
         bits |= match flag.as_str() {
             // One thread installs the filter, so there is nobody to synchronise with.
             "SECCOMP_FILTER_FLAG_TSYNC" => 0,
             "SECCOMP_FILTER_FLAG_LOG" => 1 << 1,
             "SECCOMP_FILTER_FLAG_SPEC_ALLOW" => 1 << 2,
-            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => 1 << 5,
+            // Of a filter without an agent the kernel does not take it.
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" if notifies => 1 << 5,
+            "SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV" => 0,
             other => return Err(format!("flags: unknown flag {other}")),
         };
     }

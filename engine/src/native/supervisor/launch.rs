@@ -1,20 +1,25 @@
 //! Starting processes: the plan, its descriptors, the request, and the verdict.
 
+use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::sync::oneshot;
 
 use super::super::child::Failure;
+use super::super::listener::{Agent, Guard};
+use super::super::seccomp::Filter;
 use super::super::{Prepared, compile, devices, failure, userns};
 use super::{START_TIME, Supervisor, blocking};
 use crate::error::{Error, Kind};
 use crate::exec::wire::{
-    self, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind as Word, Message, STDIN, STDIN_ONCE, TTY, Tag,
+    self, HAS_AGENT, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind as Word, Message, STDIN, STDIN_ONCE, TTY,
+    Tag,
 };
 use crate::exec::{ContainerLaunch, Exec, ExecLaunch, Process, Started, Stdio, cgroup};
-use crate::spec::NamespaceMode;
+use crate::spec::{ContainerSpec, NamespaceMode};
 use crate::sys::{memory, socket};
 
 impl Supervisor {
@@ -32,9 +37,10 @@ impl Supervisor {
             Some(_) => devices::as_mounts(std::mem::take(&mut nodes)),
             None => Ok(Vec::new()),
         };
+        let guarded = self.guarded(&id, launch.spec, "creating").await;
         let message = shared.and_then(|devices| {
             launch.mounts.splice(0..0, devices);
-            self.start_message(launch, &nodes, entrance, user)
+            self.start_message(launch, &nodes, entrance, user, guarded?)
         });
         let started = match message {
             Ok((message, plan)) => {
@@ -66,13 +72,13 @@ impl Supervisor {
         nodes: &[compile::Node],
         entrance: cgroup::Entrance,
         user: Option<OwnedFd>,
+        (filter, agent): Guarded,
     ) -> Result<(Message, Vec<u8>), Error> {
         let security = &launch.spec.security;
         let namespaces = &launch.pod.security.namespaces;
         let own_network = namespaces.network == NamespaceMode::Pod;
         let map = userns::of(namespaces).filter(|_| user.is_some());
         let node_shm = launch.pod.security.namespaces.ipc == NamespaceMode::Node;
-        let seccomp = self.node.filter(security)?;
         let labels = self.node.labels(launch.pod, launch.spec)?;
         let plan = compile::container(
             &self.node.facts,
@@ -82,7 +88,7 @@ impl Supervisor {
                 process: launch.process,
                 mounts: &launch.mounts,
                 devices: nodes,
-                seccomp: seccomp.as_deref(),
+                seccomp: filter.as_deref().map(|filter| Guard::new(filter, agent.as_ref())),
                 labels: &labels,
                 tasks: entrance.tasks.len(),
                 node_shm,
@@ -94,6 +100,7 @@ impl Supervisor {
         let has = bit(launch.log.is_some(), HAS_LOG)
             | bit(entrance.v2.is_some(), HAS_CGROUP)
             | bit(entrance.oom.is_some(), HAS_OOM)
+            | bit(agent.is_some(), HAS_AGENT)
             | bit(launch.process.stdin, STDIN)
             | bit(launch.spec.stdin_once, STDIN_ONCE)
             | bit(launch.process.tty, TTY)
@@ -106,7 +113,8 @@ impl Supervisor {
             .number(Tag::Flags, if user.is_some() { 0 } else { flags | wire::int(libc::CLONE_NEWNS) })
             .number(Tag::Has, has);
         message.fds.push(seal(&plan)?);
-        message.fds.extend([launch.log, entrance.v2, entrance.oom].into_iter().flatten());
+        let agent = agent.map(|agent| agent.socket);
+        message.fds.extend([launch.log, entrance.v2, entrance.oom, agent].into_iter().flatten());
         message.fds.extend(entrance.tasks);
         message.fds.push(launch.rootfs);
         message.fds.extend(launch.mounts.into_iter().map(|mount| mount.fd));
@@ -127,14 +135,14 @@ impl Supervisor {
     ) -> Result<Exec, Error> {
         let entrance = self.node.entrance(launch.cgroup)?.copy()?;
         let streams = [launch.stdin, launch.stdout, launch.stderr].map(|wanted| wanted && !process.tty);
-        let seccomp = self.node.filter(&launch.spec.security)?;
+        let (filter, agent) = self.guarded(container, launch.spec, "running").await?;
         let labels = self.node.labels(launch.pod, launch.spec)?;
         let plan = compile::exec(
             &self.node.facts,
             &compile::Exec {
                 spec: launch.spec,
                 process,
-                seccomp: seccomp.as_deref(),
+                seccomp: filter.as_deref().map(|filter| Guard::new(filter, agent.as_ref())),
                 labels: &labels,
                 tasks: entrance.tasks.len(),
                 streams,
@@ -143,12 +151,15 @@ impl Supervisor {
         )?;
         let id = self.last_exec.fetch_add(1, Ordering::Relaxed);
         let bit = |on: bool, bit: u64| if on { bit } else { 0 };
+        let has =
+            bit(entrance.v2.is_some(), HAS_CGROUP) | bit(agent.is_some(), HAS_AGENT) | bit(process.tty, TTY);
         let mut message = Message::new(Word::Exec, 0)
             .put(Tag::Container, container.as_bytes())
             .number(Tag::Exec, id)
-            .number(Tag::Has, bit(entrance.v2.is_some(), HAS_CGROUP) | bit(process.tty, TTY));
+            .number(Tag::Has, has);
         message.fds.push(seal(&plan)?);
         message.fds.extend(entrance.v2);
+        message.fds.extend(agent.map(|agent| agent.socket));
         message.fds.extend(entrance.tasks);
         let mut stdio = pipes(streams, &mut message.fds)?;
         let (sender, ended) = oneshot::channel();
@@ -171,6 +182,30 @@ impl Supervisor {
             })
         };
         Ok(Exec { id, pid: answer.int(Tag::Pid), stdio, exit: Box::pin(exit) })
+    }
+}
+
+/// The filter of a process, and the agent that waits for its notifications.
+type Guarded = (Option<Arc<Filter>>, Option<Agent>);
+
+impl Supervisor {
+    /// The filter of a process of a container; its agent, if it has one, is connected to. The state says of the container what the
+    /// client has said of it, and nothing that its image says.
+    async fn guarded(&self, id: &str, spec: &ContainerSpec, status: &str) -> Result<Guarded, Error> {
+        let filter = self.node.filter(&spec.security)?;
+        let Some(filter) = filter else { return Ok((None, None)) };
+        if filter.listener.is_none() {
+            return Ok((Some(filter), None));
+        }
+        let annotations: BTreeMap<_, _> = spec.labels.iter().chain(&spec.annotations).collect();
+        let about = serde_json::json!({
+            "ociVersion": crate::oci::SPEC_VERSION,
+            "id": id,
+            "status": status,
+            "bundle": self.dir,
+            "annotations": annotations,
+        });
+        blocking(move || Agent::reach(&filter, &about).map(|agent| (Some(filter), agent))).await
     }
 }
 

@@ -17,8 +17,8 @@ use super::bundle;
 use crate::error::{Error, Kind};
 use crate::exec::wire::int;
 use crate::native::compile::{Facts, absolute, list, number, text, usual_devices, usual_links};
+use crate::native::listener::Guard;
 use crate::native::plan::{Step, Writer};
-use crate::native::seccomp::Filter;
 use crate::native::sysctls;
 use crate::spec::{NamespaceMode, PodSpec};
 
@@ -65,7 +65,7 @@ pub(super) struct Container<'a> {
     pub(super) facts: &'a Facts,
     pub(super) slots: &'a Slots,
     pub(super) mounts: &'a [Request],
-    pub(super) filter: Option<&'a Filter>,
+    pub(super) filter: Option<Guard<'a>>,
     /// Descriptors from 3 on for the program.
     pub(super) preserve: u32,
     /// A session keyring of its own.
@@ -398,7 +398,7 @@ pub(super) struct Exec<'a> {
     pub(super) change_root: bool,
     /// The container has a user namespace.
     pub(super) user_namespace: bool,
-    pub(super) filter: Option<&'a Filter>,
+    pub(super) filter: Option<Guard<'a>>,
     pub(super) preserve: u32,
     /// Name of the container's session keyring.
     pub(super) keyring: &'a str,

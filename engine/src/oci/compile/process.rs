@@ -3,9 +3,9 @@
 use oci_spec::runtime::{Capability, LinuxPersonality, LinuxPersonalityDomain, PosixRlimitType, Process};
 
 use crate::error::{Error, Kind};
-use crate::native::compile::{list, text};
+use crate::native::compile::{list, still_able, text};
+use crate::native::listener::Guard;
 use crate::native::plan::{Step, Writer};
-use crate::native::seccomp::Filter;
 
 /// Resource limits, while we may still raise them.
 pub(super) fn limits(plan: &mut Writer, process: &Process) {
@@ -45,17 +45,15 @@ pub(super) fn identity(
     plan: &mut Writer,
     process: &Process,
     available: u64,
-    filter: Option<&Filter>,
+    filter: Option<Guard<'_>>,
 ) -> Result<(), Error> {
     let sets = Sets::of(process, available);
     // Before the filter, which may have no good word for getcwd(2).
     let cwd = text("process.cwd", process.cwd().to_str().unwrap_or_default())?;
     plan.push(Step::Chdir { path: &cwd });
-    if process.no_new_privileges() == Some(true) {
+    let secure = process.no_new_privileges() == Some(true);
+    if secure {
         plan.push(Step::NoNewPrivs {});
-    } else if let Some(filter) = filter {
-        // Without no_new_privs only CAP_SYS_ADMIN may install a filter, and it is about to go.
-        plan.push(Step::Seccomp { flags: filter.flags, program: &filter.program });
     }
     plan.push(Step::Bounding { keep: sets.bounding });
     if let Some(mask) = process.user().umask() {
@@ -65,19 +63,28 @@ pub(super) fn identity(
         process.user().additional_gids().iter().flatten().flat_map(|g| g.to_le_bytes()).collect();
     let (uid, gid) = (process.user().uid().into(), process.user().gid().into());
     plan.push(Step::Identity { uid, gid, groups: &groups });
+    if let (false, Some(filter)) = (secure, filter) {
+        plan.push(still_able(available));
+        plan.push(filter.step());
+    }
     plan.push(Step::Capabilities {
         permitted: sets.permitted,
         effective: sets.effective,
         inheritable: sets.inheritable,
         ambient: sets.ambient,
     });
+    if let (true, Some(filter)) = (secure, filter.filter(|filter| filter.notifies())) {
+        // Its listener is handed over by whoever waits for us now.
+        plan.push(filter.step());
+    }
     Ok(())
 }
 
 /// The filter of a process that can gain no privileges, and the program.
-pub(super) fn program(plan: &mut Writer, process: &Process, filter: Option<&Filter>) -> Result<(), Error> {
-    if let (Some(true), Some(filter)) = (process.no_new_privileges(), filter) {
-        plan.push(Step::Seccomp { flags: filter.flags, program: &filter.program });
+pub(super) fn program(plan: &mut Writer, process: &Process, filter: Option<Guard<'_>>) -> Result<(), Error> {
+    let silent = filter.filter(|filter| !filter.notifies());
+    if let (Some(true), Some(filter)) = (process.no_new_privileges(), silent) {
+        plan.push(filter.step());
     }
     let arguments = list("process.args", process.args().iter().flatten().map(String::as_bytes))?;
     let environment = list("process.env", process.env().iter().flatten().map(String::as_bytes))?;

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::native::plan;
+use crate::native::seccomp::Filter;
 
 fn spec(json: &str) -> Spec {
     let spec = bundle::parse(json.as_bytes()).unwrap();
@@ -20,14 +21,11 @@ fn shell(linux: &str, more: &str) -> Spec {
 
 const MOUNT: &str = r#""namespaces":[{"type":"mount"},{"type":"pid"}]"#;
 
-fn filter() -> Filter {
-    Filter { program: Box::new([0; 8]), flags: 0, listener: None }
-}
-
 /// The names of a container's steps.
 fn steps(spec: &Spec) -> Result<Vec<String>, Error> {
     let requests: Vec<_> = spec.mounts().iter().flatten().map(mounts::request).collect::<Result<_, _>>()?;
     let slots = Slots { tasks: 2, root: 2, null: 3, pipes: [4, 5], streams: [6, 7, 8], ..Slots::default() };
+    let filter = Filter { program: Box::new([0; 8]), flags: 0, listener: None };
     let bytes = container(&Container {
         id: "c",
         spec,
@@ -36,7 +34,7 @@ fn steps(spec: &Spec) -> Result<Vec<String>, Error> {
         facts: &Facts { bounding: u64::MAX, cgroup_v2: true, ..Facts::default() },
         slots: &slots,
         mounts: &requests,
-        filter: Some(&filter()),
+        filter: Some(Guard::new(&filter, None)),
         preserve: 0,
         keyring: true,
     })?;

@@ -3,7 +3,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use std::fs;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -256,8 +256,12 @@ impl image::Driver for Directory {
         Ok(())
     }
 
-    fn mount(&self, _: &str, _: &RootfsOptions<'_>) -> Result<OwnedFd, Error> {
-        self.tree()
+    fn mount(&self, _: &str, options: &RootfsOptions<'_>) -> Result<OwnedFd, Error> {
+        let tree = self.tree()?;
+        if let Some(idmap) = &options.idmap {
+            (idmap.apply)(tree.as_fd(), idmap.userns).map_err(|e| Error::with(Kind::Internal, "idmap", e))?;
+        }
+        Ok(tree)
     }
 
     fn release(&self, container: &str) -> Result<(), Error> {

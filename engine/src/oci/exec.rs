@@ -72,7 +72,12 @@ fn process(parsed: &Parsed, spec: &Spec) -> Result<Process, Error> {
         process.set_cwd(cwd);
     }
     let mut env = process.env().clone().unwrap_or_default();
-    env.extend(parsed.all("env").map(|pair| pair.to_string_lossy().into_owned()));
+    for pair in parsed.all("env").map(|pair| pair.to_string_lossy().into_owned()) {
+        // What is said now replaces what the container has under this name.
+        let name = |pair: &str| pair.split('=').next().map(str::to_owned);
+        env.retain(|have| name(have) != name(&pair));
+        env.push(pair);
+    }
     process.set_env(Some(env));
     if parsed.has("no-new-privs") {
         process.set_no_new_privileges(Some(true));

@@ -9,20 +9,24 @@ use engine::spec::{IdMapping, NamespaceMode, UserNamespace};
 use super::slow_exec;
 use super::support::*;
 
-/// CVE-2024-21626: a working directory through a leaked descriptor.
+/// CVE-2024-21626: a working directory through a leaked descriptor, or through a process that is not the container's.
 #[tokio::test]
-async fn a_working_directory_cannot_be_a_descriptor_of_the_runtime() {
-    let mut pod = Pod::new().await;
+async fn a_working_directory_cannot_lie_outside() {
+    let mut asked = pod_spec();
+    // The node's processes are in sight, and the runtime may follow what the container may not.
+    asked.security.namespaces.pid = NamespaceMode::Node;
+    let mut pod = Pod::with(asked).await;
     let holder = pod.container("exec sleep 1000");
     let (id, spec) = (holder.id.clone(), holder.spec.clone());
     pod.start(holder).await;
-    for fd in 3..24 {
+    let us = std::process::id();
+    let others = ["root", "cwd", "root/tmp"].map(|place| format!("/proc/{us}/{place}"));
+    for cwd in (3..24).map(|fd| format!("/proc/self/fd/{fd}")).chain(others) {
         let mut container = pod.container("pwd; ls -a ../../../.. >/dev/null");
-        container.process.cwd = format!("/proc/self/fd/{fd}");
-        let started = pod.try_start(container).await;
-        assert!(started.is_err(), "run in descriptor {fd}");
+        container.process.cwd = cwd.clone();
+        assert!(pod.try_start(container).await.is_err(), "run in {cwd}");
         let mut process = shell("pwd");
-        process.cwd = format!("/proc/self/fd/{fd}");
+        process.cwd = cwd.clone();
         let cgroup = pod.cgroup(&id);
         let launch = engine::exec::ExecLaunch {
             spec: &spec,
@@ -32,10 +36,7 @@ async fn a_working_directory_cannot_be_a_descriptor_of_the_runtime() {
             stdout: false,
             stderr: false,
         };
-        assert!(
-            pod.connection.supervisor.exec(&id, &process, launch).await.is_err(),
-            "exec in descriptor {fd}"
-        );
+        assert!(pod.connection.supervisor.exec(&id, &process, launch).await.is_err(), "exec in {cwd}");
     }
     pod.connection.supervisor.kill(&id).await.unwrap();
     pod.exit(&id).await;

@@ -6,7 +6,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use engine::exec::ResolvedUser;
-use engine::exec::user::resolve;
+use engine::exec::user::{home, resolve};
 use engine::spec::UserSpec;
 
 use super::support::*;
@@ -53,6 +53,19 @@ fn a_number_is_never_looked_up_as_a_name() {
         resolve(root.as_fd(), &strict, "").unwrap(),
         ResolvedUser { uid: 7, gid: 3, groups: vec![3, 4] }
     );
+    fs::remove_dir_all(dir).unwrap();
+}
+
+/// CVE-2022-4318, CVE-2026-15809: what stands for HOME in the image's file is not to become a line of something else.
+#[test]
+fn a_home_is_a_plain_path() {
+    let dir = Path::new("/tmp").join(format!("exec-home-{}", std::process::id()));
+    fs::create_dir_all(dir.join("etc")).unwrap();
+    let lines = "app:x:7:7::/srv/app:\nevil:x:8:8::/\rroot::0:0::/:\nodd:x:9:9::\u{85}/x:\nbare:x:10:10\n";
+    fs::write(dir.join("etc/passwd"), lines).unwrap();
+    let root = fs::File::open(&dir).unwrap();
+    let home = |uid| home(root.as_fd(), uid).unwrap();
+    assert_eq!([7, 8, 9, 10, 11].map(home), ["/srv/app", "/", "/", "/", "/"]);
     fs::remove_dir_all(dir).unwrap();
 }
 

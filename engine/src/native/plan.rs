@@ -255,11 +255,24 @@ pub(crate) fn steps(plan: &[u8]) -> Option<Steps<'_>> {
     plan.strip_prefix(MAGIC).map(Steps)
 }
 
-/// Whether all of a plan decodes and it ends in a step that does not return.
+/// Whether all of a plan decodes, names no group that there cannot be, and ends in a step that does not return.
 pub(crate) fn verify(plan: &[u8]) -> bool {
     let Some(mut steps) = steps(plan) else { return false };
-    let last = steps.by_ref().last();
+    let mut last = None;
+    for step in steps.by_ref() {
+        if !has_groups(&step) {
+            return false;
+        }
+        last = Some(step);
+    }
     steps.0.is_empty() && matches!(last, Some(Step::Exec { .. } | Step::Idle {}))
+}
+
+/// Whether the groups of a step are whole numbers of groups; 4294967295 is none (credentials(7)).
+fn has_groups(step: &Step<'_>) -> bool {
+    let Step::Identity { groups, .. } = step else { return true };
+    let (groups, rest) = groups.as_chunks::<4>();
+    rest.is_empty() && groups.iter().all(|group| *group != [0xFF; 4])
 }
 
 impl<'p> Iterator for Steps<'p> {
@@ -312,6 +325,16 @@ mod tests {
         let mut no_exec = Writer::new();
         no_exec.push(Step::Pivot {});
         assert!(!verify(&no_exec.finish()), "a plan that returns");
+    }
+
+    #[test]
+    fn a_plan_with_a_group_that_is_none_is_refused() {
+        for (groups, sound) in [(&[7, 0, 0, 0][..], true), (&[0xFF; 4], false), (&[7, 0, 0], false)] {
+            let mut writer = Writer::new();
+            writer.push(Step::Identity { uid: 1, gid: 1, groups });
+            writer.push(Step::Exec { arguments: b"a\0", environment: b"" });
+            assert_eq!(verify(&writer.finish()), sound, "{groups:?}");
+        }
     }
 
     /// CVE-2021-43784: a length does not fit the field it is written to, and what it belongs to becomes steps.

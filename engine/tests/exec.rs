@@ -396,16 +396,16 @@ async fn who_attaches_to_a_silent_container_and_leaves_costs_the_supervisor_noth
     let id = container.id.clone();
     pod.start(container).await;
     let files = || fs::read_dir(format!("/proc/{}/fd", pod.connection.supervisor.pid())).unwrap().count();
-    let before = files();
-    let mut clients = Vec::new();
-    for _ in 0..20 {
-        clients.push(pod.connection.supervisor.attach(&id, false, true, true).await.unwrap());
-    }
     // An answer is a proof that all that happened before has been dealt with.
     let settled = async || {
         pod.connection.supervisor.attach(&id, false, false, false).await.unwrap();
         files()
     };
+    let before = settled().await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        clients.push(pod.connection.supervisor.attach(&id, false, true, true).await.unwrap());
+    }
     assert_eq!(settled().await, before + 40);
     drop(clients);
     assert_eq!(settled().await, before);

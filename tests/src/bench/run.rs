@@ -218,13 +218,14 @@ impl Footprint {
         self.since(before).map(|(_, process)| process.pss).sum()
     }
 
-    /// The memory cgroups that hold these processes and nothing that was there before.
+    /// The memory cgroups of these processes; `None` when one of them is charged to a cgroup that others were in before.
     #[must_use]
-    pub fn cgroups_since(&self, before: &Self) -> BTreeSet<PathBuf> {
+    pub fn cgroups_since(&self, before: &Self) -> Option<BTreeSet<PathBuf>> {
         let old: BTreeSet<_> =
             before.processes.keys().filter_map(|pid| machine::memory_cgroup(*pid)).collect();
-        let new = self.since(before).filter_map(|(pid, _)| machine::memory_cgroup(*pid));
-        new.filter(|cgroup| !old.contains(cgroup)).collect()
+        let new: BTreeSet<_> =
+            self.since(before).filter_map(|(pid, _)| machine::memory_cgroup(*pid)).collect();
+        new.is_disjoint(&old).then_some(new)
     }
 
     fn since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = (&'a u32, &'a machine::Process)> {

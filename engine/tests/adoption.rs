@@ -5,7 +5,7 @@ mod support;
 
 use std::fs;
 
-use support::{Pod, numbers};
+use support::{Pod, load, numbers};
 
 /// Kills the supervisor and lets another one take over.
 async fn replace_supervisor(pod: &mut Pod) {
@@ -66,6 +66,30 @@ async fn no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load() {
         assert!(numbers(&log, stream) == expected, "{stream} is not what was written");
     }
     assert_eq!(log.lines().count(), 2 * LINES as usize, "there is nothing else");
+    pod.end().await;
+}
+
+/// The container tries to write as fast as it can, which is more than 50 MB/s on any machine that is not emulated.
+#[tokio::test]
+async fn a_container_that_logs_without_a_pause_outlives_every_killed_supervisor() {
+    const KILLS: u64 = 12;
+    const BETWEEN: u64 = 16 << 20;
+    let mut pod = Pod::new().await;
+    let container = pod.container(&load::script());
+    let id = container.id.clone();
+    let started = pod.start(container).await;
+    for kill in 1..=KILLS {
+        pod.logged(&id, kill * BETWEEN).await;
+        replace_supervisor(&mut pod).await;
+        let lives: Vec<_> = pod.connection.survivors.iter().map(|s| (s.pid, s.exit.clone())).collect();
+        assert_eq!(lives, [(started.pid, None)], "the container was touched by kill {kill}");
+    }
+    pod.logged(&id, (KILLS + 1) * BETWEEN).await;
+    load::enough(&pod);
+    let exit = pod.only_exit(&id).await;
+    assert_eq!((exit.code, exit.oom), (7, false));
+    let bytes = load::assert_whole(&pod.log_path(&id));
+    load::report(&format!("{KILLS} supervisors killed"), bytes, exit.at - started.at);
     pod.end().await;
 }
 

@@ -80,6 +80,38 @@ async fn the_main_job() {
     house.close(engine).await;
 }
 
+/// The node's mount table is what every mount, every umount and every look at it pays for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_adds_at_most_one_entry_to_the_nodes_mount_table_and_a_container_none() {
+    let house = House::new();
+    let engine = house.engine().await;
+    for name in ["one", "two"] {
+        let before = house.mount_table();
+        let mut spec = house.pod(name);
+        spec.security.privileged = true;
+        let pod = run_pod(&engine, spec).await;
+        let with_pod = house.mount_table();
+        let added: Vec<_> = with_pod.difference(&before).collect();
+        assert!(added.len() <= 1 && before.is_subset(&with_pod), "{added:?}");
+        for (kind, volume, privileged) in
+            [("plain", false, false), ("volume", true, false), ("privileged", true, true)]
+        {
+            let mut spec = house.shell(kind, "exec sleep 1000");
+            let data =
+                MountSpec { container_path: "/srv".into(), host_path: house.data(), ..MountSpec::default() };
+            spec.mounts = Some(data).filter(|_| volume).into_iter().collect();
+            spec.security.privileged = privileged;
+            let id = ok(engine.run(CreateContainer { pod: pod.clone(), spec }, None).await);
+            assert_eq!(house.mount_table(), with_pod, "{kind}: created");
+            ok(engine.run(StartContainer { container: id.clone() }, None).await);
+            let inside = ok(engine.run(exec(&id, "cat /proc/self/mountinfo"), None).await).stdout;
+            assert!(String::from_utf8_lossy(&inside).lines().count() > 5, "{kind}: mounts of its own");
+            assert_eq!(house.mount_table(), with_pod, "{kind}: running");
+        }
+    }
+    house.close(engine).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_daemon_that_was_killed_finds_everything_again() {
     let house = House::new();

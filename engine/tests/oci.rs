@@ -177,8 +177,9 @@ fn a_hook_gets_nothing_that_is_not_its_own() {
     let out = bundle.dir.join("out");
     bundle.change(|config| {
         config["process"]["env"] = json!(["LD_PRELOAD=/evil.so", "PATH=/bin"]);
+        // As it was at the start: some shells export variables of their own.
         let script =
-            format!("/usr/bin/env -u PWD -u SHLVL -u _ > {0}; ls /proc/self/fd >> {0}", out.display());
+            format!("tr '\\0' '\\n' < /proc/self/environ > {0}; ls /proc/self/fd >> {0}", out.display());
         let hook = json!([{ "path": "/bin/sh", "args": ["sh", "-c", script], "env": ["A=1"] }]);
         config["hooks"] = json!({ "createContainer": hook });
     });

@@ -10,7 +10,8 @@ use std::sync::Arc;
 
 use engine::exec::{Driver, Exec, ExecLaunch};
 use engine::spec::ContainerSpec;
-use support::{Pod, driver_of, numbers, read_all, shell, text};
+use futures_util::future::join_all;
+use support::{Pod, driver_of, load, read_all, shell, text};
 
 /// The supervisor's program with a byte behind its end, which changes nothing but what it is.
 struct Newer(PathBuf);
@@ -54,33 +55,44 @@ async fn exec(pod: &Pod, id: &str, spec: &ContainerSpec, script: &str) -> Exec {
     started.unwrap_or_else(|e| panic!("{}", e.chain()))
 }
 
+/// The containers try to write as fast as they can, together more than 50 MB/s on any machine that is not emulated.
 #[tokio::test]
 async fn twenty_busy_supervisors_become_another_program_and_no_line_is_lost_or_doubled() {
-    const LINES: u32 = 50_000;
+    const PODS: usize = 20;
+    /// So much of each log is written before and after.
+    const SOME: u64 = 1 << 20;
     let newer = Newer::new("busy");
+    let cgroup = format!("/berth-test-busy-{}", std::process::id());
     let mut pods = Vec::new();
-    for _ in 0..20 {
+    for _ in 0..PODS {
         let pod = Pod::new().await;
-        let container = pod.container(&format!("seq 1 {LINES} >&2 & seq 1 {LINES}; wait; exit 7"));
+        let container = pod.container(&load::script());
         let id = container.id.clone();
-        pod.start(container).await;
-        pods.push((pod, id));
+        let started = pod.start(container).await;
+        pods.push((pod, id, started));
     }
-    for (pod, id) in &mut pods {
-        while fs::metadata(pod.log_path(id)).unwrap().len() < 100_000 {
-            tokio::task::yield_now().await;
-        }
-        let driver = newer.driver(pod);
-        drop(upgrade(pod, driver).await);
-    }
-    for (mut pod, id) in pods {
-        assert_eq!(pod.only_exit(&id).await.code, 7);
-        let log = pod.log(&id);
-        for stream in ["stdout", "stderr"] {
-            assert!(numbers(&log, stream).into_iter().eq(1..=LINES), "{stream} of {id}");
-        }
+    // One driver for all of them and all at the same time, as a new daemon does it.
+    let driver = driver_of(&newer.0, &cgroup);
+    join_all(pods.iter_mut().map(async |(pod, id, started)| {
+        pod.logged(id, SOME).await;
+        drop(upgrade(pod, driver.clone()).await);
+        let lives: Vec<_> = pod.connection.survivors.iter().map(|s| (s.pid, s.exit.clone())).collect();
+        assert_eq!(lives, [(started.pid, None)], "{id} was touched");
+        let now = fs::metadata(pod.log_path(id)).unwrap().len();
+        pod.logged(id, now + SOME).await;
+    }))
+    .await;
+    pods.iter().for_each(|(pod, ..)| load::enough(pod));
+    let (mut bytes, mut first, mut last) = (0, i64::MAX, 0);
+    for (mut pod, id, started) in pods {
+        let exit = pod.only_exit(&id).await;
+        assert_eq!((exit.code, exit.oom), (7, false));
+        bytes += load::assert_whole(&pod.log_path(&id));
+        (first, last) = (first.min(started.at), last.max(exit.at));
         pod.end().await;
     }
+    driver.remove_cgroup(&cgroup).await.unwrap();
+    load::report(&format!("{PODS} supervisors upgraded"), bytes, last - first);
 }
 
 #[tokio::test]

@@ -11,6 +11,8 @@ use engine::exec::ExecLaunch;
 use engine::spec::{IdMapping, NamespaceMode, PodSpec, UserNamespace};
 use support::{Container, Pod, clone_tree, pod_spec, shell, text};
 
+/// Why the tests cannot run where the driver does not offer what they are about.
+const NONE: &str = "this kernel has no idmapped tmpfs (Linux 6.3)";
 /// First id on the node.
 const FIRST: u32 = 655_360;
 
@@ -41,6 +43,9 @@ async fn output(pod: &mut Pod, container: Container) -> String {
 
 #[tokio::test]
 async fn root_of_the_pod_is_nobody_on_the_node() {
+    if !support::features().await.user_namespaces {
+        return support::skip(NONE);
+    }
     let mut pod = Pod::with(spec()).await;
     let container = pod.container(
         "id -u; id -g; tr -s ' ' < /proc/self/uid_map; touch /data/made; stat -c %u /bin /data/made /proc/self/status; \
@@ -70,6 +75,9 @@ async fn root_of_the_pod_is_nobody_on_the_node() {
 
 #[tokio::test]
 async fn users_sysctls_and_failures_are_as_in_any_pod() {
+    if !support::features().await.user_namespaces {
+        return support::skip(NONE);
+    }
     let mut asked = spec();
     asked.sysctls = [("kernel.shmmax", "65536"), ("net.ipv4.ip_forward", "1"), ("fs.mqueue.msg_max", "33")]
         .map(|(k, v)| (k.to_owned(), v.to_owned()))
@@ -96,6 +104,9 @@ async fn users_sysctls_and_failures_are_as_in_any_pod() {
 
 #[tokio::test]
 async fn execs_terminals_and_a_new_supervisor_find_their_way_in() {
+    if !support::features().await.user_namespaces {
+        return support::skip(NONE);
+    }
     let mut pod = Pod::with(spec()).await;
     let container = pod.container("trap 'exit 5' TERM; while :; do sleep 0.02; done");
     let (id, container_spec) = (container.id.clone(), container.spec.clone());
@@ -139,6 +150,9 @@ async fn execs_terminals_and_a_new_supervisor_find_their_way_in() {
 
 #[tokio::test]
 async fn processes_and_the_nodes_network_can_be_shared() {
+    if !support::features().await.user_namespaces {
+        return support::skip(NONE);
+    }
     let mut asked = spec();
     asked.security.namespaces.pid = NamespaceMode::Pod;
     let mut pod = Pod::with(asked).await;

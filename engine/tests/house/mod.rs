@@ -2,6 +2,7 @@
 //! Everything has names of its own; what is left at the end is counted.
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::symlink;
@@ -98,6 +99,21 @@ impl House {
         spec
     }
 
+    /// A directory of the node to be a volume.
+    pub fn data(&self) -> PathBuf {
+        let data = self.dir.join("data");
+        fs::create_dir_all(&data).unwrap();
+        data
+    }
+
+    /// The node's mount table, without what other tests have put into it.
+    pub fn mount_table(&self) -> BTreeSet<String> {
+        let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let (ours, anybodys) = (format!("{}/", self.dir.display()), "/tmp/core-");
+        let keep = |line: &&str| line.contains(&ours) || !line.contains(anybodys);
+        table.lines().filter(keep).map(str::to_owned).collect()
+    }
+
     /// The text of a container's log, without time stamps.
     pub fn log(&self, pod: &str, container: &str) -> String {
         let path = self.dir.join("logs").join(pod).join(container).join("0.log");
@@ -181,7 +197,7 @@ fn make_root(root: &Path) {
     for dir in ["bin", "etc", "proc", "sys", "dev", "tmp", "srv"] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }
-    fs::copy("/bin/busybox", root.join("bin/busybox")).unwrap();
+    fs::copy("/usr/bin/busybox", root.join("bin/busybox")).unwrap();
     for name in [
         "sh", "echo", "cat", "sleep", "ls", "wget", "httpd", "true", "id", "hostname", "touch", "mount",
         "seq", "nc",
@@ -197,7 +213,7 @@ fn make_root(root: &Path) {
 #[derive(Debug)]
 struct Directory {
     root: PathBuf,
-    layers: Mutex<std::collections::BTreeSet<String>>,
+    layers: Mutex<BTreeSet<String>>,
 }
 
 impl Directory {

@@ -1,6 +1,15 @@
 //! A pod for tests: a busybox root in a temporary directory, a supervisor, cgroups of its own; everything is removed at the end and
 //! what is left is counted.
-#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout
+)]
+
+pub mod load;
 
 pub mod bundle;
 
@@ -13,8 +22,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use engine::exec::{
-    Connection, ContainerLaunch, Driver, Event, ExecLaunch, Exit, PodLaunch, PreparedMount, Process,
-    ResolvedUser, Started,
+    Connection, ContainerLaunch, Driver, Event, ExecLaunch, Exit, Features, PodLaunch, PreparedMount,
+    Process, ResolvedUser, Started,
 };
 use engine::native::{Config, Native};
 use engine::spec::{ContainerSpec, NamespaceMode, PodSpec};
@@ -29,7 +38,6 @@ pub struct Pod {
     pub connection: Connection,
     pub spec: PodSpec,
     pub id: String,
-    mounts_before: usize,
 }
 
 /// A container to be started; change it before [`Pod::start`].
@@ -78,10 +86,6 @@ pub fn mounts_below(dir: &Path) -> usize {
     table.lines().filter(|l| l.contains(dir.to_str().unwrap())).count()
 }
 
-fn all_mounts() -> usize {
-    fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count()
-}
-
 impl Pod {
     pub async fn new() -> Self {
         Self::with(pod_spec()).await
@@ -93,13 +97,13 @@ impl Pod {
         fs::create_dir_all(dir.join("state")).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         make_root(&dir.join("root"));
-        let (driver, mounts_before) = (driver(&format!("/berth-test-{id}")), all_mounts());
+        let driver = driver(&format!("/berth-test-{id}"));
         let mut owned = driver.namespaces(&spec).unwrap_or_else(|e| panic!("{}", e.chain()));
         let net = owned.as_mut().and_then(|owned| owned.net.take());
         let netns = net.as_ref().map(AsFd::as_fd);
         let launch = PodLaunch { pod: &id, dir: &dir.join("state"), spec: &spec, netns, owned };
         let connection = driver.launch(launch).await.unwrap_or_else(|e| panic!("{}", e.chain()));
-        Self { dir, driver, connection, spec, id, mounts_before }
+        Self { dir, driver, connection, spec, id }
     }
 
     /// A container that runs a shell script.
@@ -151,6 +155,17 @@ impl Pod {
         self.try_start(container).await.unwrap_or_else(|e| panic!("{}", e.chain()))
     }
 
+    /// Waits until so many bytes of a container's log are written.
+    pub async fn logged(&self, id: &str, bytes: u64) {
+        let mut tick = tokio::time::interval(Duration::from_millis(1));
+        let wait = async {
+            while fs::metadata(self.log_path(id)).unwrap().len() < bytes {
+                tick.tick().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(120), wait).await.expect("the log does not grow");
+    }
+
     /// Waits for the end of a container.
     pub async fn exit(&mut self, id: &str) -> Exit {
         let [exit] = self.exits([id]).await;
@@ -170,7 +185,7 @@ impl Pod {
                 }
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), wait).await.expect("not all containers end");
+        tokio::time::timeout(Duration::from_secs(180), wait).await.expect("not all containers end");
         exits.map(Option::unwrap)
     }
 
@@ -266,6 +281,28 @@ pub fn cgroup_exists(path: &str) -> bool {
     let roots =
         table.lines().filter(|l| l.contains(" - cgroup")).map(|l| l.split(' ').nth(4).unwrap().to_owned());
     roots.into_iter().any(|root| Path::new(&format!("{root}{path}")).exists())
+}
+
+/// Says why a test that ends here cannot run on this machine; `tests/exec` counts it as skipped.
+pub fn skip(why: &str) {
+    println!("skip: {why}");
+}
+
+/// What this kernel lets the driver do.
+pub async fn features() -> Features {
+    let cgroup = format!("/berth-test-features-{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    let driver = driver(&cgroup);
+    driver.remove_cgroup(&cgroup).await.unwrap();
+    driver.features()
+}
+
+/// Descriptors that a process has open, as the node sees them.
+pub fn descriptors(pid: i32) -> Vec<u32> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).unwrap();
+    let mut open: Vec<u32> =
+        entries.map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap()).collect();
+    open.sort_unstable();
+    open
 }
 
 /// A process that runs a script.

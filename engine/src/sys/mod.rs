@@ -1,7 +1,7 @@
 //! The one module with unsafe code: system calls that no safe crate offers, each wrapped into a safe function with an argument
 //! for its safety.
 //!
-//! In reading order: [`process`] (clone, exec, wait), [`spawn`] (a program from a threaded process), [`namespaces`] (made ahead of their members), [`thread`] (namespaces,
+//! In reading order: [`process`] (clone, exec, wait), [`trace`] (exit codes of others), [`spawn`] (a program from a threaded process), [`namespaces`] (made ahead of their members), [`thread`] (namespaces,
 //! signals, seccomp, descriptors of the calling thread), [`mount`] (mount_setattr), [`memory`] (sealed memfds seen as slices), [`bpf`] (device programs), [`socket`] (messages
 //! with descriptors), [`btrfs`] (subvolumes), [`tap`] (links of virtual machines), [`footprint`] (memory given back). What rustix
 //! offers safely is used from there.
@@ -22,6 +22,7 @@ pub mod socket;
 pub mod spawn;
 pub mod tap;
 pub mod thread;
+pub mod trace;
 
 use std::io;
 

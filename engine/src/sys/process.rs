@@ -3,7 +3,11 @@
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::io;
 use std::marker::PhantomData;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::check;
 
@@ -256,38 +260,83 @@ pub fn try_wait(pidfd: &OwnedFd) -> io::Result<Option<(i32, i32)>> {
     wait_with(pidfd, libc::WNOHANG)
 }
 
-/// waitid(2) on a pidfd.
+/// waitid(2) on a pidfd, of a process that is not traced.
 fn wait_with(pidfd: &OwnedFd, options: c_int) -> io::Result<Option<(i32, i32)>> {
-    reap(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, options)
-        .map(|ended| ended.map(|(_, code, signal)| (code, signal)))
+    let told = tell(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, options)?;
+    Ok(told.and_then(|told| match told {
+        Told::Ended { code, signal, .. } => Some((code, signal)),
+        Told::Stopped { .. } => None,
+    }))
 }
 
-/// Reaps any ended child: pid, code, signal.
-pub fn reap_any() -> io::Result<Option<(i32, i32, i32)>> {
-    reap(libc::P_ALL, 0, libc::WNOHANG)
+/// What the kernel has to tell of a child, or of a process that is traced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Told {
+    /// It has ended, and is reaped now.
+    Ended {
+        /// Pid.
+        pid: i32,
+        /// Exit code, or 128 + signal.
+        code: i32,
+        /// The signal that ended it; 0: none.
+        signal: i32,
+    },
+    /// It has stopped for us, its tracer, and waits for [`super::trace::go_on`].
+    Stopped {
+        /// Pid.
+        pid: i32,
+        /// The signal, with the event of ptrace(2) above its lowest byte.
+        status: i32,
+    },
 }
 
-/// waitid(2), repeated when interrupted.
-fn reap(kind: libc::idtype_t, id: libc::id_t, options: c_int) -> io::Result<Option<(i32, i32, i32)>> {
+/// What there is to tell of any child or traced process; nothing is told twice.
+pub fn told() -> io::Result<Option<Told>> {
+    tell(libc::P_ALL, 0, libc::WNOHANG)
+}
+
+/// As [`told`], of one process.
+pub fn told_of(pidfd: BorrowedFd<'_>) -> io::Result<Option<Told>> {
+    tell(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, libc::WNOHANG)
+}
+
+/// waitid(2), repeated when interrupted. It tells a tracer of stops whether they are asked for or not.
+fn tell(kind: libc::idtype_t, id: libc::id_t, options: c_int) -> io::Result<Option<Told>> {
     loop {
-        // SAFETY: siginfo_t is plain data; all zero is what waitid leaves when nothing has ended.
+        // SAFETY: siginfo_t is plain data; all zero is what waitid leaves when there is nothing to tell.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         // SAFETY: `info` is valid for writing.
         let result = unsafe { libc::waitid(kind, id, &mut info, libc::WEXITED | libc::__WALL | options) };
-        if result < 0 {
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::Interrupted {
-                continue;
-            }
-            return Err(error);
-        }
+        match check(result.into()) {
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+            other => other?,
+        };
         // SAFETY: waitid has filled in the SIGCHLD part of the union, or left it zero.
         let pid = unsafe { info.si_pid() };
         // SAFETY: as above.
         let status = unsafe { info.si_status() };
-        return Ok((pid != 0).then(|| {
-            if info.si_code == libc::CLD_EXITED { (pid, status, 0) } else { (pid, 128 + status, status) }
+        return Ok((pid != 0).then_some(match info.si_code {
+            libc::CLD_TRAPPED => Told::Stopped { pid, status },
+            libc::CLD_EXITED => Told::Ended { pid, code: status, signal: 0 },
+            _ => Told::Ended { pid, code: 128 + status, signal: status },
         }));
+    }
+}
+
+/// Whether a child ends within a time. It has to be waited for all the same. Blocking.
+pub fn ended_within(child: &std::process::Child, limit: Duration) -> io::Result<bool> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(io::ErrorKind::NotFound)?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    // A time beyond the clock's range is none.
+    let end = Instant::now().checked_add(limit);
+    loop {
+        let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+        let left =
+            left.map(|t| Timespec { tv_sec: t.as_secs().cast_signed(), tv_nsec: t.subsec_nanos().into() });
+        match poll(&mut [PollFd::new(&pidfd.as_fd(), PollFlags::IN)], left.as_ref()) {
+            Err(rustix::io::Errno::INTR) => {}
+            ready => return Ok(ready? > 0),
+        }
     }
 }
 
@@ -344,7 +393,7 @@ pub fn idle(_proof: &SingleThreaded) -> ! {
         if signal == libc::c_long::from(libc::SIGTERM) {
             exit(0);
         }
-        while let Ok(Some(_)) = reap_any() {}
+        while let Ok(Some(_)) = told() {}
     }
 }
 
@@ -365,7 +414,7 @@ pub fn inherited(_proof: &SingleThreaded, number: RawFd) -> io::Result<OwnedFd> 
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
-/// Whether a pidfd's process is a child of ours, ended or not.
+/// Whether a pidfd's process is a child of ours or traced by us, ended or not.
 pub fn is_child(pidfd: BorrowedFd<'_>) -> bool {
-    reap(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, libc::WNOHANG | libc::WNOWAIT).is_ok()
+    tell(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, libc::WNOHANG | libc::WNOWAIT).is_ok()
 }

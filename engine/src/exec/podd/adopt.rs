@@ -23,7 +23,7 @@ use crate::exec::wire::{
     STDIN_ONCE, STDOUT, TTY, Tag,
 };
 use crate::native::child::template;
-use crate::sys::{process, thread};
+use crate::sys::{process, thread, trace};
 
 /// Exit code of a process whose end nobody can tell.
 const UNKNOWN: i32 = 255;
@@ -159,7 +159,7 @@ impl Podd {
         let key = self.new_key();
         let ended = message.all(Tag::Ended).next().is_some();
         if !ended && !process::is_child(pidfd.as_fd()) {
-            self.watch_end(&pidfd, key)?;
+            self.watch_end(&pidfd, message.int(Tag::Pid), key)?;
         }
         let mut process = Process {
             key,
@@ -197,11 +197,15 @@ impl Podd {
         Ok(())
     }
 
-    /// Watches a process that is not our child. Since Linux 6.15 a pidfd tells the exit code after its reaping, which is a hang-up;
-    /// before that only the end itself can be seen.
-    fn watch_end(&mut self, pidfd: &OwnedFd, key: u64) -> io::Result<()> {
+    /// Watches a process that is not our child. Since Linux 6.15 a pidfd tells the exit code after its reaping, which is a hang-up.
+    /// Before that a tracer is told as a parent is; of who cannot be traced any more only the end itself can be seen.
+    fn watch_end(&mut self, pidfd: &OwnedFd, pid: i32, key: u64) -> io::Result<()> {
+        let told = process::exit_info(pidfd.as_fd()).is_ok();
+        if !told && trace(pidfd, pid) {
+            return Ok(());
+        }
         let token = self.watch(pidfd, Source::Adopted(key))?;
-        if process::exit_info(pidfd.as_fd()).is_ok() {
+        if told {
             epoll::modify(&self.epoll, pidfd, epoll::EventData::new_u64(token), epoll::EventFlags::empty())?;
         }
         Ok(())
@@ -214,6 +218,19 @@ impl Podd {
         let (code, signal) = process::exit_info(pidfd.as_fd()).ok().flatten().unwrap_or((UNKNOWN, 0));
         self.ended(key, code, signal);
     }
+}
+
+/// Traces a process for its exit code.
+fn trace(pidfd: &OwnedFd, pid: i32) -> bool {
+    if trace::seize(pid).is_err() {
+        return false;
+    }
+    // Now the number is its own, or never was again: then somebody else's process stops and is let go of.
+    let same = process::is_child(pidfd.as_fd());
+    if !same {
+        let _ = trace::interrupt(pid);
+    }
+    same
 }
 
 /// How a container has ended, out of a message.

@@ -36,8 +36,8 @@ use self::streams::Output;
 use super::wire::{Kind, Message, Tag};
 use super::{Exit, nanos};
 use crate::native::listener::Agent;
-use crate::sys::process::{self, SingleThreaded};
-use crate::sys::thread;
+use crate::sys::process::{self, SingleThreaded, Told};
+use crate::sys::{thread, trace};
 
 /// Ended containers that are remembered for a daemon that comes back.
 const REMEMBERED: usize = 128;
@@ -217,20 +217,29 @@ impl Podd {
         self.processes.iter_mut().find(|p| p.exec.is_none() && p.container == id)
     }
 
-    /// Reaps every ended child: ours, and orphans of containers without a PID namespace.
+    /// Reaps every ended child: ours, and orphans of containers without a PID namespace. Who is traced for its exit code goes on.
     fn reap(&mut self) {
         let mut info = [0; 128];
         while rustix::io::read(&self.signals, &mut info).is_ok() {}
-        while let Ok(Some((pid, code, signal))) = process::reap_any() {
+        while let Ok(Some(told)) = process::told() {
+            let (Told::Ended { pid, .. } | Told::Stopped { pid, .. }) = told;
             let key = self.processes.iter().find(|p| p.pid == pid && p.exit.is_none()).map(|p| p.key);
-            if let Some(key) = key {
-                // What it said last may not have been read yet.
-                self.starting(key);
-                // Who ended may have been a go-between, as we have just learned.
-                if self.process(key).is_some_and(|p| p.pid == pid) {
-                    self.ended(key, code, signal);
-                }
+            match (told, key) {
+                // One that died since is met again, as an ended one.
+                (Told::Stopped { status, .. }, _) => drop(trace::go_on(pid, status, key.is_none())),
+                (Told::Ended { code, signal, .. }, Some(key)) => self.reaped(key, pid, code, signal),
+                (Told::Ended { .. }, None) => {}
             }
+        }
+    }
+
+    /// A child has ended that is one of the processes.
+    fn reaped(&mut self, key: u64, pid: i32, code: i32, signal: i32) {
+        // What it said last may not have been read yet.
+        self.starting(key);
+        // Who ended may have been a go-between, as we have just learned.
+        if self.process(key).is_some_and(|p| p.pid == pid) {
+            self.ended(key, code, signal);
         }
     }
 

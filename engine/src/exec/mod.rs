@@ -226,7 +226,7 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// What it can do here; probed once.
     fn features(&self) -> Features;
     /// Refuses by name, when a container is made, what a start could not honour on this node: security modules, profiles. Reads small
-    /// files of the node.
+    /// files of the node, and once loads the default profile of AppArmor (some 20 ms, at most ten seconds).
     fn check(&self, _pod: &PodSpec, _container: &ContainerSpec) -> Result<(), Error> {
         Ok(())
     }

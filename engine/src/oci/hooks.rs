@@ -4,22 +4,19 @@
 //! directory, and no descriptor (CVE-2025-23266).
 
 use std::io::{Seek, SeekFrom, Write};
-use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Spec};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::{Value, json};
 
 use super::SPEC_VERSION;
 use super::log::Log;
 use crate::error::{Error, Kind};
-use crate::sys::thread;
+use crate::sys::{process, thread};
 
 /// The state of a container (runtime.md, "State"). Without a pid it is as for one that has none.
 pub(super) fn state(id: &str, status: &str, pid: Option<i32>, bundle: &Path, spec: &Spec) -> Value {
@@ -100,13 +97,7 @@ fn input(state: &Value) -> std::io::Result<Stdio> {
     Ok(file.into())
 }
 
+/// Without a number the hook may take as long as it likes.
 fn ended_in_time(child: &Child, seconds: u64) -> std::io::Result<bool> {
-    if seconds == 0 {
-        return Ok(true);
-    }
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or(std::io::ErrorKind::NotFound)?;
-    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
-    let limit = Duration::from_secs(seconds);
-    let limit = Timespec { tv_sec: limit.as_secs().cast_signed(), tv_nsec: 0 };
-    Ok(poll(&mut [PollFd::new(&pidfd.as_fd(), PollFlags::IN)], Some(&limit))? > 0)
+    if seconds == 0 { Ok(true) } else { process::ended_within(child, Duration::from_secs(seconds)) }
 }

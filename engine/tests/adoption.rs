@@ -75,7 +75,7 @@ async fn a_container_that_logs_without_a_pause_outlives_every_killed_supervisor(
     const KILLS: u64 = 12;
     const BETWEEN: u64 = 16 << 20;
     let mut pod = Pod::new().await;
-    let container = pod.container(&load::script());
+    let container = pod.container(&load::script(0));
     let id = container.id.clone();
     let started = pod.start(container).await;
     for kill in 1..=KILLS {

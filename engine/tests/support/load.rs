@@ -1,4 +1,4 @@
-//! Containers that log numbered lines as fast as they can, and a reader of such a log that finds what is missing or there twice.
+//! Containers that log numbered lines, as fast as they can or at a given pace, and a reader of such a log that finds what is missing or there twice.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -23,9 +23,11 @@ fn padding(number: u32) -> usize {
     }
 }
 
-/// A script that writes numbered lines to both streams until [`enough`], and ends with code 7. The last line of a stream says how many
-/// there were before it.
-pub fn script() -> String {
+/// A script that writes numbered lines to both streams until [`enough`], and ends with code 7: 600 lines (some 330 KB) at a time, with a
+/// pause of so many milliseconds in between. The last line of a stream says how many there were before it.
+pub fn script(pause: u32) -> String {
+    let pause =
+        if pause == 0 { String::new() } else { format!("system(\"sleep {}\")", f64::from(pause) / 1e3) };
     format!(
         r#"w() {{ awk 'BEGIN {{
             long = sprintf("%{LONG}s", ""); gsub(/ /, "x", long); ordinary = substr(long, 1, {ORDINARY});
@@ -35,6 +37,7 @@ pub fn script() -> String {
                 }}
                 if ((getline over < "/tmp/enough") >= 0) break
                 close("/tmp/enough")
+                {pause}
             }}
             print "end " i
         }}'; }}

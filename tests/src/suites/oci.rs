@@ -1,6 +1,9 @@
 //! `berth oci` under other people's programs: the validation programs of runtime-tools, and Debian's containerd.
+//!
+//! With `OCI_TABLE=FILE` the table of the validation programs is also written to that file (tests/results/oci.md is one).
 
 mod containerd;
+mod table;
 mod validation;
 
 use anyhow::Result;

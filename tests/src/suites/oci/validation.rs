@@ -1,7 +1,7 @@
 //! runtime-tools' validation programs on Berth and on Debian's crun, assertion by assertion, in one run.
 //!
 //! A program is one case: it passes when Berth holds everything crun holds, and does not fail where crun does not. The table
-//! names every assertion that either does not hold.
+//! ([`super::table`]) names every assertion that either does not hold, and every one that was skipped.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, Result, bail};
 
-use crate::report::{Report, line};
+use super::table;
+use crate::report::Report;
 use crate::world::World;
 
 /// How many programs run at a time: most of them wait for a clock.
@@ -20,14 +21,20 @@ const WORKERS: usize = 6;
 
 /// What one program said of one runtime.
 #[derive(Clone, Debug, Default)]
-struct Verdict {
-    /// Assertions that hold, and that do not, by their text, with how often.
-    ok: BTreeMap<String, usize>,
-    not_ok: BTreeMap<String, usize>,
-    skipped: usize,
+pub(super) struct Verdict {
+    /// Assertions that hold, that do not, and that were not tried, by their text, with how often.
+    pub(super) ok: Texts,
+    pub(super) not_ok: Texts,
+    pub(super) skipped: Texts,
     /// The program itself failed.
-    failed: Option<String>,
+    pub(super) failed: Option<String>,
 }
+
+/// Texts, with how often each was said.
+pub(super) type Texts = BTreeMap<String, usize>;
+
+/// What every program said of one runtime, by the program's name.
+pub(super) type Verdicts = BTreeMap<String, Verdict>;
 
 /// Runs all programs on both runtimes and reports one case per program.
 ///
@@ -47,22 +54,9 @@ pub(super) fn run(world: &World, report: &mut Report, runtime: &Path, dir: &Path
     });
     let [berth, crun] = verdicts;
     let (berth, crun) = (berth?, crun?);
-    line(format_args!("        program                               berth ok/not/skip   crun ok/not/skip"));
-    for name in &names {
-        let (ours, theirs) = (&berth[name], &crun[name]);
-        line(format_args!("        {name:<38} {:<19} {}", ours.counts(), theirs.counts()));
-        for (text, times) in &ours.not_ok {
-            let too = if theirs.not_ok.contains_key(text) { ", crun too" } else { "" };
-            line(format_args!("          not ok ×{times}{too}: {text}"));
-        }
-        for (text, times) in theirs.not_ok.iter().filter(|(text, _)| !ours.not_ok.contains_key(*text)) {
-            line(format_args!("          not ok ×{times}, crun alone: {text}"));
-        }
-        for (who, failed) in [("berth", &ours.failed), ("crun", &theirs.failed)] {
-            if let Some(why) = failed {
-                line(format_args!("          {who} ended early: {why}"));
-            }
-        }
+    table::print(&berth, &crun);
+    if let Some(file) = world.tool("OCI_TABLE") {
+        fs::write(&file, table::markdown(&berth, &crun)).with_context(|| file)?;
     }
     for name in &names {
         report.case(&format!("runtime-tools {name}: not behind crun"), || {
@@ -91,16 +85,11 @@ fn names(programs: &Path) -> Result<Vec<String>> {
 }
 
 /// Runs all programs, several at a time.
-fn all(
-    programs: &Path,
-    names: &[String],
-    runtime: &Path,
-    scratch: &Path,
-) -> Result<BTreeMap<String, Verdict>> {
+fn all(programs: &Path, names: &[String], runtime: &Path, scratch: &Path) -> Result<Verdicts> {
     // These share one cgroup path, so one of them runs at a time, before all others.
     let alone = |name: &&String| name.starts_with("linux_cgroups_") || name.starts_with("delete_only");
     let (single, names): (Vec<_>, Vec<_>) = names.iter().partition(alone);
-    let mut first = BTreeMap::new();
+    let mut first = Verdicts::new();
     for name in single {
         first.insert(name.clone(), one(programs, name, runtime, scratch)?);
     }
@@ -145,14 +134,14 @@ fn one(programs: &Path, name: &str, runtime: &Path, scratch: &Path) -> Result<Ve
             (_, Some(rest)) => (&mut verdict.not_ok, rest),
             _ => continue,
         };
-        if rest.to_ascii_lowercase().contains("# skip") {
-            verdict.skipped += 1;
+        if let Some(at) = rest.to_ascii_lowercase().find("# skip") {
+            *verdict.skipped.entry(rest[at + "# skip".len()..].trim().to_owned()).or_default() += 1;
         } else if !rest.contains("# TODO") {
             *list.entry(described(rest)).or_default() += 1;
         }
     }
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
+        let said = String::from_utf8_lossy(&output.stderr).replace(&*scratch.to_string_lossy(), "…");
         verdict.failed = Some(said.lines().take(3).collect::<Vec<_>>().join("; "));
     }
     Ok(verdict)
@@ -163,14 +152,6 @@ fn described(text: &str) -> String {
     let text = text.split_once(" - ").map_or(text, |(_, text)| text);
     let fresh = |word: &&str| !word.contains("ocitest") && word.len() < 36;
     text.split(' ').filter(fresh).collect::<Vec<_>>().join(" ")
-}
-
-impl Verdict {
-    fn counts(&self) -> String {
-        let sum = |list: &BTreeMap<String, usize>| list.values().sum::<usize>();
-        let failed = if self.failed.is_some() { " ended early" } else { "" };
-        format!("{}/{}/{}{failed}", sum(&self.ok), sum(&self.not_ok), self.skipped)
-    }
 }
 
 /// Whatever crun passes, we pass. A program that crun fails and we do not has run another way, and its assertions do not compare.

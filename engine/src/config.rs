@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::exec::cgroup::CgroupDriver;
+
 /// Configuration of the engine. `Default` is what a node uses without any configuration.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -10,8 +12,11 @@ pub struct Config {
     pub root: PathBuf,
     /// On tmpfs: `<state>/pods/<id>` holds what the supervisor needs.
     pub state: PathBuf,
-    /// Parent of `/<pod id>` for pods that name no cgroup parent; cgroupfs spelling.
+    /// Parent of the cgroups of pods that name no parent, in cgroupfs spelling; under systemd a slice (as
+    /// [`CgroupDriver::parent`](crate::exec::cgroup::CgroupDriver::parent) has it).
     pub cgroup_parent: String,
+    /// Who makes cgroups; the execution drivers are told the same.
+    pub cgroup_driver: CgroupDriver,
     /// The node's hosts file, copied for pods with the node's network.
     pub hosts_file: PathBuf,
     /// The node's resolv.conf, copied for pods without a DNS configuration.
@@ -56,6 +61,7 @@ impl Default for Config {
             root: "/var/lib/berth".into(),
             state: "/run/berth".into(),
             cgroup_parent: "/berth".into(),
+            cgroup_driver: CgroupDriver::default(),
             hosts_file: "/etc/hosts".into(),
             resolv_conf: "/etc/resolv.conf".into(),
             unprivileged_ports: true,

@@ -15,6 +15,7 @@ use crate::config::Config;
 use crate::container::Container;
 use crate::drivers::{Drivers, Execution, Image, Network, Volume};
 use crate::exec::Features;
+use crate::exec::cgroup::CgroupDriver;
 use crate::job::{Durations, Job, Table};
 use crate::journal::Journal;
 use crate::pod::{Pod, State, Surroundings};
@@ -186,6 +187,11 @@ impl Engine {
     }
 
     // === for jobs ===
+
+    /// Who makes the cgroups of pods and containers.
+    pub fn cgroup_driver(&self) -> CgroupDriver {
+        self.config().cgroup_driver
+    }
 
     /// The settings as they are now.
     pub(crate) fn config(&self) -> Arc<Config> {

@@ -137,6 +137,8 @@ section! {
 section! {
     /// `[engine]`
     Engine {
+        /// Who makes cgroups: `cgroupfs` or `systemd`.
+        cgroup_driver: Option<String>,
         /// Parent of pods that name none.
         cgroup_parent: Option<String>,
         /// The node's hosts file.

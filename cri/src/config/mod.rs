@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use engine::exec::cgroup::CgroupDriver;
+
 use crate::streaming;
 
 pub mod endpoint;
@@ -113,11 +115,12 @@ impl Config {
         let listen =
             if flags.listen.is_empty() { file.listen.unwrap_or_default() } else { flags.listen.clone() };
         let tls = file.tls.map(file::Tls::complete).transpose()?;
+        let cgroup_driver = cgroup_driver(file.engine.cgroup_driver.as_deref())?;
         Ok(Self {
             listen: endpoints(&listen, &state, tls.is_some())?,
             log: flags.log.clone().or(file.log).unwrap_or_else(|| "info".into()),
-            engine: file.engine.into_config(&root, &state)?,
-            native: file.native.into_config(),
+            native: file.native.into_config(cgroup_driver)?,
+            engine: file.engine.into_config(&root, &state, cgroup_driver)?,
             storage: file.image.into_config(&root, file.registry)?,
             network: file.network.into_config(&root)?,
             streaming: file.streaming.into_config()?,
@@ -160,12 +163,18 @@ const REGISTRY_PLACES: [&str; 4] = [
 // === impl of the sections: from optional settings to the crates' own configurations ===
 
 impl file::Engine {
-    fn into_config(self, root: &Path, state: &Path) -> Result<engine::Config, Error> {
+    fn into_config(self, root: &Path, state: &Path, driver: CgroupDriver) -> Result<engine::Config, Error> {
         let default = engine::Config::default();
+        let usual = match driver {
+            CgroupDriver::Cgroupfs => default.cgroup_parent,
+            CgroupDriver::Systemd => "/berth.slice".into(),
+        };
+        let parent = driver.parent("cgroup_parent", &self.cgroup_parent.unwrap_or(usual));
         Ok(engine::Config {
             root: root.into(),
             state: state.into(),
-            cgroup_parent: self.cgroup_parent.unwrap_or(default.cgroup_parent),
+            cgroup_parent: parent.map_err(|e| Error::value("engine.cgroup_parent", e.to_string()))?,
+            cgroup_driver: driver,
             hosts_file: self.hosts_file.unwrap_or(default.hosts_file),
             resolv_conf: self.resolv_conf.unwrap_or(default.resolv_conf),
             unprivileged_ports: self.unprivileged_ports.unwrap_or(default.unprivileged_ports),
@@ -182,13 +191,22 @@ impl file::Engine {
 }
 
 impl file::Native {
-    fn into_config(self) -> engine::native::Config {
+    fn into_config(self, driver: CgroupDriver) -> Result<engine::native::Config, Error> {
         let default = engine::native::Config::default();
-        engine::native::Config {
-            supervisor_cgroup: self.supervisor_cgroup.unwrap_or(default.supervisor_cgroup),
+        let usual = match driver {
+            CgroupDriver::Cgroupfs => default.supervisor_cgroup,
+            CgroupDriver::Systemd => "/system.slice/berth-podd.scope".into(),
+        };
+        let supervisor_cgroup = self.supervisor_cgroup.unwrap_or(usual);
+        driver
+            .scope("supervisor_cgroup", &supervisor_cgroup)
+            .map_err(|e| Error::value("native.supervisor_cgroup", e.to_string()))?;
+        Ok(engine::native::Config {
+            supervisor_cgroup,
+            cgroup_driver: driver,
             default_capabilities: self.default_capabilities.unwrap_or(default.default_capabilities),
             ..default
-        }
+        })
     }
 }
 
@@ -279,6 +297,18 @@ impl file::StreamingTls {
                 let why = "is either self_signed = true, or certificate and key (and client_ca)";
                 Err(Error::value("streaming.tls", why.into()))
             }
+        }
+    }
+}
+
+/// `cgroupfs` or `systemd`.
+fn cgroup_driver(name: Option<&str>) -> Result<CgroupDriver, Error> {
+    match name {
+        None | Some("cgroupfs") => Ok(CgroupDriver::Cgroupfs),
+        Some("systemd") => Ok(CgroupDriver::Systemd),
+        Some(other) => {
+            let why = format!("\"{other}\" is neither \"cgroupfs\" nor \"systemd\"");
+            Err(Error::value("engine.cgroup_driver", why))
         }
     }
 }

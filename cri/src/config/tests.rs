@@ -75,6 +75,13 @@ fn values_without_meaning_are_named() {
         ("listen = [\"http://x\"]", "listen"),
         ("listen = [\"unix://x\"]", "listen"),
         ("[engine]\nkill_wait = \"10\"", "engine.kill_wait"),
+        ("[engine]\ncgroup_driver = \"cgroup2\"", "engine.cgroup_driver"),
+        ("[engine]\ncgroup_parent = \"/berth.slice\"", "engine.cgroup_parent"),
+        ("[engine]\ncgroup_driver = \"systemd\"\ncgroup_parent = \"/berth\"", "engine.cgroup_parent"),
+        (
+            "[engine]\ncgroup_driver = \"systemd\"\n[native]\nsupervisor_cgroup = \"/berth/podd\"",
+            "native.supervisor_cgroup",
+        ),
         ("[image]\npull_memory = \"12XB\"", "image.pull_memory"),
         ("[network]\nlink_prefix = \"far-too-long\"", "network.link_prefix"),
         ("[streaming]\naddress = \"localhost\"", "streaming.address"),
@@ -83,6 +90,26 @@ fn values_without_meaning_are_named() {
         let error = Config::from_parts(parse(text).unwrap(), &Flags::default()).unwrap_err().to_string();
         assert!(error.contains(name), "{text:?} gave {error}");
     }
+}
+
+#[test]
+fn the_cgroup_driver_is_one_for_pods_and_supervisors() {
+    let with = |text| Config::from_parts(parse(text).unwrap(), &Flags::default()).unwrap();
+    let usual = with("");
+    assert_eq!(
+        (usual.engine.cgroup_driver, usual.native.cgroup_driver),
+        (CgroupDriver::Cgroupfs, CgroupDriver::Cgroupfs)
+    );
+    assert_eq!((&*usual.engine.cgroup_parent, &*usual.native.supervisor_cgroup), ("/berth", "/berth/podd"));
+    let systemd = with("[engine]\ncgroup_driver = \"systemd\"\n");
+    assert_eq!(
+        (systemd.engine.cgroup_driver, systemd.native.cgroup_driver),
+        (CgroupDriver::Systemd, CgroupDriver::Systemd)
+    );
+    let places = (&*systemd.engine.cgroup_parent, &*systemd.native.supervisor_cgroup);
+    assert_eq!(places, ("/berth.slice", "/system.slice/berth-podd.scope"));
+    let named = with("[engine]\ncgroup_driver = \"systemd\"\ncgroup_parent = \"a-b.slice\"\n");
+    assert_eq!(named.engine.cgroup_parent, "/a.slice/a-b.slice");
 }
 
 #[test]

@@ -44,7 +44,7 @@ pub const ROWS: &[Row] = &[
     honoured("PortMapping", "container_port", "port in the pod"),
     honoured("PortMapping", "host_port", "port on the node; 0: not published"),
     honoured("PortMapping", "host_ip", "address on the node"),
-    honoured("LinuxPodSandboxConfig", "cgroup_parent", "parent cgroup, cgroupfs spelling"),
+    honoured("LinuxPodSandboxConfig", "cgroup_parent", "parent cgroup; under systemd a slice"),
     honoured("LinuxPodSandboxConfig", "security_context", "see its fields"),
     honoured("LinuxPodSandboxConfig", "sysctls", "written into the pod's namespaces"),
     honoured("LinuxPodSandboxConfig", "overhead", "stored and shown; a pod here has none of its own"),

@@ -39,7 +39,7 @@ impl RuntimeService for Service {
 
     async fn runtime_config(&self, r: Request<RuntimeConfigRequest>) -> Answer<RuntimeConfigResponse> {
         let call = self.call("RuntimeConfig", &r);
-        call.answer(Ok(runtime_config::handle(&r.into_inner())))
+        call.answer(Ok(runtime_config::handle(self, &r.into_inner())))
     }
 
     async fn run_pod_sandbox(&self, r: Request<RunPodSandboxRequest>) -> Answer<RunPodSandboxResponse> {

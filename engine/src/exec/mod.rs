@@ -260,15 +260,10 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Kills whatever still runs in a cgroup and removes the cgroup on every hierarchy; absent is fine.
     fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()>;
     /// Changes the limits of a live cgroup. Blocking.
-    fn update_cgroup(&self, cgroup: &str, resources: &crate::spec::Resources) -> Result<(), Error> {
-        cgroup::update(cgroup, resources)
-    }
+    fn update_cgroup(&self, cgroup: &str, resources: &crate::spec::Resources) -> Result<(), Error>;
     /// Changes the limits of the cgroup that a pod's containers are made in, and makes it if no container has been started
     /// yet. Blocking.
-    fn update_pod_cgroup(&self, cgroup: &str, resources: &crate::spec::Resources) -> Result<(), Error> {
-        cgroup::prepare(cgroup, resources)?;
-        cgroup::update(cgroup, resources)
-    }
+    fn update_pod_cgroup(&self, cgroup: &str, resources: &crate::spec::Resources) -> Result<(), Error>;
 }
 
 /// A pod's supervisor. All calls are safe to repeat; every call has an internal deadline of its own.

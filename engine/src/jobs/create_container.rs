@@ -9,7 +9,7 @@ use storage::{IdMap, Image, RootfsOptions};
 use crate::cdi::Edits;
 use crate::container::{Container, ContainerPhase, ContainerRecord, ContainerStatus, policy, process};
 use crate::engine::{blocking, new_id};
-use crate::exec::{ResolvedUser, ahead, nanos, user};
+use crate::exec::{ResolvedUser, ahead, cgroup, nanos, user};
 use crate::job::{Cx, Job};
 use crate::jobs::teardown;
 use crate::native::userns;
@@ -131,7 +131,7 @@ fn plan(
         process::set(&mut process.env, variable.clone().into_bytes());
     }
     let record = ContainerRecord {
-        cgroup: format!("{}/{id}", pod.cgroup),
+        cgroup: cgroup::container(&pod.cgroup, &id),
         pod: pod.id.clone(),
         created_at: nanos(SystemTime::now()),
         image_id: image.id.clone(),

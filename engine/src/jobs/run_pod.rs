@@ -41,6 +41,7 @@ impl Job for RunPod {
     async fn run(self, engine: Arc<Engine>, cx: Cx) -> Result<String, Error> {
         let driver = engine.driver(&self.spec.handler)?;
         policy::check(&self.spec, driver.features())?;
+        policy::cgroup(&self.spec, &engine.config(), "")?;
         if let Some(id) = cx.step("look for a repeat", already_there(&engine, &self.spec)).await? {
             return Ok(id);
         }
@@ -99,10 +100,7 @@ async fn already_there(engine: &Arc<Engine>, spec: &PodSpec) -> Result<Option<St
 
 async fn intend(engine: &Arc<Engine>, spec: PodSpec) -> Result<Arc<Pod>, Error> {
     let id = new_id()?;
-    let cgroup = match spec.cgroup_parent.trim_end_matches('/') {
-        "" => format!("{}/{id}", engine.config().cgroup_parent),
-        parent => parent.to_owned(),
-    };
+    let cgroup = policy::cgroup(&spec, &engine.config(), &id)?;
     let mut status = PodStatus::default();
     status.holds.namespace = spec.security.namespaces.network == NamespaceMode::Pod;
     status.holds.supervisor = true;

@@ -36,6 +36,8 @@ use rustix::net::{
 use self::compile::Facts;
 use self::supervisor::Supervisor;
 use crate::error::{Error, Kind};
+use crate::exec::cgroup::CgroupDriver;
+use crate::exec::podd::HOLD;
 use crate::exec::podd::record;
 use crate::exec::wire::{self, HAS_NETNS, HAS_USER, Message, POD_PID, Tag};
 use crate::exec::{self, Call, Connection, Driver, Exit, Features, PodLaunch, PodNamespaces, cgroup};
@@ -54,8 +56,10 @@ pub struct Config {
     pub program: Option<PathBuf>,
     /// Arguments that make that program a supervisor; the pod id follows them.
     pub arguments: Vec<OsString>,
-    /// Cgroup the supervisors share, in cgroupfs spelling, outside of all pod limits.
+    /// Cgroup the supervisors share, in cgroupfs spelling, outside of all pod limits; under systemd a scope.
     pub supervisor_cgroup: String,
+    /// Who makes cgroups.
+    pub cgroup_driver: CgroupDriver,
     /// Capabilities of a container that asks for nothing, without `CAP_`; empty: the usual fourteen.
     pub default_capabilities: Vec<String>,
 }
@@ -67,6 +71,7 @@ impl Default for Config {
             program: None,
             arguments: vec!["podd".into()],
             supervisor_cgroup: "/berth/podd".into(),
+            cgroup_driver: CgroupDriver::default(),
             default_capabilities: Vec::new(),
         }
     }
@@ -81,15 +86,26 @@ pub struct Native {
     program: Arc<OwnedFd>,
     /// What is known of the programs of supervisors found running.
     programs: Arc<renewal::Programs>,
-    /// The way into the supervisors' cgroup, until somebody removes that.
-    entrance: Mutex<Option<Arc<cgroup::Entrance>>>,
+    /// The supervisors' cgroup, until somebody removes that.
+    shared: Mutex<Option<Shared>>,
     node: Arc<Node>,
+}
+
+/// The supervisors' cgroup: the way in, and under systemd the process that keeps it while there is no supervisor.
+#[derive(Debug)]
+struct Shared {
+    entrance: Arc<cgroup::Entrance>,
+    _holder: Option<cgroup::Holder>,
 }
 
 /// What supervisors' clients share.
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) facts: Facts,
+    /// Who makes cgroups, and the program that holds their places.
+    pub(crate) cgroups: cgroup::Manager,
+    program: Arc<OwnedFd>,
+    arguments: Vec<OsString>,
     pub(crate) filters: seccomp::Cache,
     modules: Vec<Box<dyn lsm::Module>>,
     /// What keeps pods going when their supervisors are killed, by pod id.
@@ -115,14 +131,23 @@ pub(crate) struct Prepared {
     devices: Vec<DeviceSpec>,
     pub(crate) nodes: Vec<compile::Node>,
     pub(crate) entrance: cgroup::Entrance,
+    /// To be let go when the container is in there.
+    pub(crate) holder: Option<cgroup::Holder>,
 }
 
 impl Prepared {
     /// Blocking.
-    fn make(cgroup: &str, spec: &ContainerSpec) -> Result<Self, Error> {
+    fn make(node: &Node, cgroup: &str, spec: &ContainerSpec) -> Result<Self, Error> {
         let (nodes, rules) = devices::resolve(spec)?;
-        let entrance = cgroup::create(cgroup, &spec.resources, &rules)?;
-        Ok(Self { resources: spec.resources.clone(), devices: spec.devices.clone(), nodes, entrance })
+        let wanted = cgroup::Wanted::new(cgroup, &spec.resources, &rules);
+        let made = node.cgroups.create(&wanted, || node.hold(cgroup))?;
+        Ok(Self {
+            resources: spec.resources.clone(),
+            devices: spec.devices.clone(),
+            nodes,
+            entrance: made.entrance,
+            holder: made.holder,
+        })
     }
 }
 
@@ -157,21 +182,46 @@ impl Node {
         Ok(opened)
     }
 
+    /// The supervisors' cgroup, made if it is missing.
+    fn share(&self, cgroup: &str) -> Result<cgroup::Made, Error> {
+        self.cgroups.share(cgroup, || self.hold(cgroup))
+    }
+
     /// What was prepared for this cgroup; it is given once.
     fn take_prepared(&self, cgroup: &str) -> Option<Prepared> {
         self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(cgroup)
     }
 
+    /// Starts a process that stands in a cgroup until it is let go. Blocking, about a millisecond.
+    fn hold(&self, cgroup: &str) -> Result<cgroup::Holder, Error> {
+        let failed = |e: std::io::Error| {
+            Error::with(Kind::Internal, format!("start the process that holds {cgroup}"), e)
+        };
+        let (end, line) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+        let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
+        let unit = cgroup.rsplit('/').next().unwrap_or_default();
+        let words = words(&self.arguments, &[unit, HOLD]).map_err(|e| failed(e.into()))?;
+        let arguments: Vec<_> = words.iter().map(CString::as_c_str).collect();
+        let fds = [null.as_fd(), null.as_fd(), null.as_fd(), end.as_fd()];
+        let (pid, pidfd) = spawn::spawn(self.program.as_fd(), &arguments, &fds, None).map_err(failed)?;
+        Ok(cgroup::Holder::new(pid, pidfd, line))
+    }
+
     /// A container's cgroup: the prepared one, if that is what is wanted now.
-    pub(crate) async fn cgroup(&self, cgroup: &str, spec: &ContainerSpec) -> Result<Prepared, Error> {
+    pub(crate) async fn cgroup(
+        self: &Arc<Self>,
+        cgroup: &str,
+        spec: &ContainerSpec,
+    ) -> Result<Prepared, Error> {
         match self.take_prepared(cgroup) {
             Some(made) if (&made.resources, &made.devices) == (&spec.resources, &spec.devices) => Ok(made),
             other => {
-                let (cgroup, spec) = (cgroup.to_owned(), spec.clone());
+                let (node, cgroup, spec) = (self.clone(), cgroup.to_owned(), spec.clone());
                 supervisor::blocking(move || {
                     // Made for other limits or devices than are wanted now.
-                    other.map_or(Ok(()), |_| cgroup::remove(&cgroup))?;
-                    Prepared::make(&cgroup, &spec)
+                    other.map_or(Ok(()), |_| node.cgroups.remove(&cgroup))?;
+                    Prepared::make(&node, &cgroup, &spec)
                 })
                 .await
             }
@@ -196,17 +246,18 @@ impl Native {
             return Err(Error::new(Kind::FailedPrecondition, "containers can only be run as root"));
         }
         let facts = facts(&config)?;
-        let program = seal_program(&config)?;
-        let entrance = Mutex::new(Some(Arc::new(supervisor_entrance(&config)?)));
+        let program = Arc::new(seal_program(&config)?);
         let filters = seccomp::Cache::new(seccomp::Node { kernel: kernel() });
-        Ok(Arc::new(Self {
-            config,
+        let driver = Self {
             features: features(),
-            program: Arc::new(program),
+            program: program.clone(),
             programs: Arc::default(),
-            entrance,
+            shared: Mutex::default(),
             node: Arc::new(Node {
                 facts,
+                cgroups: cgroup::Manager::new(config.cgroup_driver),
+                program,
+                arguments: config.arguments.clone(),
                 filters,
                 modules: lsm::probe(),
                 kept: Mutex::default(),
@@ -214,25 +265,42 @@ impl Native {
                 started: Mutex::default(),
                 entrances: Mutex::default(),
             }),
-        }))
+            config,
+        };
+        driver.share(driver.node.share(&driver.config.supervisor_cgroup)?);
+        Ok(Arc::new(driver))
     }
 
     async fn launch(&self, launch: PodLaunch<'_>) -> Result<Connection, Error> {
-        let entrance = self.entrance()?;
+        let entrance = self.entrance().await?;
         let launched = self.launch_into(launch, entrance).await;
         if launched.is_err() {
-            *self.entrance.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            self.shared.lock().unwrap_or_else(PoisonError::into_inner).take();
         }
         launched
     }
 
     /// The way into the supervisors' cgroup; one that did not work is not tried twice.
-    fn entrance(&self) -> Result<Arc<cgroup::Entrance>, Error> {
-        let mut kept = self.entrance.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entrance) = &*kept {
-            return Ok(entrance.clone());
+    async fn entrance(&self) -> Result<Arc<cgroup::Entrance>, Error> {
+        if let Some(shared) = &*self.shared.lock().unwrap_or_else(PoisonError::into_inner) {
+            return Ok(shared.entrance.clone());
         }
-        Ok(kept.insert(Arc::new(supervisor_entrance(&self.config)?)).clone())
+        self.fresh_entrance().await
+    }
+
+    /// The same, opened anew.
+    async fn fresh_entrance(&self) -> Result<Arc<cgroup::Entrance>, Error> {
+        let (node, cgroup) = (self.node.clone(), self.config.supervisor_cgroup.clone());
+        let made = supervisor::blocking(move || node.share(&cgroup)).await?;
+        Ok(self.share(made))
+    }
+
+    /// Keeps the supervisors' cgroup.
+    fn share(&self, made: cgroup::Made) -> Arc<cgroup::Entrance> {
+        let entrance = Arc::new(made.entrance);
+        let shared = Shared { entrance: entrance.clone(), _holder: made.holder };
+        *self.shared.lock().unwrap_or_else(PoisonError::into_inner) = Some(shared);
+        entrance
     }
 
     async fn launch_into(
@@ -266,7 +334,7 @@ impl Native {
     }
 
     async fn prepare_supervisor(&self, pod: &str, dir: &Path) -> Result<(), Error> {
-        let started = self.start(pod, dir, self.entrance()?).await?;
+        let started = self.start(pod, dir, self.entrance().await?).await?;
         self.node.started.lock().unwrap_or_else(PoisonError::into_inner).insert(pod.to_owned(), started);
         Ok(())
     }
@@ -300,9 +368,10 @@ impl Native {
     }
 }
 
-/// The arguments of a supervisor.
-fn words(config: &Config, pod: &str) -> Result<Vec<CString>, std::ffi::NulError> {
-    let words = [OsString::from("berth")].into_iter().chain(config.arguments.clone()).chain([pod.into()]);
+/// The arguments of a supervisor, or of a process in its stead.
+fn words(role: &[OsString], more: &[&str]) -> Result<Vec<CString>, std::ffi::NulError> {
+    let more = more.iter().map(OsString::from);
+    let words = [OsString::from("berth")].into_iter().chain(role.iter().cloned()).chain(more);
     words.map(|word| CString::new(word.into_encoded_bytes())).collect()
 }
 
@@ -321,7 +390,7 @@ fn spawn(
     let listener = listen_in(&directory).map_err(|e| failed("make the control socket", e))?;
     let null =
         File::options().read(true).write(true).open("/dev/null").map_err(|e| failed("open /dev/null", e))?;
-    let words = words(config, pod).map_err(|e| failed("name the supervisor", e.into()))?;
+    let words = words(&config.arguments, &[pod]).map_err(|e| failed("name the supervisor", e.into()))?;
     let arguments: Vec<_> = words.iter().map(CString::as_c_str).collect();
     let null = null.as_fd();
     let fds = [null, null, null, listener.as_fd(), directory.as_fd()];
@@ -338,7 +407,7 @@ impl Native {
         let Some(supervisor::Kept { pod: Some(mut adopt), containers }) = self.node.forget(pod) else {
             return Ok(None);
         };
-        let entrance = Arc::new(supervisor_entrance(&self.config)?);
+        let entrance = self.fresh_entrance().await?;
         adopt.fds.extend(entrance.copies()?);
         let (_, connection) = self.start(pod, dir, entrance).await?;
         let fresh = Supervisor::resume(pod, dir, connection, self.node.clone()).await?.0;
@@ -401,22 +470,34 @@ impl Driver for Native {
     fn prepare_cgroup<'a>(&'a self, cgroup: &'a str, spec: Arc<ContainerSpec>) -> Call<'a, ()> {
         let (node, cgroup) = (self.node.clone(), cgroup.to_owned());
         Box::pin(supervisor::blocking(move || {
-            let made = Prepared::make(&cgroup, &spec)?;
+            let made = Prepared::make(&node, &cgroup, &spec)?;
             node.prepared.lock().unwrap_or_else(PoisonError::into_inner).insert(cgroup, made);
             Ok(())
         }))
     }
 
     fn prepare_pod_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()> {
-        let cgroup = cgroup.to_owned();
-        Box::pin(supervisor::blocking(move || cgroup::prepare(&cgroup, &Resources::default())))
+        let (node, cgroup) = (self.node.clone(), cgroup.to_owned());
+        Box::pin(supervisor::blocking(move || node.cgroups.prepare(&cgroup, &Resources::default())))
     }
 
     fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()> {
-        drop(self.node.take_prepared(cgroup));
+        let prepared = self.node.take_prepared(cgroup);
         self.node.entrances.lock().unwrap_or_else(PoisonError::into_inner).retain(|(name, _)| name != cgroup);
-        let cgroup = cgroup.to_owned();
-        Box::pin(supervisor::blocking(move || cgroup::remove(&cgroup)))
+        let (node, cgroup) = (self.node.clone(), cgroup.to_owned());
+        Box::pin(supervisor::blocking(move || {
+            drop(prepared);
+            node.cgroups.remove(&cgroup)
+        }))
+    }
+
+    fn update_cgroup(&self, cgroup: &str, resources: &Resources) -> Result<(), Error> {
+        self.node.cgroups.update(cgroup, resources, &[], &[])
+    }
+
+    fn update_pod_cgroup(&self, cgroup: &str, resources: &Resources) -> Result<(), Error> {
+        self.node.cgroups.prepare(cgroup, resources)?;
+        self.node.cgroups.update(cgroup, resources, &[], &[])
     }
 }
 
@@ -484,16 +565,6 @@ fn seal_program(config: &Config) -> Result<OwnedFd, Error> {
             Ok(file.into())
         }
         Err(e) => Err(failed(e)),
-    }
-}
-
-/// The supervisors' own cgroup, made if it is missing.
-fn supervisor_entrance(config: &Config) -> Result<cgroup::Entrance, Error> {
-    match cgroup::enter(&config.supervisor_cgroup) {
-        Ok(entrance) => Ok(entrance),
-        Err(_) => {
-            cgroup::create(&config.supervisor_cgroup, &Resources::default(), &cgroup::devices::Rules::All)
-        }
     }
 }
 

@@ -66,7 +66,7 @@ impl Native {
         if !blocking(move || programs.differs(pid, &program).map_err(failed)).await? {
             return Ok(false);
         }
-        let arguments = words(&self.config, pod).map_err(|e| failed(e.into()))?;
+        let arguments = words(&self.config.arguments, &[pod]).map_err(|e| failed(e.into()))?;
         supervisor.upgrade(self.program.try_clone().map_err(failed)?, &arguments).await?;
         Ok(true)
     }

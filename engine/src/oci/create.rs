@@ -12,6 +12,7 @@ use super::store::{Record, Status, process};
 use super::terminal::{Console, hand_over};
 use super::{Context, Outcome, absolute, bundle, compile, hooks, lifecycle, wait};
 use crate::error::{Error, Kind};
+use crate::exec::cgroup::CgroupDriver;
 use crate::native::child::Failure;
 use crate::native::failure;
 
@@ -72,7 +73,8 @@ fn make(
         rootfs: directory.join(root.path()),
         bundle: directory,
         created: super::log::now(),
-        cgroup: compile::cgroup(id, &spec)?,
+        cgroup: compile::cgroup(id, &spec, context.cgroups)?,
+        systemd: context.cgroups == CgroupDriver::Systemd,
         spec,
     };
     context.store.claim(id)?;
@@ -88,7 +90,7 @@ fn make(
     match made {
         Ok(launched) => Ok((record, launched)),
         Err(error) => {
-            let _ = crate::exec::cgroup::remove(&record.cgroup);
+            let _ = record.manager().remove(&record.cgroup);
             let _ = context.store.remove(id);
             // A container that has failed on its way is destroyed as any other (runtime.md, "Lifecycle").
             lifecycle::poststop(context, &record);

@@ -9,13 +9,14 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType as Namespace, Spec};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
+use super::compile::resources::Limits;
 use super::compile::{self, mounts, resources, stage};
 use super::prepare::{self, Wanted};
 use super::store::Record;
 use super::terminal::Console;
 use super::{Context, bundle, hooks};
 use crate::error::{Error, Kind};
-use crate::exec::cgroup;
+use crate::exec::cgroup::{self, Holder, Made, Manager};
 use crate::native::child::{self, BIND, FAILED, Failure, LISTENER, Prepared, READY, STAGE, TERMINAL};
 use crate::native::listener::{self, Agent, Guard};
 use crate::native::{failure, seccomp};
@@ -45,10 +46,13 @@ pub(super) fn launch(
 ) -> Result<Launched, Error> {
     let spec = &record.spec;
     let limits = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
-    let entrance = make_cgroup(&record.cgroup, limits)?;
+    let manager = record.manager();
+    let Made { entrance, holder } = make_cgroup(&manager, &record.cgroup, limits)?;
     let result = in_cgroup(context, record, options, console, entrance);
+    // Either the container is in its cgroup, or nobody is to be.
+    drop(holder);
     if result.is_err()
-        && let Err(left) = cgroup::remove(&record.cgroup)
+        && let Err(left) = manager.remove(&record.cgroup)
     {
         context.log.warn(&left.context("after a failed create").chain());
     }
@@ -57,9 +61,10 @@ pub(super) fn launch(
 
 /// Makes the cgroup with all limits. One that has members is somebody else's.
 fn make_cgroup(
+    manager: &Manager,
     path: &str,
     wanted: Option<&oci_spec::runtime::LinuxResources>,
-) -> Result<cgroup::Entrance, Error> {
+) -> Result<Made, Error> {
     let members = cgroup::members(path)?;
     if !members.is_empty() {
         return Err(Error::new(
@@ -67,17 +72,29 @@ fn make_cgroup(
             format!("linux.cgroupsPath: cgroup {path} is not empty: {} processes", members.len()),
         ));
     }
-    let rules = resources::device_rules(wanted)?;
-    let limits = wanted.map(resources::limits).transpose()?;
-    let common = limits.as_ref().map(|l| l.common.clone()).unwrap_or_default();
-    let entrance = cgroup::create(path, &common, &rules)?;
-    if let Some(limits) = limits
-        && let Err(error) = cgroup::update_with(path, &Default::default(), &limits.v1, &limits.v2)
-    {
-        let _ = cgroup::remove(path);
-        return Err(error);
+    let devices = resources::device_rules(wanted)?;
+    let Limits { common, v1, v2 } = wanted.map(resources::limits).transpose()?.unwrap_or_default();
+    manager.create(
+        &cgroup::Wanted { cgroup: path, resources: &common, v1: &v1, v2: &v2, devices: &devices },
+        hold,
+    )
+}
+
+/// A copy of this process that stands in the container's scope until the container does.
+fn hold() -> Result<Holder, Error> {
+    let failed = |e: io::Error| Error::with(Kind::Internal, "start the process that holds the cgroup", e);
+    let proof = SingleThreaded::prove().map_err(failed)?;
+    let (end, line) =
+        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+    match process::clone(&proof, 0, None).map_err(failed)? {
+        Cloned::Child => {
+            // Ours would keep the line open.
+            drop(line);
+            let _ = rustix::io::read(&end, &mut [0]);
+            process::exit(0)
+        }
+        Cloned::Parent { pid, pidfd } => Ok(Holder::new(pid, pidfd, line)),
     }
-    Ok(entrance)
 }
 
 fn in_cgroup(

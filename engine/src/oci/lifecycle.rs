@@ -120,7 +120,7 @@ pub(super) fn destroy(context: &Context, record: &Record, force: bool) -> Result
     if force && let Ok(pidfd) = pidfd_of(record) {
         end(&pidfd);
     }
-    cgroup::remove(&record.cgroup)?;
+    record.manager().remove(&record.cgroup)?;
     context.store.remove(&record.id)?;
     poststop(context, record);
     Ok(())

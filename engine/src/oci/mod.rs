@@ -45,6 +45,7 @@ use self::args::{Global, Parsed};
 use self::log::Log;
 use self::store::Store;
 use crate::error::{Error, Kind};
+use crate::exec::cgroup::CgroupDriver;
 
 /// The version of the runtime specification that is understood (github.com/opencontainers/runtime-spec).
 pub const SPEC_VERSION: &str = "1.2.1";
@@ -54,6 +55,8 @@ pub const SPEC_VERSION: &str = "1.2.1";
 struct Context {
     store: Store,
     log: Log,
+    /// Who makes the cgroups of new containers.
+    cgroups: CgroupDriver,
 }
 
 /// What a verb ends with: an exit code, or an error for standard error and the log.
@@ -99,7 +102,8 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
     {
         return report(&log, &error);
     }
-    let context = Context { store: Store::new(global.root), log };
+    let cgroups = if global.systemd { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs };
+    let context = Context { store: Store::new(global.root), log, cgroups };
     match run(&context, &parsed) {
         Ok(code) => ExitCode::from(code),
         Err(error) => report(&context.log, &error),
@@ -159,10 +163,12 @@ pub(crate) fn fuzzed(bytes: &[u8]) {
     if bundle::check(&spec).is_err() {
         return;
     }
-    let path = compile::cgroup("id", &spec);
-    assert!(
-        path.is_err() || path.is_ok_and(|p| p.starts_with('/') && !p.split('/').any(|part| part == ".."))
-    );
+    for driver in [CgroupDriver::Cgroupfs, CgroupDriver::Systemd] {
+        let path = compile::cgroup("id", &spec, driver);
+        assert!(
+            path.is_err() || path.is_ok_and(|p| p.starts_with('/') && !p.split('/').any(|part| part == ".."))
+        );
+    }
     let limits = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
     let _ = compile::resources::device_rules(limits);
     let _ = limits.map(compile::resources::limits);

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::error::{Error, Kind};
-use crate::exec::cgroup;
+use crate::exec::cgroup::{self, CgroupDriver};
 use crate::journal::file;
 
 /// Format and version of the record.
@@ -44,8 +44,18 @@ pub(super) struct Record {
     pub(super) created: String,
     /// Its cgroup, in cgroupfs spelling.
     pub(super) cgroup: String,
+    /// The cgroup is a unit of systemd's.
+    #[serde(default)]
+    pub(super) systemd: bool,
     /// Its configuration as it was when it was created.
     pub(super) spec: Spec,
+}
+
+impl Record {
+    /// Who has made its cgroup.
+    pub(super) fn manager(&self) -> cgroup::Manager {
+        cgroup::Manager::new(if self.systemd { CgroupDriver::Systemd } else { CgroupDriver::Cgroupfs })
+    }
 }
 
 /// Where a container is in its life (runtime.md, "State").
@@ -289,6 +299,7 @@ mod tests {
             rootfs: PathBuf::new(),
             created: String::new(),
             cgroup: String::new(),
+            systemd: false,
             spec: Spec::default(),
         };
         assert!(alive(&record));

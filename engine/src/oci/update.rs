@@ -8,7 +8,6 @@ use super::compile::resources;
 use super::store::Status;
 use super::{Context, Outcome, bundle};
 use crate::error::{Error, Kind};
-use crate::exec::cgroup;
 
 /// Options with their place in the resources.
 const FIELDS: [(&str, &str, &str); 15] = [
@@ -51,7 +50,7 @@ pub(super) fn update(context: &Context, parsed: &Parsed) -> Outcome {
         None => bundle::json(options(parsed)?.to_string().as_bytes())?,
     };
     let limits = resources::limits(&wanted)?;
-    cgroup::update_with(&record.cgroup, &limits.common, &limits.v1, &limits.v2)?;
+    record.manager().update(&record.cgroup, &limits.common, &limits.v1, &limits.v2)?;
     Ok(0)
 }
 

@@ -8,7 +8,7 @@ use super::{PodPhase, PodRecord, State};
 use crate::container::policy::check_user;
 use crate::exec::Features;
 use crate::spec::{Dns, IdMapping, NamespaceMode, Namespaces, PodSpec, Protocol, UserNamespace};
-use crate::{Error, Kind};
+use crate::{Config, Error, Kind};
 
 /// Refuses a request that cannot be honoured as it stands, naming the field.
 pub fn check(spec: &PodSpec, features: Features) -> Result<(), Error> {
@@ -51,6 +51,15 @@ pub fn check(spec: &PodSpec, features: Features) -> Result<(), Error> {
     check_user(&spec.security.user)?;
     check_sysctls(spec)?;
     host_ports(spec).map(|_| ())
+}
+
+/// The cgroup under which the containers' cgroups are made: the one that is named, else one of the pod's own. Refuses, naming the field,
+/// what belongs to the other cgroup driver.
+pub fn cgroup(spec: &PodSpec, config: &Config, id: &str) -> Result<String, Error> {
+    match spec.cgroup_parent.trim_end_matches('/') {
+        "" => Ok(config.cgroup_driver.pod(&config.cgroup_parent, id)),
+        parent => config.cgroup_driver.parent("cgroup_parent", parent),
+    }
 }
 
 fn check_user_namespace(user: &UserNamespace, features: Features) -> Result<(), Error> {

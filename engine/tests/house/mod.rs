@@ -42,7 +42,12 @@ impl House {
 
     /// Starts a daemon's engine on the node.
     pub async fn engine(&self) -> Arc<Engine> {
-        let native = native::Config {
+        self.engine_with(|_, _| ()).await
+    }
+
+    /// The same with other settings.
+    pub async fn engine_with(&self, change: impl FnOnce(&mut native::Config, &mut Config)) -> Arc<Engine> {
+        let mut native = native::Config {
             program: Some(env!("CARGO_BIN_EXE_podd").into()),
             supervisor_cgroup: format!("/core-{}/podd", self.name),
             ..native::Config::default()
@@ -58,12 +63,13 @@ impl House {
             tap: netplugins::no_tap,
         })
         .unwrap();
-        let config = Config {
+        let mut config = Config {
             root: self.dir.join("lib"),
             state: self.dir.join("run"),
             cgroup_parent: format!("/core-{}", self.name),
             ..Config::default()
         };
+        change(&mut native, &mut config);
         let exec = Native::new(native).unwrap_or_else(|e| panic!("{}", e.chain()));
         Engine::open(config, self.images.clone(), network, vec![exec])
             .await
@@ -193,7 +199,7 @@ fn mounts_below(dir: &Path) -> usize {
     table.lines().filter(|line| line.contains(&format!("{}/", dir.display()))).count()
 }
 
-fn make_root(root: &Path) {
+pub fn make_root(root: &Path) {
     for dir in ["bin", "etc", "proc", "sys", "dev", "tmp", "srv"] {
         fs::create_dir_all(root.join(dir)).unwrap();
     }

@@ -34,7 +34,13 @@ pub(super) struct Daemon {
 
 impl Daemon {
     pub(super) async fn start() -> Self {
-        let node = Node::new();
+        Self::with(|_| ()).await
+    }
+
+    /// One with other settings of the engine.
+    pub(super) async fn with(change: impl FnOnce(&mut engine::Config)) -> Self {
+        let mut node = Node::new();
+        change(&mut node.config);
         let engine = node.engine().await.unwrap();
         let socket: PathBuf = node.config.state.join("berth.sock");
         let listeners = listen::bind(&[config::Endpoint::Unix(socket.clone())], None).unwrap();

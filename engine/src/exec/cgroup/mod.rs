@@ -1,7 +1,8 @@
 //! Cgroups on whatever hierarchies the node has: v2, v1, or both at once.
 //!
 //! In reading order: [`hierarchy`] (where the controllers are), [`limits`] (resources → file contents, pure), [`devices`] (device
-//! rules for v1 lists and v2 programs), this file (create, enter, update, kill, remove), [`stats`] (readings).
+//! rules for v1 lists and v2 programs), this file (create, enter, update, kill, remove), [`names`] (what cgroups are called), [`manager`]
+//! (with or without [`systemd`]), [`stats`] (readings).
 //!
 //! A container is a member of its cgroup on every hierarchy. Nobody is ever moved by pid, which costs a grace period of the kernel and
 //! stalls all forks of the node: children are cloned into the v2 cgroup, and move themselves on v1.
@@ -9,8 +10,11 @@
 pub(crate) mod devices;
 pub(crate) mod hierarchy;
 pub(crate) mod limits;
+pub(crate) mod manager;
+pub(crate) mod names;
 mod removal;
 pub mod stats;
+pub(crate) mod systemd;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -25,6 +29,9 @@ use self::limits::Setting;
 use crate::error::{Error, Kind};
 use crate::spec::Resources;
 
+pub(crate) use self::manager::{Holder, Made, Manager};
+pub(crate) use self::names::is_unit;
+pub use self::names::{CgroupDriver, container};
 pub use self::stats::Reader;
 
 /// Controllers that are switched on for children where v2 has them.
@@ -69,18 +76,41 @@ pub(crate) fn node() -> Result<&'static Hierarchies, Error> {
     Ok(NODE.get_or_init(|| found))
 }
 
+/// A cgroup to be made.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted<'a> {
+    /// In cgroupfs spelling.
+    pub(crate) cgroup: &'a str,
+    /// Limits.
+    pub(crate) resources: &'a Resources,
+    /// Settings beyond these, for controllers on v1.
+    pub(crate) v1: &'a [Setting],
+    /// For controllers on v2.
+    pub(crate) v2: &'a [Setting],
+    /// What may be done with devices.
+    pub(crate) devices: &'a Rules,
+}
+
+impl<'a> Wanted<'a> {
+    /// With no more limits than these.
+    pub(crate) fn new(cgroup: &'a str, resources: &'a Resources, devices: &'a Rules) -> Self {
+        Self { cgroup, resources, v1: &[], v2: &[], devices }
+    }
+}
+
 /// Makes a cgroup with its limits and opens it. On failure nothing that was made here is left.
-pub(crate) fn create(cgroup: &str, resources: &Resources, devices: &Rules) -> Result<Entrance, Error> {
+pub(crate) fn create(wanted: &Wanted<'_>) -> Result<Entrance, Error> {
+    let (cgroup, resources) = (wanted.cgroup, wanted.resources);
     hierarchy::check(cgroup)?;
     let node = node()?;
     let made = (|| {
         for hierarchy in node.all() {
             make(node, hierarchy, cgroup, resources)?;
         }
-        for (hierarchy, setting) in settings(node, resources)? {
+        for (hierarchy, setting) in planned(node, resources, wanted.v1, wanted.v2)? {
             apply(hierarchy, cgroup, &setting)?;
         }
-        devices::apply(node, cgroup, devices)?;
+        devices::apply(node, cgroup, wanted.devices)?;
         enter(cgroup)
     })();
     if made.is_err() {
@@ -119,16 +149,12 @@ pub(crate) fn prepare(cgroup: &str, resources: &Resources) -> Result<(), Error> 
     node.all().try_for_each(|hierarchy| make(node, hierarchy, cgroup, resources))
 }
 
-/// Changes the limits of a live cgroup; unset values stay as they are. On failure everything already written is put back.
+/// Changes the limits of a live cgroup, with settings beyond [`Resources`] for controllers on v1 and on v2; unset values stay as they
+/// are. On failure everything already written is put back.
 ///
 /// Fails with [`Kind::NotFound`] when the cgroup is gone, with [`Kind::InvalidArgument`] when the kernel refuses a value: the text
 /// names file and value.
-pub fn update(cgroup: &str, resources: &Resources) -> Result<(), Error> {
-    update_with(cgroup, resources, &[], &[])
-}
-
-/// As [`update`], with settings beyond [`Resources`] for controllers on v1 and on v2.
-pub(crate) fn update_with(
+pub(crate) fn update(
     cgroup: &str,
     resources: &Resources,
     v1: &[Setting],
@@ -136,26 +162,37 @@ pub(crate) fn update_with(
 ) -> Result<(), Error> {
     hierarchy::check(cgroup)?;
     let node = node()?;
-    let mut undo: Vec<(&Hierarchy, Setting)> = Vec::new();
-    let mut plan = settings(node, resources)?;
-    more(node, v1, v2, &mut plan)?;
+    change(node, cgroup, planned(node, resources, v1, v2)?).map(drop)
+}
+
+/// Values to be written, each with the hierarchy it belongs to.
+type Plan<'n> = Vec<(&'n Hierarchy, Setting)>;
+
+/// Writes to the files of a live cgroup, and returns what was there before. On failure that is put back already.
+fn change<'n>(node: &Hierarchies, cgroup: &str, mut plan: Plan<'n>) -> Result<Plan<'n>, Error> {
+    let mut undo = Plan::new();
     order_memory(node, cgroup, &mut plan);
     for (hierarchy, setting) in plan {
         let before = hierarchy.open(cgroup).map_err(|e| gone(cgroup, e))?;
         let before = read(&before, &setting.file).ok().map(|text| text.trim().to_owned());
         if let Err(error) = apply(hierarchy, cgroup, &setting) {
-            for (hierarchy, setting) in undo.iter().rev() {
-                if let Err(e) = apply(hierarchy, cgroup, setting) {
-                    tracing::warn!(cgroup, file = setting.file, "undo of a limit failed: {}", e.chain());
-                }
-            }
+            put_back(cgroup, &undo);
             return Err(error);
         }
         if let Some(value) = before {
             undo.push((hierarchy, Setting { value, ..setting }));
         }
     }
-    Ok(())
+    Ok(undo)
+}
+
+/// Undoes a change, the last first.
+fn put_back(cgroup: &str, undo: &Plan<'_>) {
+    for (hierarchy, setting) in undo.iter().rev() {
+        if let Err(e) = apply(hierarchy, cgroup, setting) {
+            tracing::warn!(cgroup, file = setting.file, "undo of a limit failed: {}", e.chain());
+        }
+    }
 }
 
 /// Kills every process of a cgroup and below; absent is fine.
@@ -169,8 +206,20 @@ pub(crate) fn remove(cgroup: &str) -> Result<(), Error> {
     removal::remove(node()?, cgroup)
 }
 
-/// Everything to be written, with the hierarchy it belongs to.
-fn settings<'n>(node: &'n Hierarchies, r: &Resources) -> Result<Vec<(&'n Hierarchy, Setting)>, Error> {
+/// Everything to be written, in the order in which a fresh cgroup takes it.
+fn planned<'n>(
+    node: &'n Hierarchies,
+    resources: &Resources,
+    v1: &[Setting],
+    v2: &[Setting],
+) -> Result<Plan<'n>, Error> {
+    let mut plan = settings(node, resources)?;
+    more(node, v1, v2, &mut plan)?;
+    Ok(plan)
+}
+
+/// What resources come down to.
+fn settings<'n>(node: &'n Hierarchies, r: &Resources) -> Result<Plan<'n>, Error> {
     let mut out = Vec::new();
     let missing = |controller: &str| {
         Error::new(
@@ -206,12 +255,7 @@ fn settings<'n>(node: &'n Hierarchies, r: &Resources) -> Result<Vec<(&'n Hierarc
 }
 
 /// Adds settings where their controllers are; one that is nowhere and not optional is an error.
-fn more<'n>(
-    node: &'n Hierarchies,
-    v1: &[Setting],
-    v2: &[Setting],
-    out: &mut Vec<(&'n Hierarchy, Setting)>,
-) -> Result<(), Error> {
+fn more<'n>(node: &'n Hierarchies, v1: &[Setting], v2: &[Setting], out: &mut Plan<'n>) -> Result<(), Error> {
     let on_v1 = v1.iter().filter_map(|s| Some((node.v1(s.controller)?, s.clone())));
     let on_v2 = v2.iter().filter_map(|s| Some((node.v2(s.controller)?, s.clone())));
     out.extend(on_v1.chain(on_v2));

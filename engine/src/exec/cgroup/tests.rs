@@ -11,7 +11,8 @@ fn path(name: &str) -> String {
 /// Creates, runs, removes, and asserts that nothing is left.
 fn with_cgroup(name: &str, resources: &Resources, test: impl FnOnce(&str)) {
     let path = path(name);
-    let entrance = create(&path, resources, &Rules::Only(Rules::usual())).unwrap();
+    let devices = Rules::Only(Rules::usual());
+    let entrance = create(&Wanted::new(&path, resources, &devices)).unwrap();
     assert!(entrance.v2.is_some() || !entrance.tasks.is_empty());
     drop(entrance);
     test(&path);
@@ -40,13 +41,13 @@ fn limits_are_in_force_and_updates_leave_the_rest() {
     };
     with_cgroup("limits", &resources, |path| {
         assert_eq!(value(path, "memory", "memory.limit_in_bytes", "memory.max"), (64 << 20).to_string());
-        update(path, &Resources { memory_limit: 128 << 20, ..Default::default() }).unwrap();
+        update(path, &Resources { memory_limit: 128 << 20, ..Default::default() }, &[], &[]).unwrap();
         assert_eq!(
             value(path, "memory", "memory.limit_in_bytes", "memory.max"),
             (128 << 20).to_string(),
             "up"
         );
-        update(path, &Resources { memory_limit: 32 << 20, ..Default::default() }).unwrap();
+        update(path, &Resources { memory_limit: 32 << 20, ..Default::default() }, &[], &[]).unwrap();
         assert_eq!(
             value(path, "memory", "memory.limit_in_bytes", "memory.max"),
             (32 << 20).to_string(),
@@ -63,7 +64,7 @@ fn a_failed_update_changes_nothing() {
     with_cgroup("undo", &resources, |path| {
         let bad =
             Resources { cpu_shares: 1024, memory_limit: 32 << 20, cpu_period: 17, ..Default::default() };
-        let error = update(path, &bad).unwrap_err();
+        let error = update(path, &bad, &[], &[]).unwrap_err();
         assert_eq!(error.kind(), Kind::InvalidArgument, "{}", error.chain());
         assert!(error.to_string().contains("17"), "names the value: {error}");
         assert!(["512", "59"].contains(&&*value(path, "cpu", "cpu.shares", "cpu.weight")));
@@ -74,8 +75,8 @@ fn a_failed_update_changes_nothing() {
 #[test]
 fn an_impossible_limit_leaves_no_cgroup() {
     let path = path("impossible");
-    let error = create(&path, &Resources { cpuset_cpus: "9999".into(), ..Default::default() }, &Rules::All)
-        .unwrap_err();
+    let resources = Resources { cpuset_cpus: "9999".into(), ..Default::default() };
+    let error = create(&Wanted::new(&path, &resources, &Rules::All)).unwrap_err();
     assert!(error.chain().contains("9999"), "{}", error.chain());
     assert!(node().unwrap().all().all(|h| h.open(&path).is_err()));
 }
@@ -101,7 +102,9 @@ fn absent_cgroups_are_removed_already() {
     remove(&path("absent/below")).unwrap();
     kill(&path("absent")).unwrap();
     assert_eq!(
-        update(&path("absent"), &Resources { cpu_shares: 2, ..Default::default() }).unwrap_err().kind(),
+        update(&path("absent"), &Resources { cpu_shares: 2, ..Default::default() }, &[], &[])
+            .unwrap_err()
+            .kind(),
         Kind::NotFound
     );
 }

@@ -42,6 +42,16 @@ use crate::sys::{thread, trace};
 /// Ended containers that are remembered for a daemon that comes back.
 const REMEMBERED: usize = 128;
 
+/// Second argument of a process that holds a cgroup's place.
+pub(crate) const HOLD: &str = "hold";
+
+/// Waits for the end of what was inherited. All signals are blocked, as the daemon starts it.
+fn hold() -> io::Result<()> {
+    let line = process::inherited(&SingleThreaded::prove()?, 3)?;
+    rustix::io::read(&line, &mut [0])?;
+    Ok(())
+}
+
 /// What a descriptor in the epoll set belongs to.
 #[derive(Clone, Copy, Debug)]
 enum Source {
@@ -113,9 +123,14 @@ struct Podd {
 }
 
 /// Entry point of `berth podd POD [STATE]`, to be called before any thread or runtime is started. `args` begin after `podd`. The pod's
-/// id is there for ps(1) alone; STATE is the number of the descriptor that [`upgrade`] left.
+/// id is there for ps(1) alone; STATE is the number of the descriptor that [`upgrade`] left. `berth podd UNIT hold` is no supervisor: it
+/// stands in a cgroup until descriptor 3 comes to its end.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let state = args.into_iter().nth(1).and_then(|state| state.to_str()?.parse().ok());
+    let word = args.into_iter().nth(1);
+    if word.as_ref().is_some_and(|word| word == HOLD) {
+        return hold().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
+    let state = word.and_then(|state| state.to_str()?.parse().ok());
     let podd = Podd::new().and_then(|mut podd| match state {
         Some(state) => podd.resume(state).map(|()| podd),
         None => Ok(podd),

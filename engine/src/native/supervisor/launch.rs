@@ -26,7 +26,7 @@ impl Supervisor {
     /// Makes the cgroup if it is not prepared, sends plan and descriptors, and waits for the verdict.
     pub(super) async fn start(&self, launch: ContainerLaunch<'_>) -> Result<Started, Error> {
         let (id, cgroup) = (launch.id.to_owned(), launch.cgroup.to_owned());
-        let Prepared { mut nodes, entrance, .. } = self.node.cgroup(&cgroup, launch.spec).await?;
+        let Prepared { mut nodes, entrance, holder, .. } = self.node.cgroup(&cgroup, launch.spec).await?;
         let mut launch = launch;
         let user = self.user();
         let shared = match userns::of(&launch.pod.security.namespaces) {
@@ -50,13 +50,22 @@ impl Supervisor {
         };
         match started {
             Ok(answer) => {
+                if let Some(holder) = holder {
+                    // The container is in its scope, and keeps it.
+                    blocking(move || Ok(drop(holder))).await?;
+                }
                 self.waiting().cgroups.insert(id, cgroup);
                 let started = Started { pid: answer.int(Tag::Pid), at: answer.get(Tag::At).cast_signed() };
                 self.keep(answer);
                 Ok(started)
             }
             Err(e) => {
-                let removed = blocking(move || cgroup::remove(&cgroup)).await;
+                let node = self.node.clone();
+                let removed = blocking(move || {
+                    drop(holder);
+                    node.cgroups.remove(&cgroup)
+                });
+                let removed = removed.await;
                 if let Err(removal) = removed {
                     tracing::warn!(container = id, "cgroup of a failed start is left: {}", removal.chain());
                 }

@@ -8,13 +8,14 @@ pub(super) mod resources;
 #[cfg(test)]
 mod tests;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use oci_spec::runtime::{Hook, LinuxDevice, LinuxDeviceType, LinuxNamespaceType as Namespace, Process, Spec};
 
 use self::mounts::{Kindred, Request};
 use super::bundle;
 use crate::error::{Error, Kind};
+use crate::exec::cgroup::{CgroupDriver, is_unit};
 use crate::exec::wire::int;
 use crate::native::compile::{Facts, absolute, list, number, text, usual_devices, usual_links};
 use crate::native::listener::Guard;
@@ -434,21 +435,44 @@ pub(super) fn exec(e: &Exec<'_>) -> Result<Vec<u8>, Error> {
     Ok(plan.finish())
 }
 
-/// The cgroup of a container: as the bundle says, below the root of each hierarchy; else one of its own.
-pub(super) fn cgroup(id: &str, spec: &Spec) -> Result<String, Error> {
+/// The cgroup of a container: as the bundle says, below the root of each hierarchy; else one of its own. For systemd the bundle says
+/// `slice:prefix:name`, for `prefix-name.scope` in that slice.
+pub(super) fn cgroup(id: &str, spec: &Spec, driver: CgroupDriver) -> Result<String, Error> {
+    let field = "linux.cgroupsPath";
     let path =
         spec.linux().as_ref().and_then(|l| l.cgroups_path().clone()).filter(|p| !p.as_os_str().is_empty());
-    let path = path.unwrap_or_else(|| PathBuf::from(format!("/berth-oci/{id}")));
-    let text = path.to_str().ok_or_else(|| Error::invalid("linux.cgroupsPath", "is not UTF-8"))?;
+    let given =
+        path.as_deref().map(|path| path.to_str().ok_or_else(|| Error::invalid(field, "is not UTF-8")));
+    let given = given.transpose()?;
+    if driver == CgroupDriver::Systemd {
+        return scope(id, given.unwrap_or_default());
+    }
+    let own = format!("/berth-oci/{id}");
+    let text = given.unwrap_or(&own);
     if text.contains(':') {
-        return Err(Error::invalid(
-            "linux.cgroupsPath",
-            format!("{text:?} is a systemd unit, and --systemd-cgroup is not built: use a cgroup path"),
-        ));
+        let why = format!("{text:?} is a unit of systemd: give --systemd-cgroup, or a cgroup path");
+        return Err(Error::invalid(field, why));
     }
     let parts: Vec<&str> = text.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
     if parts.is_empty() || parts.contains(&"..") {
-        return Err(Error::invalid("linux.cgroupsPath", format!("{text:?} is no path of a cgroup")));
+        return Err(Error::invalid(field, format!("{text:?} is no path of a cgroup")));
     }
     Ok(format!("/{}", parts.join("/")))
+}
+
+/// A scope by its three parts, of which slice and prefix may be empty; without any, one of its own.
+fn scope(id: &str, given: &str) -> Result<String, Error> {
+    let field = "linux.cgroupsPath";
+    let own = format!(":berth-oci:{id}");
+    let text = if given.is_empty() { &own } else { given };
+    let [slice, prefix, name] = text.split(':').collect::<Vec<_>>()[..] else {
+        let why = format!("{text:?} is not of the form slice:prefix:name, which --systemd-cgroup wants");
+        return Err(Error::invalid(field, why));
+    };
+    let slice = CgroupDriver::Systemd.parent(field, if slice.is_empty() { "system.slice" } else { slice })?;
+    let unit = if prefix.is_empty() { format!("{name}.scope") } else { format!("{prefix}-{name}.scope") };
+    if name.is_empty() || name.ends_with(".slice") || !is_unit(&unit) {
+        return Err(Error::invalid(field, format!("{unit:?} is not the name of a scope")));
+    }
+    Ok(format!("{slice}/{unit}"))
 }

@@ -10,7 +10,7 @@ use crate::exec::cgroup::limits::{Setting, set};
 use crate::spec::Resources;
 
 /// Everything a cgroup is to be told.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub(in crate::oci) struct Limits {
     /// What CRI containers have, too.
     pub(in crate::oci) common: Resources,
@@ -29,7 +29,7 @@ pub(in crate::oci) fn limits(resources: &LinuxResources) -> Result<Limits, Error
     let signed = |field: &str, value: u64| {
         i64::try_from(value).map_err(|_| Error::invalid(field, format!("{value} is out of range")))
     };
-    let mut limits = Limits { common: Resources::default(), v1: Vec::new(), v2: Vec::new() };
+    let mut limits = Limits::default();
     if let Some(cpu) = resources.cpu() {
         let common = &mut limits.common;
         common.cpu_shares = signed("cpu.shares", cpu.shares().unwrap_or(0))?;

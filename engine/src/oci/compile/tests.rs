@@ -120,11 +120,34 @@ fn sysctls_of_the_node_are_refused() {
 
 #[test]
 fn a_cgroup_path_stays_below_the_hierarchies() {
-    let path = |text: &str| cgroup("c", &shell(&format!(r#""cgroupsPath":"{text}""#), ""));
+    let driver = CgroupDriver::Cgroupfs;
+    let path = |text: &str| cgroup("c", &shell(&format!(r#""cgroupsPath":"{text}""#), ""), driver);
     assert_eq!(path("").unwrap(), "/berth-oci/c");
     assert_eq!(path("/kubepods/pod1/c").unwrap(), "/kubepods/pod1/c");
     assert_eq!(path("relative//x/.").unwrap(), "/relative/x");
     for bad in ["/", "/a/../..", "..", "system.slice:runc:c"] {
         path(bad).unwrap_err();
+    }
+}
+
+#[test]
+fn a_unit_is_a_scope_in_its_slices() {
+    let driver = CgroupDriver::Systemd;
+    let path = |text: &str| cgroup("c", &shell(&format!(r#""cgroupsPath":"{text}""#), ""), driver);
+    assert_eq!(path("").unwrap(), "/system.slice/berth-oci-c.scope");
+    assert_eq!(path("a-b.slice:runc:x").unwrap(), "/a.slice/a-b.slice/runc-x.scope");
+    assert_eq!(path("::x").unwrap(), "/system.slice/x.scope");
+    for bad in [
+        "/kubepods/x",
+        "a:b",
+        "a.slice:b:c:d",
+        "a:b:c",
+        "a.slice:b:",
+        "a.slice::x.slice",
+        "a.slice:b:x/y",
+        "..:a:b",
+    ] {
+        let error = path(bad).unwrap_err().chain();
+        assert!(error.starts_with("linux.cgroupsPath: "), "{bad}: {error}");
     }
 }

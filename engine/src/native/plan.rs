@@ -199,6 +199,10 @@ steps! {
     80 ChangeRoot { fd: u64 } "change the root directory"
     /// Attaches a bind of the bundle, asked for by its number: so mounts come into being, and are listed, in the bundle's order.
     81 Bind { index: u64, at: &'p CStr } "mount"
+    /// Sets the scheduling policy with what belongs to it (sched_setattr(2)); `nice` as i64, times in nanoseconds.
+    82 Scheduler { policy: u64, flags: u64, nice: u64, priority: u64, runtime: u64, deadline: u64, period: u64 } "set the scheduler"
+    /// Sets the I/O class and priority (ioprio_set(2)).
+    83 IoPriority { value: u64 } "set the I/O priority"
 }
 
 impl Step<'_> {

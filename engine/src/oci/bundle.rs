@@ -143,14 +143,8 @@ fn check_process(process: &Process) -> Result<(), Error> {
     if process.user().uid() == u32::MAX || process.user().gid() == u32::MAX {
         return Err(Error::invalid("user", "4294967295 is nobody's id"));
     }
-    for (field, set) in [
-        ("scheduler", process.scheduler().is_some()),
-        ("ioPriority", process.io_priority().is_some()),
-        ("execCPUAffinity", process.exec_cpu_affinity().is_some()),
-    ] {
-        if set {
-            return Err(unbuilt(field));
-        }
+    if process.exec_cpu_affinity().is_some() {
+        return Err(unbuilt("execCPUAffinity"));
     }
     let apparmor = process.apparmor_profile().as_deref().unwrap_or_default();
     if !apparmor.is_empty() && apparmor != "unconfined" {

@@ -17,31 +17,53 @@ pub fn unshare(_proof: &SingleThreaded, flags: i32) -> io::Result<()> {
 /// slices, without giving it more of the processor (sched_setattr(2), since Linux 6.12; before that it changes nothing). Threads and
 /// processes it starts inherit this.
 pub fn short_slices() -> io::Result<()> {
-    /// The kernel's `struct sched_attr`, first version.
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attributes {
-        size: u32,
-        policy: u32,
-        flags: u64,
-        nice: i32,
-        priority: u32,
-        runtime: u64,
-        deadline: u64,
-        period: u64,
-    }
-    const SIZE: u32 = size_of::<Attributes>() as u32;
+    const SIZE: u32 = size_of::<Scheduling>() as u32;
     /// The shortest slice there is, in nanoseconds.
     const SHORTEST: u64 = 100_000;
-    let mut attributes = Attributes::default();
+    let mut attributes = Scheduling::default();
     // SAFETY: the kernel fills at most SIZE bytes of a structure of its own layout, of the calling thread (0).
     check(unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) })?;
     if attributes.policy != libc::SCHED_OTHER.cast_unsigned() {
         return Ok(());
     }
     attributes.runtime = SHORTEST;
+    set_scheduling(attributes)
+}
+
+/// The kernel's `struct sched_attr`, first version (sched_setattr(2)). Times in nanoseconds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Scheduling {
+    size: u32,
+    /// `SCHED_*`.
+    pub policy: u32,
+    /// `SCHED_FLAG_*`.
+    pub flags: u64,
+    /// -20 to 19, for policies without real-time demands.
+    pub nice: i32,
+    /// 1 to 99, for those with a fixed priority.
+    pub priority: u32,
+    /// Of SCHED_DEADLINE.
+    pub runtime: u64,
+    /// Of SCHED_DEADLINE.
+    pub deadline: u64,
+    /// Of SCHED_DEADLINE.
+    pub period: u64,
+}
+
+/// Sets the calling thread's policy, priority and times (sched_setattr(2)).
+pub fn set_scheduling(scheduling: Scheduling) -> io::Result<()> {
+    let scheduling = Scheduling { size: size_of::<Scheduling>() as u32, ..scheduling };
     // SAFETY: the structure is complete and says its size; nothing of it is kept.
-    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const attributes, 0) }).map(drop)
+    check(unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const scheduling, 0) }).map(drop)
+}
+
+/// Sets the calling thread's I/O class and priority, as one number (ioprio_set(2)).
+pub fn set_io_priority(value: u64) -> io::Result<()> {
+    const IOPRIO_WHO_PROCESS: i32 = 1;
+    // SAFETY: integers, of which 0 stands for the calling thread.
+    check(unsafe { libc::syscall(libc::SYS_ioprio_set, IOPRIO_WHO_PROCESS, 0, value as libc::c_long) })
+        .map(drop)
 }
 
 /// Enters the namespace of a descriptor, or those of a pidfd's process (`CLONE_NEW*`; setns(2)).

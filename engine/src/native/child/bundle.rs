@@ -89,6 +89,14 @@ impl<'p> Child<'p> {
             Step::Enter { fd, kind } => thread::setns(self.fd(fd)?, kind as i32).map_err(plain),
             Step::Propagation { propagation, recursive } => self.propagation(propagation, recursive != 0),
             Step::Personality { domain } => thread::personality(domain).map_err(plain),
+            Step::Scheduler { policy, flags, nice, priority, runtime, deadline, period } => {
+                let mut wanted = thread::Scheduling::default();
+                (wanted.policy, wanted.flags) = (policy as u32, flags);
+                (wanted.nice, wanted.priority) = (nice.cast_signed() as i32, priority as u32);
+                (wanted.runtime, wanted.deadline, wanted.period) = (runtime, deadline, period);
+                thread::set_scheduling(wanted).map_err(plain)
+            }
+            Step::IoPriority { value } => thread::set_io_priority(value).map_err(plain),
             Step::ChangeRoot { fd } => {
                 self.root = Some(self.fd(fd)?.try_clone_to_owned().map_err(plain)?);
                 self.change_root()

@@ -100,6 +100,7 @@ pub(super) fn container(c: &Container<'_>) -> Result<Vec<u8>, Error> {
     }
     namespaces(&mut plan, c)?;
     process::limits(&mut plan, process);
+    process::scheduling(&mut plan, process)?;
     root(&mut plan, c)?;
     for (at, mount) in c.mounts.iter().enumerate() {
         one_mount(&mut plan, c, at, mount)?;
@@ -415,6 +416,7 @@ pub(super) fn exec(e: &Exec<'_>) -> Result<Vec<u8>, Error> {
         plan.push(Step::OomScore { value: i64::from(score).clamp(-1000, 1000).cast_unsigned() });
     }
     process::limits(&mut plan, e.process);
+    process::scheduling(&mut plan, e.process)?;
     plan.push(Step::Session {});
     let uid = e.process.user().uid().into();
     let terminal = e.process.terminal() == Some(true);

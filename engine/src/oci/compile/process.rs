@@ -1,6 +1,9 @@
 //! What a bundle says of a process (config.md, "Process"), as steps. Pure.
 
-use oci_spec::runtime::{Capability, LinuxPersonality, LinuxPersonalityDomain, PosixRlimitType, Process};
+use oci_spec::runtime::{
+    Capability, IOPriorityClass, LinuxPersonality, LinuxPersonalityDomain, LinuxSchedulerFlag,
+    LinuxSchedulerPolicy, PosixRlimitType, Process, Scheduler,
+};
 
 use crate::error::{Error, Kind};
 use crate::native::compile::{list, still_able, text};
@@ -15,6 +18,88 @@ pub(super) fn limits(plan: &mut Writer, process: &Process) {
             soft: limit.soft(),
             hard: limit.hard(),
         });
+    }
+}
+
+/// Scheduling policy and I/O priority, while we may still choose them (config.md, "Scheduler" and "I/O Priority").
+pub(super) fn scheduling(plan: &mut Writer, process: &Process) -> Result<(), Error> {
+    if let Some(wanted) = process.scheduler() {
+        plan.push(scheduler(wanted)?);
+    }
+    if let Some(wanted) = process.io_priority() {
+        let class: u64 = match wanted.class() {
+            IOPriorityClass::IoprioClassRt => 1,
+            IOPriorityClass::IoprioClassBe => 2,
+            IOPriorityClass::IoprioClassIdle => 3,
+        };
+        let priority = wanted.priority();
+        let level = u64::try_from(priority).ok().filter(|level| *level < 8).ok_or_else(|| {
+            Error::invalid("process.ioPriority.priority", format!("{priority} is not one of 0 to 7"))
+        })?;
+        // IOPRIO_CLASS_SHIFT of linux/ioprio.h.
+        plan.push(Step::IoPriority { value: class << 13 | level });
+    }
+    Ok(())
+}
+
+/// The step for a scheduler. What the policy has no use for is refused: it would have no effect.
+fn scheduler(wanted: &Scheduler) -> Result<Step<'static>, Error> {
+    use LinuxSchedulerPolicy::{
+        SchedBatch, SchedDeadline, SchedFifo, SchedIdle, SchedIso, SchedOther, SchedRr,
+    };
+    let field = |name: &str| format!("process.scheduler.{name}");
+    let policy = match wanted.policy() {
+        SchedOther => libc::SCHED_OTHER,
+        SchedFifo => libc::SCHED_FIFO,
+        SchedRr => libc::SCHED_RR,
+        SchedBatch => libc::SCHED_BATCH,
+        // Reserved, and never part of Linux.
+        SchedIso => return Err(Error::invalid(&field("policy"), "SCHED_ISO is not a policy of Linux")),
+        SchedIdle => libc::SCHED_IDLE,
+        SchedDeadline => libc::SCHED_DEADLINE,
+    };
+    let nice = wanted.nice().unwrap_or(0);
+    if !(-20..20).contains(&nice) {
+        return Err(Error::invalid(&field("nice"), format!("{nice} is not one of -20 to 19")));
+    }
+    let fixed = matches!(wanted.policy(), SchedFifo | SchedRr);
+    let priority = wanted.priority().unwrap_or(0);
+    if priority != 0 && !fixed {
+        let why = format!("is for SCHED_FIFO and SCHED_RR, not for {}", wanted.policy());
+        return Err(Error::invalid(&field("priority"), why));
+    }
+    if fixed && !(1..100).contains(&priority) {
+        return Err(Error::invalid(&field("priority"), format!("{priority} is not one of 1 to 99")));
+    }
+    let times = [("runtime", wanted.runtime()), ("deadline", wanted.deadline()), ("period", wanted.period())];
+    for (name, value) in times {
+        if value.is_some_and(|value| value != 0) && *wanted.policy() != SchedDeadline {
+            let why = format!("is for SCHED_DEADLINE, not for {}", wanted.policy());
+            return Err(Error::invalid(&field(name), why));
+        }
+    }
+    let [runtime, deadline, period] = times.map(|(_, value)| value.unwrap_or(0));
+    Ok(Step::Scheduler {
+        policy: u64::from(policy.cast_unsigned()),
+        flags: wanted.flags().iter().flatten().fold(0, |all, flag| all | bit_of(*flag)),
+        nice: i64::from(nice).cast_unsigned(),
+        priority: u64::from(priority.unsigned_abs()),
+        runtime,
+        deadline,
+        period,
+    })
+}
+
+/// `SCHED_FLAG_*` of linux/sched.h.
+fn bit_of(flag: LinuxSchedulerFlag) -> u64 {
+    match flag {
+        LinuxSchedulerFlag::SchedResetOnFork => 0x01,
+        LinuxSchedulerFlag::SchedFlagReclaim => 0x02,
+        LinuxSchedulerFlag::SchedFlagDLOverrun => 0x04,
+        LinuxSchedulerFlag::SchedFlagKeepPolicy => 0x08,
+        LinuxSchedulerFlag::SchedFlagKeepParams => 0x10,
+        LinuxSchedulerFlag::SchedFlagUtilClampMin => 0x20,
+        LinuxSchedulerFlag::SchedFlagUtilClampMax => 0x40,
     }
 }
 

@@ -151,3 +151,60 @@ fn a_unit_is_a_scope_in_its_slices() {
         assert!(error.starts_with("linux.cgroupsPath: "), "{bad}: {error}");
     }
 }
+
+/// Steps of a process with these members.
+fn scheduled(members: &str) -> Result<Vec<Step<'static>>, Error> {
+    let text = format!(r#"{{"user":{{"uid":0,"gid":0}},"cwd":"/","args":["x"],{members}}}"#);
+    let process: Process = serde_json::from_str(&text).unwrap();
+    let mut plan = Writer::new();
+    process::scheduling(&mut plan, &process)?;
+    let bytes: &'static [u8] = plan.finish().leak();
+    Ok(plan::steps(bytes).unwrap().collect())
+}
+
+#[test]
+fn a_scheduler_and_an_io_priority_are_steps() {
+    let cases = [
+        (
+            r#""scheduler":{"policy":"SCHED_BATCH","nice":-5,"flags":["SCHED_RESET_ON_FORK"]}"#,
+            Step::Scheduler {
+                policy: 3,
+                flags: 1,
+                nice: (-5i64).cast_unsigned(),
+                priority: 0,
+                runtime: 0,
+                deadline: 0,
+                period: 0,
+            },
+        ),
+        (
+            r#""scheduler":{"policy":"SCHED_DEADLINE","runtime":1,"deadline":2,"period":3}"#,
+            Step::Scheduler { policy: 6, flags: 0, nice: 0, priority: 0, runtime: 1, deadline: 2, period: 3 },
+        ),
+        (r#""ioPriority":{"class":"IOPRIO_CLASS_BE","priority":7}"#, Step::IoPriority { value: 2 << 13 | 7 }),
+        (r#""ioPriority":{"class":"IOPRIO_CLASS_IDLE","priority":0}"#, Step::IoPriority { value: 3 << 13 }),
+    ];
+    for (members, step) in cases {
+        assert_eq!(scheduled(members).unwrap(), [step], "{members}");
+    }
+}
+
+#[test]
+fn what_a_scheduler_would_ignore_is_refused_by_name() {
+    for (scheduler, field) in [
+        (r#"{"policy":"SCHED_ISO"}"#, "policy"),
+        (r#"{"policy":"SCHED_OTHER","nice":20}"#, "nice"),
+        (r#"{"policy":"SCHED_OTHER","priority":1}"#, "priority"),
+        (r#"{"policy":"SCHED_FIFO"}"#, "priority"),
+        (r#"{"policy":"SCHED_RR","priority":100}"#, "priority"),
+        (r#"{"policy":"SCHED_IDLE","runtime":5}"#, "runtime"),
+        (r#"{"policy":"SCHED_FIFO","priority":1,"period":5}"#, "period"),
+    ] {
+        let error = scheduled(&format!(r#""scheduler":{scheduler}"#)).unwrap_err().chain();
+        assert!(error.starts_with(&format!("process.scheduler.{field}: ")), "{scheduler}: {error}");
+    }
+    for priority in [-1, 8] {
+        let members = format!(r#""ioPriority":{{"class":"IOPRIO_CLASS_RT","priority":{priority}}}"#);
+        assert!(scheduled(&members).unwrap_err().chain().starts_with("process.ioPriority.priority: "));
+    }
+}

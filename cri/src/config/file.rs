@@ -1,5 +1,6 @@
 //! The configuration files: their keys, and errors that say where.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -119,7 +120,37 @@ section! {
         streaming: Streaming,
         /// The daemon's own numbers.
         metrics: Metrics,
+        /// Classes of caches and memory bandwidth, by name.
+        rdt: Option<BTreeMap<String, RdtClass>>,
+        /// Classes of block I/O, by name.
+        blockio: Option<BTreeMap<String, Vec<BlockioRule>>>,
     }
+}
+
+/// `[rdt.NAME]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RdtClass {
+    /// Lines for the group's `schemata`; none: the group is there already.
+    pub schemata: Vec<String>,
+}
+
+/// `[[blockio.NAME]]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BlockioRule {
+    /// Paths of block devices.
+    pub devices: Vec<String>,
+    /// Share.
+    pub weight: Option<u16>,
+    /// Bytes per second.
+    pub read_bps: Option<String>,
+    /// Bytes per second.
+    pub write_bps: Option<String>,
+    /// Operations per second.
+    pub read_iops: Option<u64>,
+    /// Operations per second.
+    pub write_iops: Option<u64>,
 }
 
 section! {

@@ -14,6 +14,7 @@ use engine::exec::cgroup::CgroupDriver;
 
 use crate::streaming;
 
+mod classes;
 pub mod endpoint;
 pub mod file;
 
@@ -119,7 +120,10 @@ impl Config {
         Ok(Self {
             listen: endpoints(&listen, &state, tls.is_some())?,
             log: flags.log.clone().or(file.log).unwrap_or_else(|| "info".into()),
-            native: file.native.into_config(cgroup_driver)?,
+            native: engine::native::Config {
+                classes: classes::classes(file.rdt, file.blockio)?,
+                ..file.native.into_config(cgroup_driver)?
+            },
             engine: file.engine.into_config(&root, &state, cgroup_driver)?,
             storage: file.image.into_config(&root, file.registry)?,
             network: file.network.into_config(&root)?,

@@ -76,6 +76,14 @@ fn values_without_meaning_are_named() {
         ("listen = [\"unix://x\"]", "listen"),
         ("[engine]\nkill_wait = \"10\"", "engine.kill_wait"),
         ("[engine]\ncgroup_driver = \"cgroup2\"", "engine.cgroup_driver"),
+        ("[rdt.info]", "rdt.info"),
+        ("[rdt.\"a/b\"]", "rdt.a/b"),
+        ("[rdt.gold]\nschemata = [\"L3\"]", "rdt.gold.schemata"),
+        ("[[blockio.slow]]", "blockio.slow"),
+        ("[[blockio.slow]]\nweight = 5", "blockio.slow.weight"),
+        ("[[blockio.slow]]\nread_bps = \"1MiB\"", "blockio.slow.devices"),
+        ("[[blockio.slow]]\ndevices = [\"sda\"]\nweight = 10", "blockio.slow.devices"),
+        ("[[blockio.slow]]\ndevices = [\"/dev/sda\"]\nwrite_bps = \"fast\"", "blockio.slow.write_bps"),
         ("[engine]\ncgroup_parent = \"/berth.slice\"", "engine.cgroup_parent"),
         ("[engine]\ncgroup_driver = \"systemd\"\ncgroup_parent = \"/berth\"", "engine.cgroup_parent"),
         (
@@ -110,6 +118,19 @@ fn the_cgroup_driver_is_one_for_pods_and_supervisors() {
     assert_eq!(places, ("/berth.slice", "/system.slice/berth-podd.scope"));
     let named = with("[engine]\ncgroup_driver = \"systemd\"\ncgroup_parent = \"a-b.slice\"\n");
     assert_eq!(named.engine.cgroup_parent, "/a.slice/a-b.slice");
+}
+
+#[test]
+fn classes_of_resources_are_read_by_name() {
+    let text = "[rdt.gold]\nschemata = [\"L3:0=ff\", \"MB:0=80\"]\n[rdt.made]\n[[blockio.slow]]\nweight = 50\n[[blockio.slow]]\n\
+                devices = [\"/dev/sd*\"]\nread_bps = \"50MiB\"\nwrite_iops = 100\n";
+    let classes = Config::from_parts(parse(text).unwrap(), &Flags::default()).unwrap().native.classes;
+    assert_eq!(classes.rdt["gold"], ["L3:0=ff", "MB:0=80"]);
+    assert!(classes.rdt["made"].is_empty());
+    let [share, limits] = &classes.blockio["slow"][..] else { panic!("{classes:?}") };
+    assert_eq!((share.weight, share.devices.is_empty()), (Some(50), true));
+    assert_eq!((limits.read_bps, limits.write_iops, limits.write_bps), (Some(50 << 20), Some(100), None));
+    assert!(parse("[rdt.gold]\nschema = []\n").unwrap_err().to_string().contains("config.toml:2:1"));
 }
 
 #[test]

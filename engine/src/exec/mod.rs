@@ -5,7 +5,9 @@
 
 pub(crate) mod ahead;
 pub mod cgroup;
+pub mod classes;
 pub mod podd;
+pub(crate) mod rdt;
 pub mod user;
 pub(crate) mod wire;
 

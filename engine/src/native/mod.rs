@@ -1,6 +1,6 @@
 //! The native driver: one supervisor per pod, one plan per process, no other program involved.
 //!
-//! In reading order: this file (the driver: starting and finding supervisors), [`supervisor`] (calls to one), [`compile`] (what is asked
+//! In reading order: this file (the driver: starting and finding supervisors), [`node`] (what is shared), [`supervisor`] (calls to one), [`compile`] (what is asked
 //! for → plan; pure), [`plan`] (its format), [`child`] (its interpreter), [`failure`] (what went wrong, for a person),
 //! [`renewal`] (supervisors of an older program), [`capabilities`], [`seccomp`], [`listener`], [`lsm`], [`sysctls`], [`devices`],
 //! [`userns`].
@@ -14,6 +14,7 @@ mod devices;
 pub(crate) mod failure;
 pub(crate) mod listener;
 mod lsm;
+mod node;
 pub(crate) mod plan;
 mod renewal;
 pub mod seccomp;
@@ -21,7 +22,7 @@ mod supervisor;
 pub(crate) mod sysctls;
 pub(crate) mod userns;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,14 +35,17 @@ use rustix::net::{
 };
 
 use self::compile::Facts;
+use self::node::Started;
+pub(crate) use self::node::{Node, Prepared};
 use self::supervisor::Supervisor;
 use crate::error::{Error, Kind};
 use crate::exec::cgroup::CgroupDriver;
-use crate::exec::podd::HOLD;
+use crate::exec::classes::Classes;
 use crate::exec::podd::record;
+use crate::exec::rdt::Resctrl;
 use crate::exec::wire::{self, HAS_NETNS, HAS_USER, Message, POD_PID, Tag};
 use crate::exec::{self, Call, Connection, Driver, Exit, Features, PodLaunch, PodNamespaces, cgroup};
-use crate::spec::{ContainerSecurity, ContainerSpec, DeviceSpec, NamespaceMode, PodSpec, Resources};
+use crate::spec::{ContainerSpec, NamespaceMode, PodSpec, Resources};
 use crate::sys::{memory, mount, process, spawn};
 
 /// How long a supervisor may take to set its pod up.
@@ -62,6 +66,8 @@ pub struct Config {
     pub cgroup_driver: CgroupDriver,
     /// Capabilities of a container that asks for nothing, without `CAP_`; empty: the usual fourteen.
     pub default_capabilities: Vec<String>,
+    /// What pods may ask for by name.
+    pub classes: Classes,
 }
 
 impl Default for Config {
@@ -73,6 +79,7 @@ impl Default for Config {
             supervisor_cgroup: "/berth/podd".into(),
             cgroup_driver: CgroupDriver::default(),
             default_capabilities: Vec::new(),
+            classes: Classes::default(),
         }
     }
 }
@@ -98,146 +105,6 @@ struct Shared {
     _holder: Option<cgroup::Holder>,
 }
 
-/// What supervisors' clients share.
-#[derive(Debug)]
-pub(crate) struct Node {
-    pub(crate) facts: Facts,
-    /// Who makes cgroups, and the program that holds their places.
-    pub(crate) cgroups: cgroup::Manager,
-    program: Arc<OwnedFd>,
-    arguments: Vec<OsString>,
-    pub(crate) filters: seccomp::Cache,
-    modules: Vec<Box<dyn lsm::Module>>,
-    /// What keeps pods going when their supervisors are killed, by pod id.
-    kept: Mutex<HashMap<String, supervisor::Kept>>,
-    /// Cgroups made for containers that have not been started yet, by path.
-    prepared: Mutex<HashMap<String, Prepared>>,
-    /// Supervisors' processes that wait for their pod's namespace, by pod id.
-    started: Mutex<HashMap<String, Started>>,
-    /// The ways into the cgroups that execs went into last, the newest at the end.
-    entrances: Mutex<VecDeque<(String, Arc<cgroup::Entrance>)>>,
-}
-
-/// A supervisor's process that has not been told what to do: its pidfd, and the connection whose end ends it.
-type Started = (OwnedFd, OwnedFd);
-
-/// So many entrances of cgroups stay open: enough for the probes of a well-filled node, at ten descriptors each.
-const ENTRANCES: usize = 128;
-
-/// A container's cgroup, with its limits, open to be entered.
-#[derive(Debug)]
-pub(crate) struct Prepared {
-    resources: Resources,
-    devices: Vec<DeviceSpec>,
-    pub(crate) nodes: Vec<compile::Node>,
-    pub(crate) entrance: cgroup::Entrance,
-    /// To be let go when the container is in there.
-    pub(crate) holder: Option<cgroup::Holder>,
-}
-
-impl Prepared {
-    /// Blocking.
-    fn make(node: &Node, cgroup: &str, spec: &ContainerSpec) -> Result<Self, Error> {
-        let (nodes, rules) = devices::resolve(spec)?;
-        let wanted = cgroup::Wanted::new(cgroup, &spec.resources, &rules);
-        let made = node.cgroups.create(&wanted, || node.hold(cgroup))?;
-        Ok(Self {
-            resources: spec.resources.clone(),
-            devices: spec.devices.clone(),
-            nodes,
-            entrance: made.entrance,
-            holder: made.holder,
-        })
-    }
-}
-
-impl Node {
-    /// Lets go of what was kept of a pod.
-    fn forget(&self, pod: &str) -> Option<supervisor::Kept> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(pod)
-    }
-
-    /// The labels of a container's processes; refuses by name what this node's security modules cannot give.
-    pub(crate) fn labels(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<Vec<lsm::Label>, Error> {
-        lsm::labels(&self.modules, &lsm::Request { pod, container })
-    }
-
-    /// The process that was started for this pod; it is given once.
-    fn take_started(&self, pod: &str) -> Option<Started> {
-        self.started.lock().unwrap_or_else(PoisonError::into_inner).remove(pod)
-    }
-
-    /// The way into a live container's cgroup: a probe takes the same one every few seconds.
-    pub(crate) fn entrance(&self, cgroup: &str) -> Result<Arc<cgroup::Entrance>, Error> {
-        let lock = || self.entrances.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, known)) = lock().iter().find(|(name, _)| name == cgroup) {
-            return Ok(known.clone());
-        }
-        let opened = Arc::new(cgroup::enter(cgroup)?);
-        let mut entrances = lock();
-        entrances.push_back((cgroup.to_owned(), opened.clone()));
-        if entrances.len() > ENTRANCES {
-            entrances.pop_front();
-        }
-        Ok(opened)
-    }
-
-    /// The supervisors' cgroup, made if it is missing.
-    fn share(&self, cgroup: &str) -> Result<cgroup::Made, Error> {
-        self.cgroups.share(cgroup, || self.hold(cgroup))
-    }
-
-    /// What was prepared for this cgroup; it is given once.
-    fn take_prepared(&self, cgroup: &str) -> Option<Prepared> {
-        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(cgroup)
-    }
-
-    /// Starts a process that stands in a cgroup until it is let go. Blocking, about a millisecond.
-    fn hold(&self, cgroup: &str) -> Result<cgroup::Holder, Error> {
-        let failed = |e: std::io::Error| {
-            Error::with(Kind::Internal, format!("start the process that holds {cgroup}"), e)
-        };
-        let (end, line) =
-            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
-        let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
-        let unit = cgroup.rsplit('/').next().unwrap_or_default();
-        let words = words(&self.arguments, &[unit, HOLD]).map_err(|e| failed(e.into()))?;
-        let arguments: Vec<_> = words.iter().map(CString::as_c_str).collect();
-        let fds = [null.as_fd(), null.as_fd(), null.as_fd(), end.as_fd()];
-        let (pid, pidfd) = spawn::spawn(self.program.as_fd(), &arguments, &fds, None).map_err(failed)?;
-        Ok(cgroup::Holder::new(pid, pidfd, line))
-    }
-
-    /// A container's cgroup: the prepared one, if that is what is wanted now.
-    pub(crate) async fn cgroup(
-        self: &Arc<Self>,
-        cgroup: &str,
-        spec: &ContainerSpec,
-    ) -> Result<Prepared, Error> {
-        match self.take_prepared(cgroup) {
-            Some(made) if (&made.resources, &made.devices) == (&spec.resources, &spec.devices) => Ok(made),
-            other => {
-                let (node, cgroup, spec) = (self.clone(), cgroup.to_owned(), spec.clone());
-                supervisor::blocking(move || {
-                    // Made for other limits or devices than are wanted now.
-                    other.map_or(Ok(()), |_| node.cgroups.remove(&cgroup))?;
-                    Prepared::make(&node, &cgroup, &spec)
-                })
-                .await
-            }
-        }
-    }
-
-    /// The seccomp filter of a container; `None`: unconfined, as privileged containers always are.
-    pub(crate) fn filter(&self, security: &ContainerSecurity) -> Result<Option<Arc<seccomp::Filter>>, Error> {
-        if security.privileged {
-            return Ok(None);
-        }
-        let sets = capabilities::compute(security, self.facts.default_capabilities, self.facts.bounding)?;
-        self.filters.filter(security.seccomp.as_ref(), sets.main)
-    }
-}
-
 impl Native {
     /// Probes the kernel, seals the supervisor's program and makes its cgroup. Fails when the kernel is too old or we are not root.
     #[allow(clippy::new_ret_no_self, reason = "a driver is only ever used as one")]
@@ -258,6 +125,8 @@ impl Native {
                 cgroups: cgroup::Manager::new(config.cgroup_driver),
                 program,
                 arguments: config.arguments.clone(),
+                classes: config.classes.clone(),
+                resctrl: Resctrl::default(),
                 filters,
                 modules: lsm::probe(),
                 kept: Mutex::default(),
@@ -438,6 +307,10 @@ impl Driver for Native {
 
     fn check(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<(), Error> {
         self.node.labels(pod, container)?;
+        if self.node.classes.rdt(pod, container)?.is_some() {
+            self.node.resctrl.check()?;
+        }
+        self.node.blockio(pod, container)?;
         self.node.filter(&container.security).map(drop)
     }
 

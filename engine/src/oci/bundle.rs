@@ -75,7 +75,6 @@ pub(super) fn check(spec: &Spec) -> Result<(), Error> {
     let linux = spec.linux().as_ref().ok_or_else(|| Error::invalid("linux", "is missing"))?;
     for (field, set) in [
         ("linux.netDevices", linux.net_devices().as_ref().is_some_and(|d| !d.is_empty())),
-        ("linux.intelRdt", linux.intel_rdt().is_some()),
         ("linux.memoryPolicy", linux.memory_policy().is_some()),
         ("vm", spec.vm().is_some()),
         ("windows", spec.windows().is_some()),

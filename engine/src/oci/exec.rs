@@ -9,11 +9,13 @@ use super::args::Parsed;
 use super::create::{announce, preserved};
 use super::launch::{Birth, Joins, Launched, agent, filter, filtered};
 use super::lifecycle::pidfd_of;
+use super::rdt::Rdt;
 use super::store::{Record, Status};
 use super::terminal::Console;
 use super::{Context, Outcome, bundle, compile, hooks, wait};
 use crate::error::{Error, Kind};
 use crate::exec::cgroup;
+use crate::exec::rdt::Resctrl;
 use crate::exec::user::Name;
 use crate::native::child::{FAILED, Failure, LISTENER, TERMINAL};
 use crate::native::failure;
@@ -163,7 +165,10 @@ fn launch(
 ) -> Result<Launched, Error> {
     let failed = |e: io::Error| Error::with(Kind::Internal, "prepare the process", e);
     let facts = crate::native::facts(&crate::native::Config::default())?;
-    let entrance = cgroup::enter(&record.cgroup)?;
+    let mut entrance = cgroup::enter(&record.cgroup)?;
+    if let Some(rdt) = Rdt::of(&record.id, &record.spec) {
+        entrance.tasks.extend(rdt.enter(&Resctrl::default())?);
+    }
     let pidfd = pidfd_of(record)?;
     let tasks = entrance.tasks.len();
     let mut fds = entrance.tasks;

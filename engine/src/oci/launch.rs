@@ -12,11 +12,13 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use super::compile::resources::Limits;
 use super::compile::{self, mounts, resources, stage};
 use super::prepare::{self, Wanted};
+use super::rdt::Rdt;
 use super::store::Record;
 use super::terminal::Console;
 use super::{Context, bundle, hooks};
 use crate::error::{Error, Kind};
 use crate::exec::cgroup::{self, Holder, Made, Manager};
+use crate::exec::rdt::Resctrl;
 use crate::native::child::{self, BIND, FAILED, Failure, LISTENER, Prepared, READY, STAGE, TERMINAL};
 use crate::native::listener::{self, Agent, Guard};
 use crate::native::{failure, seccomp};
@@ -51,10 +53,11 @@ pub(super) fn launch(
     let result = in_cgroup(context, record, options, console, entrance);
     // Either the container is in its cgroup, or nobody is to be.
     drop(holder);
-    if result.is_err()
-        && let Err(left) = manager.remove(&record.cgroup)
-    {
-        context.log.warn(&left.context("after a failed create").chain());
+    if result.is_err() {
+        let group = Rdt::of(&record.id, spec).map_or(Ok(()), |rdt| rdt.remove(&Resctrl::default()));
+        for left in [group, manager.remove(&record.cgroup)].into_iter().filter_map(Result::err) {
+            context.log.warn(&left.context("after a failed create").chain());
+        }
     }
     result
 }
@@ -105,6 +108,10 @@ fn in_cgroup(
     entrance: cgroup::Entrance,
 ) -> Result<Launched, Error> {
     let spec = &record.spec;
+    let mut entrance = entrance;
+    if let Some(rdt) = Rdt::of(&record.id, spec) {
+        entrance.tasks.extend(rdt.make(&Resctrl::default())?);
+    }
     let requests: Vec<_> = spec.mounts().iter().flatten().map(mounts::request).collect::<Result<_, _>>()?;
     let facts = crate::native::facts(&crate::native::Config::default())?;
     let pipes = context.store.make_pipes(&record.id)?;

@@ -7,10 +7,12 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use super::args::Parsed;
+use super::rdt::Rdt;
 use super::store::{Record, Status, process};
 use super::{Context, Outcome, hooks, say, wait};
 use crate::error::{Error, Kind};
 use crate::exec::cgroup;
+use crate::exec::rdt::Resctrl;
 use crate::sys::process::signal;
 
 /// Seconds a killed process may take to end.
@@ -121,6 +123,9 @@ pub(super) fn destroy(context: &Context, record: &Record, force: bool) -> Result
         end(&pidfd);
     }
     record.manager().remove(&record.cgroup)?;
+    if let Some(rdt) = Rdt::of(&record.id, &record.spec) {
+        rdt.remove(&Resctrl::default())?;
+    }
     context.store.remove(&record.id)?;
     poststop(context, record);
     Ok(())

@@ -12,7 +12,7 @@
 //! Reading order: [`args`] (the command line), [`store`] (what is kept of a container), [`bundle`] (reading `config.json`),
 //! [`compile`] (bundle → plan; pure), [`prepare`] (what the plan's descriptors are), [`launch`] (cgroup, clone, hooks), then one file
 //! per verb: [`create`] with start and run, [`exec`], [`lifecycle`] (kill, delete, pause, resume, ps), [`show`] (state, list, spec,
-//! features), [`events`], [`update`]. [`hooks`] runs hooks, [`terminal`] and [`wait`] serve processes in the foreground, [`sealed`]
+//! features), [`events`], [`update`]. [`rdt`] is the container's resctrl group, [`hooks`] runs hooks, [`terminal`] and [`wait`] serve processes in the foreground, [`sealed`]
 //! keeps containers from reaching this program.
 //!
 //! Spawns no thread: clones are only made by a process that has one. Files owned: everything below `--root` (default
@@ -29,6 +29,7 @@ mod launch;
 mod lifecycle;
 mod log;
 mod prepare;
+mod rdt;
 mod sealed;
 mod show;
 mod store;

@@ -174,7 +174,7 @@ pub(super) fn features(_context: &Context, _parsed: &Parsed) -> Outcome {
             },
             "apparmor": off,
             "selinux": off,
-            "intelRdt": off,
+            "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
             "mountExtensions": { "idmap": off },
             "netDevices": off,
         },

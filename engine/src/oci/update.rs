@@ -5,9 +5,11 @@ use serde_json::{Map, Value, json};
 
 use super::args::Parsed;
 use super::compile::resources;
-use super::store::Status;
+use super::rdt::{self, Rdt};
+use super::store::{Record, Status};
 use super::{Context, Outcome, bundle};
 use crate::error::{Error, Kind};
+use crate::exec::rdt::Resctrl;
 
 /// Options with their place in the resources.
 const FIELDS: [(&str, &str, &str); 15] = [
@@ -37,11 +39,26 @@ pub(super) fn update(context: &Context, parsed: &Parsed) -> Outcome {
             format!("cannot update container \"{}\": container not running", record.id),
         ));
     }
+    let mut schemata = Vec::new();
     for option in ["l3-cache-schema", "mem-bw-schema"] {
-        if parsed.string(option)?.is_some_and(|text| !text.is_empty()) {
-            return Err(Error::new(Kind::Unimplemented, format!("--{option} is not built")));
+        let Some(text) = parsed.string(option)?.filter(|text| !text.is_empty()) else { continue };
+        if Rdt::of(&record.id, &record.spec).is_none() {
+            return Err(rdt::none(option));
         }
+        schemata.extend(text.lines().map(str::to_owned));
     }
+    let given = parsed.path("resources").is_some() || FIELDS.iter().any(|(option, ..)| parsed.has(option));
+    if given || schemata.is_empty() {
+        change_limits(&record, parsed)?;
+    }
+    match Rdt::of(&record.id, &record.spec) {
+        Some(rdt) if !schemata.is_empty() => rdt.change(&Resctrl::default(), &schemata).map(|()| 0),
+        _ => Ok(0),
+    }
+}
+
+/// Writes limits to the container's cgroup.
+fn change_limits(record: &Record, parsed: &Parsed) -> Result<(), Error> {
     let wanted: LinuxResources = match parsed.path("resources") {
         Some(path) if path.as_os_str() == "-" => {
             bundle::json(&bundle::bounded(std::io::stdin().lock(), "standard input")?)?
@@ -50,8 +67,7 @@ pub(super) fn update(context: &Context, parsed: &Parsed) -> Outcome {
         None => bundle::json(options(parsed)?.to_string().as_bytes())?,
     };
     let limits = resources::limits(&wanted)?;
-    record.manager().update(&record.cgroup, &limits.common, &limits.v1, &limits.v2)?;
-    Ok(0)
+    record.manager().update(&record.cgroup, &limits.common, &limits.v1, &limits.v2)
 }
 
 /// The options as the document they stand for.

@@ -7,6 +7,7 @@
 //! A container is a member of its cgroup on every hierarchy. Nobody is ever moved by pid, which costs a grace period of the kernel and
 //! stalls all forks of the node: children are cloned into the v2 cgroup, and move themselves on v1.
 
+pub(crate) mod blockio;
 pub(crate) mod devices;
 pub(crate) mod hierarchy;
 pub(crate) mod limits;
@@ -261,7 +262,12 @@ fn more<'n>(node: &'n Hierarchies, v1: &[Setting], v2: &[Setting], out: &mut Pla
     out.extend(on_v1.chain(on_v2));
     for setting in v1.iter().chain(v2).filter(|s| !s.optional) {
         let controller = setting.controller;
-        if node.v1(controller).is_none() && node.v2(controller).is_none() && controller != "io" {
+        let there = match controller {
+            // One thing by two names.
+            "blkio" | "io" => node.v1("blkio").is_some() || node.v2("io").is_some(),
+            name => node.v1(name).is_some() || node.v2(name).is_some(),
+        };
+        if !there {
             return Err(Error::new(
                 Kind::FailedPrecondition,
                 format!("cgroup controller {controller} is not available on this node ({})", setting.file),

@@ -19,14 +19,14 @@ use crate::exec::wire::{
     Tag,
 };
 use crate::exec::{ContainerLaunch, Exec, ExecLaunch, Process, Started, Stdio, cgroup};
-use crate::spec::{ContainerSpec, NamespaceMode};
+use crate::spec::{ContainerSpec, NamespaceMode, Resources};
 use crate::sys::{memory, socket};
 
 impl Supervisor {
     /// Makes the cgroup if it is not prepared, sends plan and descriptors, and waits for the verdict.
     pub(super) async fn start(&self, launch: ContainerLaunch<'_>) -> Result<Started, Error> {
         let (id, cgroup) = (launch.id.to_owned(), launch.cgroup.to_owned());
-        let Prepared { mut nodes, entrance, holder, .. } = self.node.cgroup(&cgroup, launch.spec).await?;
+        let Prepared { mut nodes, mut entrance, holder, .. } = self.node.cgroup(&cgroup, launch.spec).await?;
         let mut launch = launch;
         let user = self.user();
         let shared = match userns::of(&launch.pod.security.namespaces) {
@@ -38,7 +38,9 @@ impl Supervisor {
             None => Ok(Vec::new()),
         };
         let guarded = self.guarded(&id, launch.spec, "creating").await;
+        let classed = self.classes(&launch, &cgroup).await;
         let message = shared.and_then(|devices| {
+            entrance.tasks.extend(classed?);
             launch.mounts.splice(0..0, devices);
             self.start_message(launch, &nodes, entrance, user, guarded?)
         });
@@ -72,6 +74,17 @@ impl Supervisor {
                 Err(e)
             }
         }
+    }
+
+    /// Gives a container's cgroup the limits of its class of block I/O, and opens the group of its RDT class, which is joined as v1 cgroups
+    /// are.
+    async fn classes(&self, launch: &ContainerLaunch<'_>, cgroup: &str) -> Result<Option<OwnedFd>, Error> {
+        if let Some(limits) = self.node.blockio(launch.pod, launch.spec)? {
+            let (node, cgroup) = (self.node.clone(), cgroup.to_owned());
+            let write = move || node.cgroups.update(&cgroup, &Resources::default(), &limits.v1, &limits.v2);
+            blocking(write).await?;
+        }
+        self.node.rdt(launch.pod, launch.spec, true)
     }
 
     /// The request to start a container, and its plan.
@@ -142,7 +155,8 @@ impl Supervisor {
         process: &Process,
         launch: ExecLaunch<'_>,
     ) -> Result<Exec, Error> {
-        let entrance = self.node.entrance(launch.cgroup)?.copy()?;
+        let mut entrance = self.node.entrance(launch.cgroup)?.copy()?;
+        entrance.tasks.extend(self.node.rdt(launch.pod, launch.spec, false)?);
         let streams = [launch.stdin, launch.stdout, launch.stderr].map(|wanted| wanted && !process.tty);
         let (filter, agent) = self.guarded(container, launch.spec, "running").await?;
         let labels = self.node.labels(launch.pod, launch.spec)?;

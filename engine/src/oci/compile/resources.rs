@@ -5,6 +5,7 @@ use oci_spec::runtime::{
 };
 
 use crate::error::{Error, Kind};
+use crate::exec::cgroup::blockio::{Both, READ_BPS, READ_IOPS, WRITE_BPS, WRITE_IOPS};
 use crate::exec::cgroup::devices::{Access, Rule, Rules};
 use crate::exec::cgroup::limits::{Setting, set};
 use crate::spec::Resources;
@@ -124,41 +125,31 @@ fn memory_limits(memory: &LinuxMemory, limits: &mut Limits) {
     }
 }
 
-/// Block devices: v1 has a file for each kind of limit, v2 one for all.
+/// Block devices.
 fn block_limits(block: &LinuxBlockIo, limits: &mut Limits) {
-    if let Some(weight) = block.weight().filter(|w| *w != 0) {
-        limits.v1.push(set("blkio", "blkio.weight", weight));
-        limits.v2.push(set("io", "io.weight", io_weight(weight)));
-    }
-    if let Some(weight) = block.leaf_weight().filter(|w| *w != 0) {
-        limits.v1.push(set("blkio", "blkio.leaf_weight", weight));
-    }
+    let mut both = Both::default();
+    block.weight().filter(|w| *w != 0).into_iter().for_each(|weight| both.weight(None, weight));
     for device in block.weight_device().iter().flatten() {
         let number = format!("{}:{}", device.major(), device.minor());
-        if let Some(weight) = device.weight() {
-            limits.v1.push(set("blkio", "blkio.weight_device", format!("{number} {weight}")));
-            limits.v2.push(set("io", "io.weight", format!("{number} {}", io_weight(weight))));
-        }
+        device.weight().into_iter().for_each(|weight| both.weight(Some(&number), weight));
         if let Some(weight) = device.leaf_weight() {
-            limits.v1.push(set("blkio", "blkio.leaf_weight_device", format!("{number} {weight}")));
+            both.v1.push(set("blkio", "blkio.leaf_weight_device", format!("{number} {weight}")));
         }
     }
-    let mut throttle = |devices: &Option<Vec<LinuxThrottleDevice>>, file: &str, key: &str| {
+    if let Some(weight) = block.leaf_weight().filter(|w| *w != 0) {
+        both.v1.push(set("blkio", "blkio.leaf_weight", weight));
+    }
+    let mut throttle = |devices: &Option<Vec<LinuxThrottleDevice>>, limited| {
         for device in devices.iter().flatten() {
-            let number = format!("{}:{}", device.major(), device.minor());
-            limits.v1.push(set("blkio", file, format!("{number} {}", device.rate())));
-            limits.v2.push(set("io", "io.max", format!("{number} {key}={}", device.rate())));
+            both.throttle(&format!("{}:{}", device.major(), device.minor()), limited, device.rate());
         }
     };
-    throttle(block.throttle_read_bps_device(), "blkio.throttle.read_bps_device", "rbps");
-    throttle(block.throttle_write_bps_device(), "blkio.throttle.write_bps_device", "wbps");
-    throttle(block.throttle_read_iops_device(), "blkio.throttle.read_iops_device", "riops");
-    throttle(block.throttle_write_iops_device(), "blkio.throttle.write_iops_device", "wiops");
-}
-
-/// io.weight (1..10000) for a weight of v1 (10..1000).
-fn io_weight(weight: u16) -> u64 {
-    1 + u64::from(weight.max(10) - 10) * 9999 / 990
+    throttle(block.throttle_read_bps_device(), READ_BPS);
+    throttle(block.throttle_write_bps_device(), WRITE_BPS);
+    throttle(block.throttle_read_iops_device(), READ_IOPS);
+    throttle(block.throttle_write_iops_device(), WRITE_IOPS);
+    limits.v1.extend(both.v1);
+    limits.v2.extend(both.v2);
 }
 
 /// Device rules: nothing at first, then the bundle's in order, then what no program can be without.
@@ -233,7 +224,6 @@ mod tests {
             read(r#"{"blockIO":{"weight":500,"throttleReadBpsDevice":[{"major":8,"minor":0,"rate":9}]}}"#);
         assert_eq!(shown(&l.v1), ["blkio.weight=500", "blkio.throttle.read_bps_device=8:0 9"]);
         assert_eq!(shown(&l.v2), ["io.weight=4950", "io.max=8:0 rbps=9"]);
-        assert_eq!((io_weight(10), io_weight(1000)), (1, 10_000));
     }
 
     #[test]

@@ -1,0 +1,182 @@
+//! What the driver and the clients of its supervisors share: facts, caches, and what is made ahead.
+
+use std::collections::{HashMap, VecDeque};
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::compile::{self, Facts};
+use super::{capabilities, devices, lsm, seccomp, supervisor, words};
+use crate::error::{Error, Kind};
+use crate::exec::cgroup::{self, blockio};
+use crate::exec::classes::Classes;
+use crate::exec::podd::HOLD;
+use crate::exec::rdt::Resctrl;
+use crate::spec::{ContainerSecurity, ContainerSpec, DeviceSpec, PodSpec, Resources};
+use crate::sys::spawn;
+
+/// What supervisors' clients share.
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) facts: Facts,
+    /// Who makes cgroups, and the program that holds their places.
+    pub(crate) cgroups: cgroup::Manager,
+    pub(super) program: Arc<OwnedFd>,
+    pub(super) arguments: Vec<OsString>,
+    pub(super) classes: Classes,
+    pub(super) resctrl: Resctrl,
+    pub(crate) filters: seccomp::Cache,
+    pub(super) modules: Vec<Box<dyn lsm::Module>>,
+    /// What keeps pods going when their supervisors are killed, by pod id.
+    pub(super) kept: Mutex<HashMap<String, supervisor::Kept>>,
+    /// Cgroups made for containers that have not been started yet, by path.
+    pub(super) prepared: Mutex<HashMap<String, Prepared>>,
+    /// Supervisors' processes that wait for their pod's namespace, by pod id.
+    pub(super) started: Mutex<HashMap<String, Started>>,
+    /// The ways into the cgroups that execs went into last, the newest at the end.
+    pub(super) entrances: Mutex<VecDeque<(String, Arc<cgroup::Entrance>)>>,
+}
+
+/// A supervisor's process that has not been told what to do: its pidfd, and the connection whose end ends it.
+pub(super) type Started = (OwnedFd, OwnedFd);
+
+/// So many entrances of cgroups stay open: enough for the probes of a well-filled node, at ten descriptors each.
+const ENTRANCES: usize = 128;
+
+/// A container's cgroup, with its limits, open to be entered.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    resources: Resources,
+    devices: Vec<DeviceSpec>,
+    pub(crate) nodes: Vec<compile::Node>,
+    pub(crate) entrance: cgroup::Entrance,
+    /// To be let go when the container is in there.
+    pub(crate) holder: Option<cgroup::Holder>,
+}
+
+impl Prepared {
+    /// Blocking.
+    pub(super) fn make(node: &Node, cgroup: &str, spec: &ContainerSpec) -> Result<Self, Error> {
+        let (nodes, rules) = devices::resolve(spec)?;
+        let wanted = cgroup::Wanted::new(cgroup, &spec.resources, &rules);
+        let made = node.cgroups.create(&wanted, || node.hold(cgroup))?;
+        Ok(Self {
+            resources: spec.resources.clone(),
+            devices: spec.devices.clone(),
+            nodes,
+            entrance: made.entrance,
+            holder: made.holder,
+        })
+    }
+}
+
+impl Node {
+    /// Lets go of what was kept of a pod.
+    pub(super) fn forget(&self, pod: &str) -> Option<supervisor::Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(pod)
+    }
+
+    /// The labels of a container's processes; refuses by name what this node's security modules cannot give.
+    pub(crate) fn labels(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<Vec<lsm::Label>, Error> {
+        lsm::labels(&self.modules, &lsm::Request { pod, container })
+    }
+
+    /// The process that was started for this pod; it is given once.
+    pub(super) fn take_started(&self, pod: &str) -> Option<Started> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner).remove(pod)
+    }
+
+    /// The way into a live container's cgroup: a probe takes the same one every few seconds.
+    pub(crate) fn entrance(&self, cgroup: &str) -> Result<Arc<cgroup::Entrance>, Error> {
+        let lock = || self.entrances.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = lock().iter().find(|(name, _)| name == cgroup) {
+            return Ok(known.clone());
+        }
+        let opened = Arc::new(cgroup::enter(cgroup)?);
+        let mut entrances = lock();
+        entrances.push_back((cgroup.to_owned(), opened.clone()));
+        if entrances.len() > ENTRANCES {
+            entrances.pop_front();
+        }
+        Ok(opened)
+    }
+
+    /// The supervisors' cgroup, made if it is missing.
+    pub(super) fn share(&self, cgroup: &str) -> Result<cgroup::Made, Error> {
+        self.cgroups.share(cgroup, || self.hold(cgroup))
+    }
+
+    /// The `tasks` file of the RDT class that a container asks for. `start`: the class gets its schemata, and its group if that is missing.
+    pub(crate) fn rdt(
+        &self,
+        pod: &PodSpec,
+        container: &ContainerSpec,
+        start: bool,
+    ) -> Result<Option<OwnedFd>, Error> {
+        let Some((class, schemata)) = self.classes.rdt(pod, container)? else { return Ok(None) };
+        let schemata = if start { schemata } else { &[] };
+        let tasks = self.resctrl.group(class, schemata, !schemata.is_empty());
+        tasks.map(Some).map_err(|e| e.context(format!("rdt class \"{class}\"")))
+    }
+
+    /// What the class of block I/O that a container asks for means here.
+    pub(crate) fn blockio(
+        &self,
+        pod: &PodSpec,
+        container: &ContainerSpec,
+    ) -> Result<Option<blockio::Both>, Error> {
+        let class = self.classes.blockio(pod, container)?;
+        class.map(|(class, rules)| blockio::of_class(class, rules)).transpose()
+    }
+
+    /// What was prepared for this cgroup; it is given once.
+    pub(super) fn take_prepared(&self, cgroup: &str) -> Option<Prepared> {
+        self.prepared.lock().unwrap_or_else(PoisonError::into_inner).remove(cgroup)
+    }
+
+    /// Starts a process that stands in a cgroup until it is let go. Blocking, about a millisecond.
+    pub(super) fn hold(&self, cgroup: &str) -> Result<cgroup::Holder, Error> {
+        let failed = |e: std::io::Error| {
+            Error::with(Kind::Internal, format!("start the process that holds {cgroup}"), e)
+        };
+        let (end, line) =
+            rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
+        let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
+        let unit = cgroup.rsplit('/').next().unwrap_or_default();
+        let words = words(&self.arguments, &[unit, HOLD]).map_err(|e| failed(e.into()))?;
+        let arguments: Vec<_> = words.iter().map(CString::as_c_str).collect();
+        let fds = [null.as_fd(), null.as_fd(), null.as_fd(), end.as_fd()];
+        let (pid, pidfd) = spawn::spawn(self.program.as_fd(), &arguments, &fds, None).map_err(failed)?;
+        Ok(cgroup::Holder::new(pid, pidfd, line))
+    }
+
+    /// A container's cgroup: the prepared one, if that is what is wanted now.
+    pub(crate) async fn cgroup(
+        self: &Arc<Self>,
+        cgroup: &str,
+        spec: &ContainerSpec,
+    ) -> Result<Prepared, Error> {
+        match self.take_prepared(cgroup) {
+            Some(made) if (&made.resources, &made.devices) == (&spec.resources, &spec.devices) => Ok(made),
+            other => {
+                let (node, cgroup, spec) = (self.clone(), cgroup.to_owned(), spec.clone());
+                supervisor::blocking(move || {
+                    // Made for other limits or devices than are wanted now.
+                    other.map_or(Ok(()), |_| node.cgroups.remove(&cgroup))?;
+                    Prepared::make(&node, &cgroup, &spec)
+                })
+                .await
+            }
+        }
+    }
+
+    /// The seccomp filter of a container; `None`: unconfined, as privileged containers always are.
+    pub(crate) fn filter(&self, security: &ContainerSecurity) -> Result<Option<Arc<seccomp::Filter>>, Error> {
+        if security.privileged {
+            return Ok(None);
+        }
+        let sets = capabilities::compute(security, self.facts.default_capabilities, self.facts.bounding)?;
+        self.filters.filter(security.seccomp.as_ref(), sets.main)
+    }
+}

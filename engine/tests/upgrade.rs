@@ -55,12 +55,13 @@ async fn exec(pod: &Pod, id: &str, spec: &ContainerSpec, script: &str) -> Exec {
     started.unwrap_or_else(|e| panic!("{}", e.chain()))
 }
 
-/// Together the containers try to write 60 MB/s: forty streams of 1.5 MB/s each.
+/// Together the containers try to write 110 MB/s: forty streams of up to 2.75 MB/s each. Without any pause they would leave the
+/// supervisors no processor to be upgraded with.
 #[tokio::test]
 async fn twenty_busy_supervisors_become_another_program_and_no_line_is_lost_or_doubled() {
     const PODS: usize = 20;
     /// Milliseconds between 330 KB of a stream.
-    const PAUSE: u32 = 220;
+    const PAUSE: u32 = 120;
     /// So much of each log is written before and after.
     const SOME: u64 = 1 << 20;
     let newer = Newer::new("busy");

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, symlink};
 
-use engine::spec::{IdMapping, NamespaceMode, UserNamespace};
+use engine::spec::{IdMapping, NamespaceMode, Profile, UserNamespace};
 
 use super::slow_exec;
 use super::support::*;
@@ -52,6 +52,8 @@ const SPY: &str = "while [ ! -e /tmp/stop ]; do for p in /proc/[0-9]*; do \
 async fn spied(mut pod: Pod) -> Vec<String> {
     let mut container = pod.container(SPY);
     container.spec.security.add_capabilities = vec!["SYS_PTRACE".into()];
+    // Where AppArmor is on its default profile would keep it from looking, which is another rule.
+    container.spec.security.apparmor = Some(Profile::Unconfined);
     let (id, spec) = (container.id.clone(), container.spec.clone());
     let root = clone_tree(&pod.dir.join("root"));
     if let Some(user) = pod.connection.supervisor.user_namespace() {

@@ -4,6 +4,14 @@ use std::path::PathBuf;
 
 use prost::Message;
 
+/// Answers that are one list, of items that are encoded already: `proto/lists.rs` has them.
+const LISTS: [&str; 4] = [
+    "ListPodSandboxResponse",
+    "ListContainersResponse",
+    "ListContainerStatsResponse",
+    "ListPodSandboxStatsResponse",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let files = ["proto/runtime/v1/api.proto", "proto/berth/admin/v1/admin.proto"];
     for file in files {
@@ -13,7 +21,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // The schema itself, for the test that walks every field.
     let out = PathBuf::from(std::env::var("OUT_DIR")?).join("schema.binpb");
     std::fs::write(out, descriptors.encode_to_vec())?;
-    tonic_prost_build::configure()
+    let mut build = tonic_prost_build::configure();
+    for message in LISTS {
+        build = build.extern_path(format!(".runtime.v1.{message}"), format!("crate::proto::{message}"));
+    }
+    build
         .btree_map(".")
         // Its Debug would print passwords and tokens; `proto.rs` has one that does not.
         .skip_debug(["runtime.v1.AuthConfig", "berth.admin.v1.Login"])

@@ -7,7 +7,10 @@
 mod generated {
     tonic::include_proto!("runtime.v1");
 }
+mod lists;
+
 pub use generated::*;
+pub use lists::*;
 
 /// `berth.admin.v1`: what `berth jobs` speaks.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

@@ -1,13 +1,37 @@
 //! What the outside sees of pods, containers, statistics and events: plain views, cheap to clone, never locked.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::exec::{Exit, ResolvedUser};
 use crate::spec::{ContainerSpec, PodSpec, Resources};
+
+/// What the server has made of a view or a reading. These never change once they are shared, so it is made once. A copy starts without:
+/// it may be changed.
+#[derive(Default)]
+pub struct Rendering(OnceLock<Arc<[u8]>>);
+
+impl Rendering {
+    /// What was made, by `make` if nobody has.
+    pub fn made(&self, make: impl FnOnce() -> Vec<u8>) -> &Arc<[u8]> {
+        self.0.get_or_init(|| make().into())
+    }
+}
+
+impl Clone for Rendering {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl std::fmt::Debug for Rendering {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Rendering").field(&self.0.get().map(|made| made.len())).finish()
+    }
+}
 
 /// State of a pod sandbox.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +59,8 @@ pub struct PodView {
     pub pid: i32,
     /// Network namespace path.
     pub netns: Option<PathBuf>,
+    /// As lists show it.
+    pub rendering: Rendering,
 }
 
 /// State of a container.
@@ -85,6 +111,8 @@ pub struct ContainerView {
     pub resources: Resources,
     /// Pid on the node; 0: not running.
     pub pid: i32,
+    /// As lists show it.
+    pub rendering: Rendering,
 }
 
 /// Result of ExecSync; each stream at most 16 MiB, the rest is read and dropped.
@@ -208,8 +236,10 @@ pub struct ContainerStats {
     pub container: Arc<ContainerView>,
     /// Its cgroup.
     pub cgroup: CgroupStats,
-    /// Its writable layer.
+    /// Its writable layer; `None`: not measured, or not yet.
     pub writable: Option<storage::Usage>,
+    /// As lists show it.
+    pub rendering: Rendering,
 }
 
 /// Statistics of a pod.
@@ -222,7 +252,18 @@ pub struct PodStats {
     /// Interfaces, the default one first.
     pub network: Vec<netplugins::InterfaceStats>,
     /// Running containers.
-    pub containers: Vec<ContainerStats>,
+    pub containers: Vec<Arc<ContainerStats>>,
+    /// As lists show it.
+    pub rendering: Rendering,
+}
+
+/// A reading that was just taken.
+#[derive(Clone, Copy, Debug)]
+pub enum Reading<'a> {
+    /// Of a container.
+    Container(&'a ContainerStats),
+    /// Of a pod, after those of its containers.
+    Pod(&'a PodStats),
 }
 
 /// Readiness, for Status: never waits.

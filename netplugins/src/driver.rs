@@ -176,8 +176,9 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn check(&self, ns: &NetNs, attachment: &Attachment) -> Result<(), Error>;
     /// Start-up reconciliation; returns what was found and removed, one line each.
     fn restore(&self, live: &[Attachment]) -> Result<Vec<String>, Error>;
-    /// Counters of the pod's interfaces.
-    fn stats(&self, ns: &NetNs) -> Result<Vec<InterfaceStats>, Error>;
+    /// Counters of the interfaces in the namespaces of these ids, whoever made them, as the kernel has them now; none where there is
+    /// no such namespace. Waits for no lock that a change of some pod's links holds.
+    fn stats(&self, ids: &[&str]) -> Result<Vec<Result<Vec<InterfaceStats>, Error>>, Error>;
 
     /// Waits until these links of the node are gone (RTM_DELLINK events) and returns those that are still there at the
     /// deadline. `detach` does not wait: the kernel dismantles a pod's link some 30 ms after its namespace has died.

@@ -22,7 +22,7 @@
 //!
 //! # Threads
 //!
-//! `netns` lives for the length of one visit to a pod's namespace, `netns-pool` while pods keep coming: it makes namespaces ahead
+//! `netns` lives for the length of one visit to a pod's namespace, or of one round through several to read counters, `netns-pool` while pods keep coming: it makes namespaces ahead
 //! and ends within two seconds of the last one. `cni` exists where the CNI directory configures a network:
 //! it asks STATUS, repeats failed DELs and runs GC, and ends with the driver.
 //!

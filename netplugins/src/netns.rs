@@ -3,8 +3,10 @@
 //! A namespace is entered only on a thread of its own, which hands back file descriptors and ends; no other thread of the
 //! daemon ever changes namespaces. Each namespace has one bind mount, `<netns_dir>/<id>`, which is how `ip netns` and CNI
 //! plugins can name it. The directory is shared with others, so an empty marker `<state_dir>/netns/<id>` is written
-//! first: only what has a marker is ours to sweep. [`pool`] makes some ahead.
+//! first: only what has a marker is ours to sweep. [`pool`] makes some ahead;
+//! [`counters`] reads what went through the interfaces.
 
+mod counters;
 mod pool;
 
 use std::collections::BTreeSet;

@@ -125,8 +125,8 @@ impl Driver for Network {
         Ok(found)
     }
 
-    fn stats(&self, ns: &NetNs) -> Result<Vec<InterfaceStats>, Error> {
-        self.routed.stats(ns)
+    fn stats(&self, ids: &[&str]) -> Result<Vec<Result<Vec<InterfaceStats>, Error>>, Error> {
+        self.routed.stats(ids)
     }
 
     fn wait_gone(&self, links: &[String], deadline: Instant) -> Result<Vec<String>, Error> {

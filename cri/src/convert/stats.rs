@@ -1,9 +1,11 @@
 //! Statistics on the wire. What the kernel does not say is absent, never 0.
 
 use std::path::Path;
+use std::sync::Arc;
 
-use engine::api::{CgroupStats, ContainerStats, PodStats, Psi};
+use engine::api::{CgroupStats, ContainerStats, PodStats, Psi, Reading};
 use netplugins::InterfaceStats;
+use prost::Message;
 use storage::Usage;
 
 use super::view;
@@ -66,6 +68,24 @@ pub fn pod(stats: &PodStats, mountpoint: &Path) -> proto::PodSandboxStats {
             io: io(cgroup),
         }),
         windows: None,
+    }
+}
+
+/// Statistics of a container on the wire.
+pub fn listed_container(stats: &ContainerStats, mountpoint: &Path) -> Arc<[u8]> {
+    stats.rendering.made(|| container(stats, mountpoint).encode_to_vec()).clone()
+}
+
+/// Statistics of a pod on the wire.
+pub fn listed_pod(stats: &PodStats, mountpoint: &Path) -> Arc<[u8]> {
+    stats.rendering.made(|| pod(stats, mountpoint).encode_to_vec()).clone()
+}
+
+/// Encodes a reading ahead of the lists that will hold it.
+pub fn encode(reading: Reading<'_>, mountpoint: &Path) {
+    match reading {
+        Reading::Container(stats) => drop(listed_container(stats, mountpoint)),
+        Reading::Pod(stats) => drop(listed_pod(stats, mountpoint)),
     }
 }
 

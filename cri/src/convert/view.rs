@@ -1,6 +1,9 @@
 //! Pods, containers and images as answers show them.
 
+use std::sync::Arc;
+
 use engine::api::{ContainerState, ContainerView, PodState, PodView};
+use prost::Message;
 
 use super::{image, mount, namespace, resources, signal};
 use crate::proto;
@@ -34,6 +37,11 @@ pub fn pod(pod: &PodView) -> proto::PodSandbox {
         annotations: pod.spec.annotations.clone(),
         runtime_handler: pod.spec.handler.clone(),
     }
+}
+
+/// The same on the wire.
+pub fn listed_pod(pod: &PodView) -> Arc<[u8]> {
+    pod.rendering.made(|| self::pod(pod).encode_to_vec()).clone()
 }
 
 /// A pod as PodSandboxStatus shows it. Without addresses `network` is there and empty, as with the node's network.
@@ -86,6 +94,11 @@ pub fn container(container: &ContainerView) -> proto::Container {
         annotations: container.spec.annotations.clone(),
         image_id: container.image_id.clone(),
     }
+}
+
+/// The same on the wire.
+pub fn listed_container(container: &ContainerView) -> Arc<[u8]> {
+    container.rendering.made(|| self::container(container).encode_to_vec()).clone()
 }
 
 /// A container as ContainerStatus shows it.

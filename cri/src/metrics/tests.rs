@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use engine::api::{ContainerState, PodState, Psi};
+use engine::api::{ContainerState, PodState, Psi, Rendering};
 use engine::exec::ResolvedUser;
 use engine::spec::{ContainerSpec, PodSpec};
 
@@ -28,6 +28,7 @@ fn running_container() -> ContainerView {
         user: ResolvedUser::default(),
         stop_signal: 15,
         pid: i32::try_from(std::process::id()).unwrap(),
+        rendering: Rendering::default(),
     }
 }
 
@@ -54,6 +55,7 @@ fn complete() -> PodStats {
         container: view,
         cgroup: cgroup.clone(),
         writable: Some(Usage { bytes: 12, inodes: 3 }),
+        rendering: Rendering::default(),
     };
     let spec = PodSpec { name: "pod".into(), namespace: "default".into(), ..PodSpec::default() };
     let pod = PodView {
@@ -64,9 +66,11 @@ fn complete() -> PodStats {
         ips: Vec::new(),
         pid: 1,
         netns: None,
+        rendering: Rendering::default(),
     };
     let interface = InterfaceStats { name: "eth0".into(), rx: [1, 2, 3, 4], tx: [5, 6, 7, 8] };
-    PodStats { pod: Arc::new(pod), cgroup, network: vec![interface], containers: vec![stats] }
+    let (network, containers, rendering) = (vec![interface], vec![Arc::new(stats)], Rendering::default());
+    PodStats { pod: Arc::new(pod), cgroup, network, containers, rendering }
 }
 
 fn all(metrics: &proto::PodSandboxMetrics) -> Vec<&proto::Metric> {
@@ -127,7 +131,7 @@ fn values_are_those_of_the_reading() {
 #[test]
 fn what_the_kernel_does_not_say_is_left_out() {
     let mut stats = complete();
-    stats.containers[0].cgroup = CgroupStats::default();
+    Arc::make_mut(&mut stats.containers[0]).cgroup = CgroupStats::default();
     let collected = collect(&stats, Path::new("/"));
     let named = |name: &str| all(&collected).into_iter().any(|m| m.name == name);
     assert!(!named("container_cpu_usage_seconds_total") && !named("container_memory_rss"));

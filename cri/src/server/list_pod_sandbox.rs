@@ -1,13 +1,16 @@
 //! ListPodSandbox and StreamPodSandboxes.
 
+use std::sync::Arc;
+
 use engine::Error;
+use engine::api::PodView;
 
 use super::Service;
 use super::batch::{Batches, batches};
 use super::filter;
 use crate::convert::view;
 use crate::proto::{
-    ListPodSandboxRequest, ListPodSandboxResponse, PodSandbox, PodSandboxFilter, StreamPodSandboxesRequest,
+    ListPodSandboxRequest, ListPodSandboxResponse, PodSandboxFilter, StreamPodSandboxesRequest,
     StreamPodSandboxesResponse,
 };
 
@@ -15,19 +18,21 @@ pub(super) fn handle(
     service: &Service,
     request: ListPodSandboxRequest,
 ) -> Result<ListPodSandboxResponse, Error> {
-    Ok(ListPodSandboxResponse { items: list(service, request.filter)? })
+    let encoded = list(service, request.filter)?.iter().map(|pod| view::listed_pod(pod)).collect();
+    Ok(ListPodSandboxResponse { encoded, ..Default::default() })
 }
 
 pub(super) fn stream(
     service: &Service,
     request: StreamPodSandboxesRequest,
 ) -> Result<Batches<StreamPodSandboxesResponse>, Error> {
-    let pods = list(service, request.filter)?;
+    let pods = list(service, request.filter)?.iter().map(|pod| view::pod(pod)).collect();
     Ok(batches(pods, |pod_sandboxes| StreamPodSandboxesResponse { pod_sandboxes }))
 }
 
-fn list(service: &Service, filter: Option<PodSandboxFilter>) -> Result<Vec<PodSandbox>, Error> {
+fn list(service: &Service, filter: Option<PodSandboxFilter>) -> Result<Vec<Arc<PodView>>, Error> {
     let filter = filter::Pods::of_list(filter)?;
-    let pods = service.engine.pods();
-    Ok(pods.iter().filter(|pod| filter.shows(pod)).map(|pod| view::pod(pod)).collect())
+    let mut pods = service.engine.pods();
+    pods.retain(|pod| filter.shows(pod));
+    Ok(pods)
 }

@@ -1,13 +1,16 @@
 //! ListPodSandboxStats and StreamPodSandboxStats.
 
+use std::sync::Arc;
+
 use engine::Error;
+use engine::api::PodStats;
 
 use super::Service;
 use super::batch::{Batches, batches};
 use super::filter;
 use crate::convert::stats;
 use crate::proto::{
-    ListPodSandboxStatsRequest, ListPodSandboxStatsResponse, PodSandboxStats, PodSandboxStatsFilter,
+    ListPodSandboxStatsRequest, ListPodSandboxStatsResponse, PodSandboxStatsFilter,
     StreamPodSandboxStatsRequest, StreamPodSandboxStatsResponse,
 };
 
@@ -15,20 +18,25 @@ pub(super) async fn handle(
     service: &Service,
     request: ListPodSandboxStatsRequest,
 ) -> Result<ListPodSandboxStatsResponse, Error> {
-    Ok(ListPodSandboxStatsResponse { stats: list(service, request.filter).await })
+    let mountpoint = service.engine.store().root();
+    let chosen = list(service, request.filter).await;
+    let encoded = chosen.iter().map(|s| stats::listed_pod(s, mountpoint)).collect();
+    Ok(ListPodSandboxStatsResponse { encoded, ..Default::default() })
 }
 
 pub(super) async fn stream(
     service: &Service,
     request: StreamPodSandboxStatsRequest,
 ) -> Result<Batches<StreamPodSandboxStatsResponse>, Error> {
-    let stats = list(service, request.filter).await;
-    Ok(batches(stats, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats }))
+    let mountpoint = service.engine.store().root();
+    let chosen = list(service, request.filter).await;
+    let items = chosen.iter().map(|s| stats::pod(s, mountpoint)).collect();
+    Ok(batches(items, |pod_sandbox_stats| StreamPodSandboxStatsResponse { pod_sandbox_stats }))
 }
 
-async fn list(service: &Service, filter: Option<PodSandboxStatsFilter>) -> Vec<PodSandboxStats> {
+async fn list(service: &Service, filter: Option<PodSandboxStatsFilter>) -> Vec<Arc<PodStats>> {
     let filter = filter::Pods::of_stats(filter);
-    let stats = service.engine.all_pod_stats().await;
-    let mountpoint = service.engine.store().root();
-    stats.iter().filter(|s| filter.shows(&s.pod)).map(|s| stats::pod(s, mountpoint)).collect()
+    let mut all = service.engine.all_pod_stats().await;
+    all.retain(|s| filter.shows(&s.pod));
+    all
 }

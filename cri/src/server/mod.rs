@@ -12,6 +12,7 @@ use std::sync::Arc;
 use engine::Engine;
 use tonic::service::Routes;
 
+use crate::convert::stats;
 use crate::proto::admin::admin_server::AdminServer;
 use crate::proto::image_service_server::ImageServiceServer;
 use crate::proto::runtime_service_server::RuntimeServiceServer;
@@ -91,5 +92,8 @@ pub fn routes(service: &Service) -> Routes {
     let images = ImageServiceServer::new(service.clone())
         .max_decoding_message_size(LARGEST_MESSAGE)
         .max_encoding_message_size(LARGEST_MESSAGE);
+    let engine = &service.engine;
+    let mountpoint = engine.store().root().to_owned();
+    engine.render_readings(move |reading| stats::encode(reading, &mountpoint));
     Routes::new(runtime).add_service(images).add_service(AdminServer::new(service.clone()))
 }

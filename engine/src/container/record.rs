@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use crate::api::{ContainerState, ContainerView};
+use crate::api::{ContainerState, ContainerView, Rendering};
 use crate::cdi::Edits;
 use crate::exec::{Exit, Process, ResolvedUser};
 use crate::spec::{ContainerSpec, Resources};
@@ -218,6 +218,7 @@ impl Container {
             stop_signal: record.stop_signal,
             resources: status.resources.clone(),
             pid: status.pid,
+            rendering: Rendering::default(),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use netplugins::Attachment;
 use serde::{Deserialize, Serialize};
 
-use crate::api::{PodState, PodView};
+use crate::api::{PodState, PodView, Rendering};
 use crate::container::Container;
 use crate::spec::{PodSpec, Resources};
 
@@ -121,6 +121,7 @@ impl State {
             ips: self.status.ips.clone(),
             pid,
             netns: self.status.netns.clone(),
+            rendering: Rendering::default(),
         }
     }
 

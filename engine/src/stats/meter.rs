@@ -1,30 +1,26 @@
-//! Readings that are shared: whoever asks while one is young gets that one, and its time with it.
-//!
-//! A node asks for the same numbers from several sides (kubelet, crictl, a metrics agent). When they come faster than once in
-//! [`FRESH`], a sampler takes over: it reads every gauge in the background, twice in that time, and what is new at once, so
-//! that no caller waits for a reading at all. It ends when nobody has asked for a while. A node that asks every ten
-//! seconds never starts it.
+//! What readings are taken with, what of them is kept, and how much they are asked for.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::Sender;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use netplugins::InterfaceStats;
+use arc_swap::ArcSwap;
 use storage::Usage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::Error;
-use crate::api::CgroupStats;
+use super::sampler::{Ask, Board, Demand, FRESH};
+use crate::api::{CgroupStats, Reading};
 use crate::engine::absent_is_fine;
 use crate::exec::cgroup::Reader;
+use crate::sys::thread;
+use crate::{Engine, Error};
 
-/// A reading younger than this is given to the next caller as well.
-pub(super) const FRESH: Duration = Duration::from_millis(1000);
-/// How often the sampler reads.
-pub(super) const SAMPLE: Duration = Duration::from_millis(400);
-/// How often the sampler looks for what has no reading yet.
-pub(super) const NEWCOMERS: Duration = Duration::from_millis(20);
-/// How long the sampler goes on after the last call.
+/// So many calls in a row, each within [`FRESH`] of the one before, are a flood. A kubelet that asks every ten seconds makes two calls.
+const FLOOD: u32 = 3;
+/// How long after the last call of a flood the next one is expected.
 const IDLE: Duration = Duration::from_secs(3);
 /// Least age of a writable layer's size before it is measured anew: that walks a directory tree.
 const LAYER_AGE: Duration = Duration::from_secs(10);
@@ -34,13 +30,16 @@ const LAYER_SHARE: u32 = 50;
 /// One part of this many of the descriptors the process may have (RLIMIT_NOFILE) is for files that stay open between readings.
 const FILES_SHARE: u64 = 4;
 
-/// Gauges by cgroup, and the last readings of what is no cgroup.
+/// Gauges by cgroup, and the last readings.
 #[derive(Debug, Default)]
 pub(crate) struct Meter {
-    gauges: Mutex<HashMap<String, Arc<Gauge>>>,
-    networks: Mutex<HashMap<Arc<str>, Interfaces>>,
+    gauges: Mutex<HashMap<String, Arc<Mutex<Needle>>>>,
     layers: Mutex<HashMap<String, Layer>>,
-    demand: Mutex<Demand>,
+    /// A thread measures writable layers.
+    walking: AtomicBool,
+    board: ArcSwap<Board>,
+    calls: Mutex<Calls>,
+    render: Renderer,
     files: Files,
 }
 
@@ -48,17 +47,7 @@ pub(crate) struct Meter {
 #[derive(Debug)]
 struct Files(Arc<Semaphore>);
 
-/// A pod's interfaces, and when they were read.
-type Interfaces = (Instant, Vec<InterfaceStats>);
-
-/// One cgroup: whoever takes a reading holds up nobody who is content with the last one.
-#[derive(Debug, Default)]
-struct Gauge {
-    needle: Mutex<Needle>,
-    latest: Mutex<Option<(Instant, CgroupStats)>>,
-}
-
-/// What readings are taken with.
+/// What readings of one cgroup are taken with.
 #[derive(Debug, Default)]
 struct Needle {
     reader: Option<(Reader, OwnedSemaphorePermit)>,
@@ -74,11 +63,26 @@ struct Layer {
     usage: Option<Usage>,
 }
 
-/// When callers have come.
+/// Calls for all readings, and who reads for them.
 #[derive(Debug, Default)]
-struct Demand {
+struct Calls {
     last: Option<Instant>,
-    sampling: bool,
+    /// How many have come one after the other, each within [`FRESH`] of the one before.
+    row: u32,
+    sampler: Option<Sender<Ask>>,
+}
+
+/// Who is shown every reading.
+pub(super) type Render = Box<dyn Fn(Reading<'_>) + Send + Sync>;
+
+/// See [`Engine::render_readings`].
+#[derive(Default)]
+struct Renderer(OnceLock<Render>);
+
+impl std::fmt::Debug for Renderer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Renderer").field(&self.0.get().is_some()).finish()
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -88,48 +92,41 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 // === impl Meter ===
 
 impl Meter {
-    /// A reading of a cgroup not older than `age`; `Ok(None)`: there is no such cgroup.
-    pub(super) fn read(&self, cgroup: &str, age: Duration) -> Result<Option<CgroupStats>, Error> {
+    /// A reading of a cgroup, taken now; `Ok(None)`: there is no such cgroup.
+    pub(super) fn read(&self, cgroup: &str) -> Result<Option<CgroupStats>, Error> {
         let gauge = lock(&self.gauges).entry(cgroup.to_owned()).or_default().clone();
-        let stats = absent_is_fine(gauge.read(cgroup, age, &self.files))?;
+        let stats = absent_is_fine(lock(&gauge).read(cgroup, &self.files))?;
         if stats.is_none() {
             self.forget(cgroup);
         }
         Ok(stats)
     }
 
-    /// The last reading, if it is young.
-    pub(super) fn young(&self, cgroup: &str) -> Option<CgroupStats> {
-        let gauge = lock(&self.gauges).get(cgroup)?.clone();
-        gauge.latest(FRESH)
-    }
-
     /// Closes the reader of a cgroup that is gone.
     pub(crate) fn forget(&self, cgroup: &str) {
-        lock(&self.gauges).remove(cgroup);
+        let gone = lock(&self.gauges).remove(cgroup);
+        // Its files are closed without the lock.
+        drop(gone);
     }
 
-    /// A pod's interfaces, read by `read` unless there is a reading not older than `age`.
-    pub(super) fn network(
-        &self,
-        pod: &Arc<str>,
-        age: Duration,
-        read: impl FnOnce() -> Result<Vec<InterfaceStats>, Error>,
-    ) -> Result<Vec<InterfaceStats>, Error> {
-        if let Some((at, stats)) = lock(&self.networks).get(pod)
-            && at.elapsed() < age
-        {
-            return Ok(stats.clone());
+    /// The last readings that were shared.
+    pub(super) fn board(&self) -> Arc<Board> {
+        self.board.load_full()
+    }
+
+    /// Shares these readings and gives back those before.
+    pub(super) fn share(&self, board: Arc<Board>) -> Arc<Board> {
+        self.board.swap(board)
+    }
+
+    pub(super) fn render_with(&self, render: Render) {
+        let _ = self.render.0.set(render);
+    }
+
+    pub(super) fn render(&self, reading: Reading<'_>) {
+        if let Some(render) = self.render.0.get() {
+            render(reading);
         }
-        let stats = read()?;
-        lock(&self.networks).insert(pod.clone(), (Instant::now(), stats.clone()));
-        Ok(stats)
-    }
-
-    /// The last reading of a pod's interfaces, if it is young.
-    pub(super) fn young_network(&self, pod: &str) -> Option<Vec<InterfaceStats>> {
-        let networks = lock(&self.networks);
-        networks.get(pod).filter(|(at, _)| at.elapsed() < FRESH).map(|(_, stats)| stats.clone())
     }
 
     /// A writable layer's size as last measured; `None`: never.
@@ -150,29 +147,75 @@ impl Meter {
         usage
     }
 
-    /// Drops what is kept of containers and pods that are gone.
-    pub(super) fn keep(&self, container: impl Fn(&str) -> bool, pod: impl Fn(&str) -> bool) {
+    /// Measures the writable layers of those containers for which it is time, on a thread of its own: that walks directory trees, and waits
+    /// for those that are being mounted.
+    pub(super) fn measure_layers<'a>(
+        &self,
+        engine: &Arc<Engine>,
+        containers: impl Iterator<Item = &'a Arc<str>>,
+    ) {
+        let due: Vec<Arc<str>> = {
+            let layers = lock(&self.layers);
+            containers.filter(|id| layers.get(&***id).is_none_or(Layer::due)).cloned().collect()
+        };
+        if due.is_empty() || self.walking.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let weak = Arc::downgrade(engine);
+        let walk = move || {
+            let _ = thread::fall_back();
+            for id in due {
+                let Some(engine) = weak.upgrade() else { return };
+                engine.meter.layer(&id, || engine.images.container_usage(&id));
+            }
+            if let Some(engine) = weak.upgrade() {
+                engine.meter.walking.store(false, Ordering::Release);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("layers".into()).spawn(walk) {
+            tracing::debug!(%error, "writable layers are not measured");
+            self.walking.store(false, Ordering::Release);
+        }
+    }
+
+    /// Drops what is kept of containers that are gone.
+    pub(super) fn keep(&self, container: impl Fn(&str) -> bool) {
         lock(&self.layers).retain(|id, _| container(id));
-        lock(&self.networks).retain(|id, _| pod(id));
     }
 
-    /// Somebody asks. True when that is the second call in short time and no sampler runs: the caller starts it.
-    pub(super) fn asked(&self) -> bool {
-        let mut demand = lock(&self.demand);
-        let often = demand.last.replace(Instant::now()).is_some_and(|last| last.elapsed() < FRESH);
-        often && !std::mem::replace(&mut demand.sampling, true)
+    /// Somebody asks for all readings.
+    pub(super) fn called(&self) {
+        let mut calls = lock(&self.calls);
+        let soon = calls.last.replace(Instant::now()).is_some_and(|last| last.elapsed() < FRESH);
+        calls.row = if soon { calls.row.saturating_add(1) } else { 1 };
     }
 
-    /// It could not be started: the next caller tries again.
+    /// Hands work to the sampler, which `start` starts if there is none.
+    pub(super) fn ask(&self, ask: Ask, start: impl FnOnce() -> io::Result<Sender<Ask>>) -> io::Result<()> {
+        let mut calls = lock(&self.calls);
+        let sampler = match calls.sampler.take() {
+            Some(sampler) => sampler,
+            None => start()?,
+        };
+        let handed = sampler.send(ask).map_err(|_| io::Error::other("the sampler has ended"));
+        calls.sampler = handed.is_ok().then_some(sampler);
+        handed
+    }
+
+    /// What the sampler is to do.
+    pub(super) fn demand(&self) -> Demand {
+        let calls = lock(&self.calls);
+        let since = calls.last.map_or(Duration::MAX, |last| last.elapsed());
+        match calls.row {
+            FLOOD.. if since < IDLE => Demand::Fast,
+            _ if since < FRESH => Demand::Slow,
+            _ => Demand::None,
+        }
+    }
+
+    /// The sampler ends: the next caller starts another one.
     pub(super) fn no_sampler(&self) {
-        lock(&self.demand).sampling = false;
-    }
-
-    /// Whether the sampler goes on. When not, the next call may start one.
-    pub(super) fn wanted(&self) -> bool {
-        let mut demand = lock(&self.demand);
-        demand.sampling = demand.last.is_some_and(|last| last.elapsed() < IDLE);
-        demand.sampling
+        lock(&self.calls).sampler = None;
     }
 }
 
@@ -194,28 +237,6 @@ impl Files {
 impl Layer {
     fn due(&self) -> bool {
         self.at.elapsed() > LAYER_AGE.max(self.took * LAYER_SHARE)
-    }
-}
-
-impl Gauge {
-    /// The last reading, if it is younger than `age`.
-    fn latest(&self, age: Duration) -> Option<CgroupStats> {
-        let latest = lock(&self.latest);
-        latest.as_ref().filter(|(at, _)| at.elapsed() < age).map(|(_, stats)| stats.clone())
-    }
-
-    fn read(&self, cgroup: &str, age: Duration, files: &Files) -> Result<CgroupStats, Error> {
-        if let Some(stats) = self.latest(age) {
-            return Ok(stats);
-        }
-        let mut needle = lock(&self.needle);
-        // Whoever had the needle before may have taken the reading that is wanted.
-        if let Some(stats) = self.latest(age) {
-            return Ok(stats);
-        }
-        let stats = needle.read(cgroup, files)?;
-        *lock(&self.latest) = Some((Instant::now(), stats.clone()));
-        Ok(stats)
     }
 }
 
@@ -253,13 +274,38 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sampler_is_started_once_and_only_for_callers_that_come_often() {
+    fn only_a_flood_of_calls_is_read_for_ahead_and_not_for_long() {
         let meter = Meter::default();
-        assert_eq!([meter.asked(), meter.asked(), meter.asked()], [false, true, false]);
-        assert!(meter.wanted());
-        lock(&meter.demand).last = Instant::now().checked_sub(IDLE + FRESH);
-        assert!(!meter.wanted());
-        assert_eq!([meter.asked(), meter.asked()], [false, true]);
+        let back = |by: Duration| lock(&meter.calls).last = Instant::now().checked_sub(by);
+        let mut seen = Vec::new();
+        for _ in 0..FLOOD {
+            meter.called();
+            seen.push(meter.demand());
+        }
+        assert_eq!(seen, [Demand::Slow, Demand::Slow, Demand::Fast]);
+        back(FRESH);
+        assert_eq!(meter.demand(), Demand::Fast, "the next call is expected still");
+        back(IDLE);
+        assert_eq!(meter.demand(), Demand::None);
+        meter.called();
+        assert_eq!(meter.demand(), Demand::Slow, "after a pause it is a single call again");
+    }
+
+    #[test]
+    fn a_sampler_is_started_once_and_again_after_its_end() {
+        let meter = Meter::default();
+        let (asks, waiting) = std::sync::mpsc::channel();
+        let ask = |start: bool| {
+            let asks = asks.clone();
+            meter.ask(
+                Box::new(|_, _| {}),
+                move || if start { Ok(asks) } else { Err(io::Error::other("again")) },
+            )
+        };
+        assert!(ask(true).is_ok() && ask(false).is_ok());
+        assert_eq!(waiting.try_iter().count(), 2);
+        meter.no_sampler();
+        assert!(ask(false).is_err() && ask(true).is_ok());
     }
 
     #[test]
@@ -284,7 +330,7 @@ mod tests {
             assert_eq!(usage.map(|usage| usage.bytes), Some(5));
         }
         assert_eq!(walks, 1);
-        meter.keep(|_| false, |_| false);
+        meter.keep(|_| false);
         assert_eq!(meter.known_layer("c"), None);
     }
 }

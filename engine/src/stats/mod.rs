@@ -1,68 +1,109 @@
-//! Statistics: one pass per cgroup, through readers that stay open; [`meter`] says when a reading may be shared.
+//! Statistics: one pass per cgroup, through readers that stay open.
+//!
+//! A call for one pod or container takes its readings itself. A call for all of them is answered from the last readings that were shared;
+//! what is missing there the [`sampler`] reads first. [`meter`] holds what both read with.
 
 mod meter;
+mod sampler;
 
-use std::collections::HashSet;
-use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 pub(crate) use meter::Meter;
-use meter::{FRESH, NEWCOMERS, SAMPLE};
+use sampler::Sampler;
 use tokio::sync::oneshot;
 
-use crate::api::{CgroupStats, ContainerState, ContainerStats, ContainerView, PodState, PodStats};
+use crate::api::{
+    CgroupStats, ContainerState, ContainerStats, ContainerView, PodState, PodStats, Reading, Rendering,
+};
 use crate::engine::{blocking, network_error};
 use crate::pod::Snapshot;
-use crate::sys::thread;
 use crate::{Engine, Error};
 
 impl Engine {
     /// Statistics of one container, read now.
     pub async fn container_stats(self: &Arc<Self>, id: &str) -> Result<ContainerStats, Error> {
-        let container = self.container(id)?;
-        let engine = self.clone();
-        blocking(move || engine.measure(container, Duration::ZERO)).await
+        let (pod, id) = self.find_container(id)?;
+        let (engine, snapshot) = (self.clone(), pod.snapshot());
+        blocking(move || {
+            let container = snapshot.containers.get(&id).ok_or_else(|| Error::not_found("container", &id))?;
+            engine.measure(&snapshot, container)
+        })
+        .await
     }
 
     /// Statistics of all containers, none older than a second; one that vanishes meanwhile is left out.
-    pub async fn all_container_stats(self: &Arc<Self>) -> Vec<ContainerStats> {
-        self.note_demand();
-        let known = self.containers().into_iter().map(|container| (self.young(&container), container));
-        let measure = |engine: &Self, container| engine.measure(container, FRESH).ok();
-        self.completed(known.collect(), measure).await
+    pub async fn all_container_stats(self: &Arc<Self>) -> Vec<Arc<ContainerStats>> {
+        self.meter.called();
+        let (board, now) = (self.meter.board(), Instant::now());
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
+        for pod in self.all_pods() {
+            let snapshot = pod.snapshot();
+            for (id, container) in &snapshot.containers {
+                match board.container(id, container, now) {
+                    Some(stats) => found.push(stats.clone()),
+                    None => missing.push((snapshot.clone(), id.clone())),
+                }
+            }
+        }
+        found.extend(self.sampled(missing, Sampler::containers).await);
+        found
     }
 
     /// Statistics of one pod, read now.
     pub async fn pod_stats(self: &Arc<Self>, id: &str) -> Result<PodStats, Error> {
         let snapshot = self.find_pod(id)?.snapshot();
         let engine = self.clone();
-        blocking(move || engine.measure_pod(&snapshot, Duration::ZERO)).await
+        blocking(move || {
+            let network = match snapshot.state.status.holds.namespace {
+                true => engine.network.stats(&[&snapshot.state.record.id]).map_err(network_error)?.pop(),
+                false => None,
+            };
+            let network = network.unwrap_or_else(|| Ok(Vec::new())).map_err(network_error)?;
+            let measured = running(&snapshot).filter_map(|(_, c)| engine.measure(&snapshot, c).ok());
+            engine.compose_stats(&snapshot, network, measured.map(Arc::new).collect())
+        })
+        .await
     }
 
     /// Statistics of all ready pods, none older than a second; one that vanishes meanwhile is left out.
-    pub async fn all_pod_stats(self: &Arc<Self>) -> Vec<PodStats> {
-        self.note_demand();
-        let known = self.ready_pods().into_iter().map(|snapshot| (self.young_pod(&snapshot), snapshot));
-        let measure = |engine: &Self, snapshot: Arc<Snapshot>| engine.measure_pod(&snapshot, FRESH).ok();
-        self.completed(known.collect(), measure).await
+    pub async fn all_pod_stats(self: &Arc<Self>) -> Vec<Arc<PodStats>> {
+        self.meter.called();
+        let (board, now) = (self.meter.board(), Instant::now());
+        let (mut found, mut missing) = (Vec::new(), Vec::new());
+        for pod in self.all_pods() {
+            let snapshot = pod.snapshot();
+            if snapshot.pod.state == PodState::Ready {
+                match board.pod(&snapshot, now) {
+                    Some(stats) => found.push(stats.clone()),
+                    None => missing.push(snapshot),
+                }
+            }
+        }
+        found.extend(self.sampled(missing, Sampler::pods).await);
+        found
     }
 
-    /// What is known, with what is not known yet measured; nothing is measured where all is known.
-    async fn completed<S: Send + 'static, T: Send + 'static>(
+    /// Has every reading that is taken for lists shown to `render` before it is given to anybody: what is made there of its
+    /// [`Rendering`] no caller has to wait for. Only the first call counts.
+    pub fn render_readings(&self, render: impl Fn(Reading<'_>) + Send + Sync + 'static) {
+        self.meter.render_with(Box::new(render));
+    }
+
+    /// What the sampler makes of these, at once.
+    async fn sampled<T: Send + 'static, S: Send + 'static>(
         self: &Arc<Self>,
-        known: Vec<(Option<S>, T)>,
-        measure: impl Fn(&Self, T) -> Option<S> + Send + 'static,
+        missing: Vec<T>,
+        measure: fn(&mut Sampler, &Arc<Self>, &[T]) -> Vec<S>,
     ) -> Vec<S> {
-        if known.iter().all(|(stats, _)| stats.is_some()) {
-            return known.into_iter().filter_map(|(stats, _)| stats).collect();
+        if missing.is_empty() {
+            return Vec::new();
         }
-        let engine = self.clone();
         let (done, all) = oneshot::channel();
-        let run = move || {
-            let one = |(stats, of): (Option<S>, T)| stats.or_else(|| measure(&engine, of));
-            let _ = done.send(known.into_iter().filter_map(one).collect());
+        let ask = move |sampler: &mut Sampler, engine: &Arc<Self>| {
+            let _ = done.send(measure(sampler, engine, &missing));
         };
-        match prompt(run) {
+        match self.meter.ask(Box::new(ask), || sampler::start(Arc::downgrade(self))) {
             Ok(()) => all.await.unwrap_or_default(),
             Err(error) => {
                 tracing::warn!(%error, "no statistics: no thread to read them");
@@ -71,121 +112,41 @@ impl Engine {
         }
     }
 
-    fn ready_pods(&self) -> Vec<Arc<Snapshot>> {
-        let snapshots = self.all_pods().into_iter().map(|pod| pod.snapshot());
-        snapshots.filter(|snapshot| snapshot.pod.state == PodState::Ready).collect()
-    }
-
-    /// Starts the sampler when callers come often.
-    fn note_demand(self: &Arc<Self>) {
-        if self.meter.asked() {
-            let engine = Arc::downgrade(self);
-            if prompt(move || sample(&engine)).is_err() {
-                self.meter.no_sampler();
-            }
-        }
-    }
-
-    fn measure(&self, container: Arc<ContainerView>, age: Duration) -> Result<ContainerStats, Error> {
+    /// A reading of a container, and its writable layer as it was measured last or, if that was never or long ago, now.
+    fn measure(&self, snapshot: &Snapshot, container: &Arc<ContainerView>) -> Result<ContainerStats, Error> {
         let writable = self.meter.layer(&container.id, || self.images.container_usage(&container.id));
-        let cgroup = match self.cgroup_of(&container) {
-            Some(cgroup) => self.meter.read(&cgroup, age)?,
+        self.reading(snapshot, container, writable)
+    }
+
+    fn reading(
+        &self,
+        snapshot: &Snapshot,
+        container: &Arc<ContainerView>,
+        writable: Option<storage::Usage>,
+    ) -> Result<ContainerStats, Error> {
+        let runs = container.state == ContainerState::Running;
+        let cgroup = match snapshot.state.containers.get(container.id.as_str()).filter(|_| runs) {
+            Some(running) => self.meter.read(&running.record.cgroup)?,
             None => None,
         };
-        Ok(ContainerStats { cgroup: cgroup.unwrap_or_else(nothing), container, writable })
+        let cgroup = cgroup.unwrap_or_else(nothing);
+        Ok(ContainerStats { cgroup, container: container.clone(), writable, rendering: Rendering::default() })
     }
 
-    /// The same from readings that exist; `None` when one is missing or old.
-    fn young(&self, container: &Arc<ContainerView>) -> Option<ContainerStats> {
-        let writable = self.meter.known_layer(&container.id)?;
-        let cgroup = match self.cgroup_of(container) {
-            Some(cgroup) => self.meter.young(&cgroup)?,
-            None => nothing(),
-        };
-        Some(ContainerStats { cgroup, container: container.clone(), writable })
-    }
-
-    /// The cgroup of a container that runs.
-    fn cgroup_of(&self, container: &ContainerView) -> Option<String> {
-        if container.state != ContainerState::Running {
-            return None;
-        }
-        let (pod, id) = self.find_container(&container.id).ok()?;
-        let snapshot = pod.snapshot();
-        Some(snapshot.state.containers.get(&id)?.record.cgroup.clone())
-    }
-
-    fn measure_pod(&self, snapshot: &Snapshot, age: Duration) -> Result<PodStats, Error> {
-        let state = &snapshot.state;
-        let containers = running(snapshot).filter_map(|c| self.measure(c.clone(), age).ok()).collect();
-        let read = || match self.network.open_namespace(&state.record.id).map_err(network_error)? {
-            Some(namespace) => self.network.stats(&namespace).map_err(network_error),
-            None => Ok(Vec::new()),
-        };
-        let network = match state.status.holds.namespace {
-            true => self.meter.network(&state.record.id, age, read)?,
-            false => Vec::new(),
-        };
-        let cgroup = self.meter.read(&state.record.cgroup, age)?.unwrap_or_else(nothing);
-        Ok(PodStats { pod: snapshot.pod.clone(), cgroup, network, containers })
-    }
-
-    /// The same from readings that exist; `None` when one is missing or old.
-    fn young_pod(&self, snapshot: &Snapshot) -> Option<PodStats> {
-        let state = &snapshot.state;
-        let network = match state.status.holds.namespace {
-            true => self.meter.young_network(&state.record.id)?,
-            false => Vec::new(),
-        };
-        let containers = running(snapshot).map(|c| self.young(c)).collect::<Option<_>>()?;
-        let cgroup = self.meter.young(&state.record.cgroup)?;
-        Some(PodStats { pod: snapshot.pod.clone(), cgroup, network, containers })
-    }
-
-    /// Takes every reading of which there is none, or only one older than `age`.
-    fn refresh(&self, age: Duration) {
-        let containers = self.containers();
-        for container in &containers {
-            let _ = self.measure(container.clone(), age);
-        }
-        let pods = self.ready_pods();
-        for pod in &pods {
-            let _ = self.measure_pod(pod, age);
-        }
-        let containers: HashSet<&str> = containers.iter().map(|c| c.id.as_str()).collect();
-        let pods: HashSet<&str> = pods.iter().map(|p| p.pod.id.as_str()).collect();
-        self.meter.keep(|id| containers.contains(id), |id| pods.contains(id));
+    fn compose_stats(
+        &self,
+        snapshot: &Snapshot,
+        network: Vec<netplugins::InterfaceStats>,
+        containers: Vec<Arc<ContainerStats>>,
+    ) -> Result<PodStats, Error> {
+        let cgroup = self.meter.read(&snapshot.state.record.cgroup)?.unwrap_or_else(nothing);
+        let (pod, rendering) = (snapshot.pod.clone(), Rendering::default());
+        Ok(PodStats { pod, cgroup, network, containers, rendering })
     }
 }
 
-fn running(snapshot: &Snapshot) -> impl Iterator<Item = &Arc<ContainerView>> {
-    snapshot.containers.values().filter(|c| c.state == ContainerState::Running)
-}
-
-/// The sampler: ends when nobody asks any more, or with the engine. Between two rounds it looks for newcomers.
-fn sample(engine: &Weak<Engine>) {
-    let mut round: Option<Instant> = None;
-    while let Some(engine) = engine.upgrade().filter(|engine| engine.meter.wanted()) {
-        if round.is_some_and(|last| last.elapsed() < SAMPLE) {
-            engine.refresh(FRESH);
-        } else {
-            engine.refresh(SAMPLE / 2);
-            round = Some(Instant::now());
-        }
-        drop(engine);
-        std::thread::sleep(NEWCOMERS);
-    }
-}
-
-/// Runs readings on a thread that, with all it starts, gets the processor soon though for a short time: with many pods in the making
-/// a reading would stand in line with dozens of threads of long slices, and a caller with dozens of readings.
-fn prompt(work: impl FnOnce() + Send + 'static) -> std::io::Result<()> {
-    let run = move || {
-        // As prompt as all others where the kernel does not know how.
-        let _ = thread::short_slices();
-        work();
-    };
-    std::thread::Builder::new().name("stats".into()).spawn(run).map(drop)
+fn running(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<str>, &Arc<ContainerView>)> {
+    snapshot.containers.iter().filter(|(_, c)| c.state == ContainerState::Running)
 }
 
 /// A reading of nothing: it has a time and no values.

@@ -13,20 +13,36 @@ pub fn unshare(_proof: &SingleThreaded, flags: i32) -> io::Result<()> {
     check(unsafe { libc::unshare(flags) }.into()).map(drop)
 }
 
-/// Makes the calling thread one that runs often and for a short time: the scheduler then lets it interrupt threads with long
-/// slices, without giving it more of the processor (sched_setattr(2), since Linux 6.12; before that it changes nothing). Threads and
-/// processes it starts inherit this.
-pub fn short_slices() -> io::Result<()> {
-    const SIZE: u32 = size_of::<Scheduling>() as u32;
+/// Makes the calling thread one that runs often and for a short time, and that is ahead of others by `nice` (negative: sooner; nice(2)).
+/// The scheduler then lets it interrupt threads with long slices (since Linux 6.12; before that only `nice` counts). A process that may not
+/// go ahead of others gets the short slices alone. Threads and processes it starts inherit this, unless they [`fall_back`].
+pub fn go_ahead(nice: i32) -> io::Result<()> {
     /// The shortest slice there is, in nanoseconds.
     const SHORTEST: u64 = 100_000;
+    match schedule(SHORTEST, Some(nice)) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => schedule(SHORTEST, None),
+        other => other,
+    }
+}
+
+/// Makes the calling thread one like the process's first again.
+pub fn fall_back() -> io::Result<()> {
+    let first = rustix::process::getpriority_process(Some(rustix::process::getpid()))?;
+    schedule(0, Some(first))
+}
+
+/// Sets the slice, in nanoseconds (0: the usual one), and the nice value of the calling thread (sched_setattr(2)). A thread under another
+/// policy than the normal one is left alone: somebody has decided about it.
+fn schedule(slice: u64, nice: Option<i32>) -> io::Result<()> {
+    const SIZE: u32 = size_of::<Scheduling>() as u32;
     let mut attributes = Scheduling::default();
     // SAFETY: the kernel fills at most SIZE bytes of a structure of its own layout, of the calling thread (0).
     check(unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) })?;
     if attributes.policy != libc::SCHED_OTHER.cast_unsigned() {
         return Ok(());
     }
-    attributes.runtime = SHORTEST;
+    attributes.runtime = slice;
+    attributes.nice = nice.unwrap_or(attributes.nice);
     set_scheduling(attributes)
 }
 
@@ -252,4 +268,36 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
     }
     // SAFETY: the caller is a child that ends in execve or _exit and uses none of these descriptors; no destructor runs there.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of the calling thread: the 19th field of its stat file (proc_pid_stat(5)); the second one, its name, is in parentheses.
+    fn nice() -> i32 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        stat.rsplit_once(") ").unwrap().1.split(' ').nth(16).unwrap().parse().unwrap()
+    }
+
+    #[test]
+    fn a_thread_goes_ahead_alone_and_what_it_starts_can_fall_back() {
+        let here = nice();
+        std::thread::spawn(move || {
+            go_ahead(-20).unwrap();
+            let ahead = nice();
+            // Who may not go ahead stays.
+            assert!(ahead == -20 || (ahead == here && !rustix::process::geteuid().is_root()), "{ahead}");
+            let child = std::thread::spawn(move || {
+                assert_eq!(nice(), ahead);
+                fall_back().unwrap();
+                nice()
+            });
+            assert_eq!(child.join().unwrap(), here);
+            assert_eq!(nice(), ahead);
+        })
+        .join()
+        .unwrap();
+        assert_eq!(nice(), here);
+    }
 }

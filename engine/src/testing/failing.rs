@@ -153,8 +153,11 @@ impl<D: netplugins::Driver + ?Sized> netplugins::Driver for Failing<D> {
         self.block("restore", nets, || self.inner.restore(live))
     }
 
-    fn stats(&self, ns: &NetNs) -> Result<Vec<InterfaceStats>, netplugins::Error> {
-        self.block("stats", nets, || self.inner.stats(ns))
+    fn stats(
+        &self,
+        ids: &[&str],
+    ) -> Result<Vec<Result<Vec<InterfaceStats>, netplugins::Error>>, netplugins::Error> {
+        self.block("stats", nets, || self.inner.stats(ids))
     }
 
     fn check(&self, ns: &NetNs, attachment: &Attachment) -> Result<(), netplugins::Error> {

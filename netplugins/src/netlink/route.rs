@@ -10,7 +10,7 @@ use netlink_packet_core::{DefaultNla, NetlinkSerializable};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
-    LinkFlags, LinkInfo, LinkMessage, State, Stats64,
+    LinkFlags, LinkInfo, LinkMessage, State,
 };
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
@@ -56,7 +56,6 @@ pub(crate) struct Link {
     pub(crate) mac: String,
     /// `veth`, `bridge`…; empty for hardware.
     pub(crate) kind: String,
-    pub(crate) stats: Stats64,
 }
 
 /// Carries out the operations in order through `socket`. `target` is the namespace a veth's other end is born in.
@@ -431,7 +430,6 @@ fn decode_link(frame: &Frame<'_>) -> Option<Link> {
         up: message.header.flags.contains(LinkFlags::Up),
         mac: String::new(),
         kind: String::new(),
-        stats: Stats64::default(),
     };
     for attribute in message.attributes {
         match attribute {
@@ -444,7 +442,6 @@ fn decode_link(frame: &Frame<'_>) -> Option<Link> {
                 link.kind = infos.iter().find_map(info_kind).unwrap_or_default();
             }
             LinkAttribute::OperState(state) => link.operational = matches!(state, State::Up | State::Unknown),
-            LinkAttribute::Stats64(stats) => link.stats = stats,
             _ => {}
         }
     }

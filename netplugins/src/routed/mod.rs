@@ -229,10 +229,8 @@ impl Routed {
         Ok(Vec::new())
     }
 
-    pub(crate) fn stats(&self, ns: &NetNs) -> Result<Vec<InterfaceStats>, Error> {
-        let mut socket = socket_in(ns.as_fd())?;
-        let links = route::links(&mut socket).map_err(Error::kernel("list the links of a pod"))?;
-        Ok(links.into_iter().filter(|l| !l.loopback).map(interface_stats).collect())
+    pub(crate) fn stats(&self, ids: &[&str]) -> Result<Vec<Result<Vec<InterfaceStats>, Error>>, Error> {
+        self.namespaces.counters(ids)
     }
 
     pub(crate) fn wait_gone(&self, links: &[String], deadline: Instant) -> Result<Vec<String>, Error> {
@@ -317,15 +315,6 @@ fn parse(cidrs: &[String]) -> Result<Vec<Cidr>, Error> {
         }
     }
     Ok(parsed)
-}
-
-fn interface_stats(link: route::Link) -> InterfaceStats {
-    let s = link.stats;
-    InterfaceStats {
-        name: link.name,
-        rx: [s.rx_bytes, s.rx_packets, s.rx_errors, s.rx_dropped],
-        tx: [s.tx_bytes, s.tx_packets, s.tx_errors, s.tx_dropped],
-    }
 }
 
 #[cfg(test)]

@@ -503,7 +503,10 @@ fn counters_show_the_pods_traffic() {
         let server = pod.serve(80);
         talk((pod.ip(true), 80));
         server.join().unwrap();
-        let stats = node.driver.stats(&pod.ns).unwrap();
+        let both = node.driver.stats(&["nobody", &pod.attachment.id]).unwrap();
+        let [nobody, stats] = both.try_into().unwrap();
+        assert!(nobody.unwrap().is_empty());
+        let stats = stats.unwrap();
         assert_eq!(stats.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(), ["eth0"]);
         assert!(stats[0].rx[0] > 1 << 20 && stats[0].tx[0] > 1 << 20, "{stats:?}");
         assert_eq!((stats[0].rx[2], stats[0].tx[2]), (0, 0));

@@ -78,6 +78,60 @@ async fn answer(daemon: &mut Daemon, row: (&str, &str), set: bool, ids: &[String
     }
 }
 
+/// What ListContainerStats shows, and what ListPodSandboxStats shows: ids, sorted; of pods with those of the containers in them.
+async fn listed(daemon: &mut Daemon) -> (Vec<String>, Vec<(String, Vec<String>)>) {
+    let id = |stats: &ContainerStats| stats.attributes.clone().unwrap().id;
+    let all = ListContainerStatsRequest::default();
+    let all = daemon.runtime.list_container_stats(all).await.unwrap().into_inner().stats;
+    let mut containers: Vec<String> = all.iter().map(id).collect();
+    let all = ListPodSandboxStatsRequest::default();
+    let all = daemon.runtime.list_pod_sandbox_stats(all).await.unwrap().into_inner().stats;
+    let pod = |stats: &PodSandboxStats| {
+        let linux = stats.linux.clone().unwrap();
+        assert_eq!(linux.network.unwrap().default_interface.unwrap().name, "eth0");
+        (stats.attributes.clone().unwrap().id, linux.containers.iter().map(id).collect())
+    };
+    let mut pods: Vec<_> = all.iter().map(pod).collect();
+    containers.sort();
+    pods.sort();
+    (containers, pods)
+}
+
+#[tokio::test]
+async fn lists_of_statistics_show_what_is_there_now_however_fast_they_are_asked_for() {
+    let mut daemon = Daemon::start().await;
+    let (mut containers, mut pods) = (Vec::new(), Vec::new());
+    for name in ["a", "b", "c"] {
+        let pod = daemon.pod(name).await;
+        let container = daemon.container(&pod, "c").await;
+        containers.push(container.clone());
+        pods.push((pod, vec![container]));
+        containers.sort();
+        pods.sort();
+        // The first calls are read for, and those that follow fast are read ahead of.
+        for _ in 0..10 {
+            assert_eq!(listed(&mut daemon).await, (containers.clone(), pods.clone()));
+        }
+    }
+    let (pod, ended) = (pods[0].0.clone(), pods[0].1.remove(0));
+    let stop = StopContainerRequest { container_id: ended.clone(), timeout: 1 };
+    daemon.runtime.stop_container(stop).await.unwrap();
+    assert_eq!(
+        listed(&mut daemon).await,
+        (containers.clone(), pods.clone()),
+        "it is listed, and runs no more"
+    );
+    let gone = pods.remove(1);
+    let remove = RemovePodSandboxRequest { pod_sandbox_id: gone.0 };
+    daemon.runtime.remove_pod_sandbox(remove).await.unwrap();
+    containers.retain(|container| *container != gone.1[0]);
+    assert_eq!(listed(&mut daemon).await, (containers.clone(), pods.clone()));
+    daemon.runtime.stop_pod_sandbox(StopPodSandboxRequest { pod_sandbox_id: pod }).await.unwrap();
+    pods.remove(0);
+    assert_eq!(listed(&mut daemon).await, (containers, pods), "only ready pods have statistics");
+    assert_eq!(daemon.clean().await, Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn each_field_of_a_read_alone_changes_the_answer_unless_it_is_informational() {
     let mut daemon = Daemon::start().await;

@@ -75,15 +75,15 @@ impl Reader {
         let mut files = BTreeMap::new();
         let v2 = node.v2.as_ref().and_then(|h| h.open(cgroup).ok());
         for (file, controller, v1_name, v2_name) in FILES {
-            let on_v1 = node.v1(controller).filter(|_| !v1_name.is_empty()).and_then(|h| h.open(cgroup).ok());
+            let v1 = node.v1(controller).filter(|_| !v1_name.is_empty());
+            let on_v1 = v1.and_then(|h| h.open_file(cgroup, v1_name, OFlags::RDONLY).ok());
             // cpu.stat of v2 tells usage even where the controller is elsewhere; it is not asked then.
             let may_v2 = controller.is_empty() || node.v2(controller).is_some() || node.v1.is_empty();
-            let (dir, name) = match (&on_v1, &v2) {
-                (Some(dir), _) => (dir, *v1_name),
-                (None, Some(dir)) if may_v2 && !v2_name.is_empty() => (dir, *v2_name),
-                _ => continue,
+            let on_v2 = || {
+                let dir = v2.as_ref().filter(|_| may_v2 && !v2_name.is_empty())?;
+                openat(dir, *v2_name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()
             };
-            if let Ok(fd) = openat(dir, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()) {
+            if let Some(fd) = on_v1.or_else(on_v2) {
                 files.insert(*file, fd);
             }
         }
@@ -105,13 +105,11 @@ impl Reader {
     /// # Errors
     /// [`Kind::NotFound`](crate::Kind::NotFound) once the cgroup is gone.
     pub fn read(&mut self) -> Result<CgroupStats, Error> {
-        let at = nanos(SystemTime::now());
-        if self.text(File::Memory).is_none() && self.text(File::Throttling).is_none() {
+        let mut stats = CgroupStats { at: nanos(SystemTime::now()), ..CgroupStats::default() };
+        let there = [self.cpu(&mut stats), self.memory(&mut stats)];
+        if there == [false; 2] {
             return Err(Error::not_found("cgroup", &self.cgroup));
         }
-        let mut stats = CgroupStats { at, ..CgroupStats::default() };
-        self.cpu(&mut stats);
-        self.memory(&mut stats);
         self.swap(&mut stats);
         self.tasks(&mut stats);
         self.io(&mut stats);
@@ -119,8 +117,8 @@ impl Reader {
             .map(|f| self.text(f).and_then(|t| psi(&t)));
         let mut huge = Vec::new();
         for (size, now, most) in &self.huge {
-            let now = read(&mut self.buffer, now).and_then(|t| number(&t)).unwrap_or(0);
-            let most = most.as_ref().and_then(|fd| read(&mut self.buffer, fd)).and_then(|t| number(&t));
+            let now = read(&mut self.buffer, now).and_then(number).unwrap_or(0);
+            let most = most.as_ref().and_then(|fd| read(&mut self.buffer, fd).and_then(number));
             huge.push((size.clone(), now, most.unwrap_or(now)));
         }
         stats.hugetlb = huge;
@@ -129,15 +127,18 @@ impl Reader {
 
     /// The whole of a file; `None`: not there, or not any more.
     fn text(&mut self, file: File) -> Option<String> {
-        read(&mut self.buffer, self.files.get(&file)?)
+        read(&mut self.buffer, self.files.get(&file)?).map(str::to_owned)
     }
 
     fn number(&mut self, file: File) -> Option<u64> {
-        self.text(file).and_then(|text| number(&text))
+        read(&mut self.buffer, self.files.get(&file)?).and_then(number)
     }
 
-    fn cpu(&mut self, stats: &mut CgroupStats) {
-        let throttling = self.text(File::Throttling).unwrap_or_default();
+    /// Whether the cgroup could be asked.
+    fn cpu(&mut self, stats: &mut CgroupStats) -> bool {
+        let throttling = self.text(File::Throttling);
+        let there = throttling.is_some();
+        let throttling = throttling.unwrap_or_default();
         let value = |key| keyed(&throttling, key);
         stats.cpu = match self.number(File::CpuUsage) {
             Some(all) => {
@@ -156,10 +157,12 @@ impl Reader {
             stats.nano_cores = self.last.and_then(|(at, before)| rate(before, all, at, stats.at));
             self.last = Some((stats.at, all));
         }
+        there
     }
 
-    fn memory(&mut self, stats: &mut CgroupStats) {
-        let Some(usage) = self.number(File::Memory) else { return };
+    /// Whether the cgroup could be asked.
+    fn memory(&mut self, stats: &mut CgroupStats) -> bool {
+        let Some(usage) = self.number(File::Memory) else { return false };
         let stat = self.text(File::MemoryStat).unwrap_or_default();
         // v1 counts the cgroups below only in the `total_` lines.
         let value = |v1: &str, v2: &str| keyed(&stat, v1).or_else(|| keyed(&stat, v2)).unwrap_or(0);
@@ -180,6 +183,7 @@ impl Reader {
         let kills = self.text(File::OomControl).unwrap_or_else(|| failures.clone());
         let hits = number(&failures).or_else(|| keyed(&failures, "max"));
         stats.memory_failures = hits.map(|hits| [hits, keyed(&kills, "oom_kill").unwrap_or(0)]);
+        true
     }
 
     /// v1 counts memory and swap together, v2 swap alone.
@@ -274,10 +278,10 @@ fn page_size(kilobytes: u64) -> String {
 }
 
 /// The whole of a small file from its beginning; `None` when the cgroup is gone.
-fn read(buffer: &mut Vec<u8>, fd: &OwnedFd) -> Option<String> {
+fn read<'a>(buffer: &'a mut Vec<u8>, fd: &OwnedFd) -> Option<&'a str> {
     buffer.resize(MAX_FILE, 0);
     let length = rustix::io::pread(fd, &mut buffer[..], 0).ok()?;
-    Some(String::from_utf8_lossy(&buffer[..length]).into_owned())
+    std::str::from_utf8(&buffer[..length]).ok()
 }
 
 /// A file that is one number; `max` is none.

@@ -93,8 +93,9 @@ impl Driver for FakeNetwork {
         Ok(removed)
     }
 
-    fn stats(&self, _: &NetNs) -> Result<Vec<InterfaceStats>, Error> {
-        Ok(vec![InterfaceStats { name: "eth0".into(), rx: [1, 2, 3, 4], tx: [5, 6, 7, 8] }])
+    fn stats(&self, ids: &[&str]) -> Result<Vec<Result<Vec<InterfaceStats>, Error>>, Error> {
+        let eth0 = InterfaceStats { name: "eth0".into(), rx: [1, 2, 3, 4], tx: [5, 6, 7, 8] };
+        Ok(ids.iter().map(|_| Ok(vec![eth0.clone()])).collect())
     }
 
     fn check(&self, _: &NetNs, attachment: &Attachment) -> Result<(), Error> {

@@ -1,0 +1,282 @@
+//! The thread that takes readings for lists.
+//!
+//! A node asks for the same numbers from several sides (kubelet, crictl, a metrics agent), and asks again and again. What was read for
+//! one call is shared with those that come within a second ([`Board`]). When calls come fast one after the other, everything is read in the
+//! background twice in that time, so that a call finds it there; only what has come since the last round is read while the caller waits.
+//! The thread is there while somebody asks, and a node that asks every ten seconds never has it read ahead.
+//!
+//! Nothing it waits for is held by a job for longer than a lookup: what a writable layer takes is measured by another thread.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use super::running;
+use crate::Engine;
+use crate::api::{ContainerStats, ContainerView, PodState, PodStats, Reading};
+use crate::pod::Snapshot;
+use crate::sys::thread;
+
+/// A reading younger than this is given to the next caller as well.
+pub(super) const FRESH: Duration = Duration::from_millis(1000);
+/// How often everything is read while calls come fast.
+const ROUND: Duration = Duration::from_millis(400);
+/// A reading younger than this is not repeated: CPU use would be that of an instant.
+const YOUNG: Duration = Duration::from_millis(200);
+/// Pods whose interfaces are read together; those who wait for a reading wait for that long.
+const TOGETHER: usize = 16;
+/// Those who wait wait for a thread that goes before all but the one that answers calls.
+const NICE: i32 = -19;
+
+/// Something to read, and whom to tell.
+pub(super) type Ask = Box<dyn FnOnce(&mut Sampler, &Arc<Engine>) + Send>;
+
+/// The last readings of all pods and containers.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Board {
+    containers: HashMap<Arc<str>, Kept<ContainerStats>>,
+    pods: HashMap<Arc<str>, Kept<PodStats>>,
+}
+
+#[derive(Debug)]
+struct Kept<T> {
+    taken: Instant,
+    stats: Arc<T>,
+}
+
+/// What goes on with the sampler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Demand {
+    /// Calls come fast: read ahead.
+    Fast,
+    /// The last readings may be wanted once more.
+    Slow,
+    /// Nobody asks.
+    None,
+}
+
+/// The thread's own.
+#[derive(Debug, Default)]
+pub(super) struct Sampler {
+    board: Board,
+    /// What was shared before: the last one who drops it frees thousands of pieces of memory, and that is not to be a caller.
+    before: Option<Arc<Board>>,
+    /// Writable layers are measured elsewhere: what is read first is read for somebody who may not come again soon.
+    settled: bool,
+}
+
+/// Starts the thread. It ends when nobody asks any more, or with the engine.
+pub(super) fn start(engine: Weak<Engine>) -> io::Result<Sender<Ask>> {
+    let (asks, waiting) = channel();
+    let run = move || {
+        // As prompt as all others where that is not allowed.
+        let _ = thread::go_ahead(NICE);
+        Sampler::default().run(&engine, &waiting);
+    };
+    std::thread::Builder::new().name("stats".into()).spawn(run)?;
+    Ok(asks)
+}
+
+impl<T> Clone for Kept<T> {
+    fn clone(&self) -> Self {
+        Self { taken: self.taken, stats: self.stats.clone() }
+    }
+}
+
+// === impl Board ===
+
+impl Board {
+    /// A reading of the container as it is now, if there is a fresh one.
+    pub(super) fn container(
+        &self,
+        id: &str,
+        now: &ContainerView,
+        at: Instant,
+    ) -> Option<&Arc<ContainerStats>> {
+        self.container_since(id, now, at, FRESH)
+    }
+
+    fn container_since(
+        &self,
+        id: &str,
+        now: &ContainerView,
+        at: Instant,
+        age: Duration,
+    ) -> Option<&Arc<ContainerStats>> {
+        let kept = self.containers.get(id)?;
+        let fresh = at.saturating_duration_since(kept.taken) < age;
+        (fresh && same(&kept.stats.container, now)).then_some(&kept.stats)
+    }
+
+    /// A reading of the pod with the containers that run in it now, if there is a fresh one.
+    pub(super) fn pod(&self, now: &Snapshot, at: Instant) -> Option<&Arc<PodStats>> {
+        self.pod_since(now, at, FRESH)
+    }
+
+    fn pod_since(&self, now: &Snapshot, at: Instant, age: Duration) -> Option<&Arc<PodStats>> {
+        let kept = self.pods.get(&now.state.record.id)?;
+        let mut those = kept.stats.containers.iter();
+        let all = running(now).all(|(_, c)| those.next().is_some_and(|s| same(&s.container, c)));
+        let fresh = at.saturating_duration_since(kept.taken) < age;
+        (fresh && all && those.next().is_none()).then_some(&kept.stats)
+    }
+}
+
+/// Whether a reading of `then` is one of `now`.
+fn same(then: &ContainerView, now: &ContainerView) -> bool {
+    then.state == now.state && then.started_at == now.started_at && then.id == now.id
+}
+
+// === impl Sampler ===
+
+impl Sampler {
+    fn run(&mut self, engine: &Weak<Engine>, asks: &Receiver<Ask>) {
+        let mut round = Instant::now() + ROUND;
+        loop {
+            let first = match asks.recv_timeout(round.saturating_duration_since(Instant::now())) {
+                Ok(ask) => Some(ask),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            let Some(engine) = engine.upgrade() else { return };
+            match first {
+                Some(ask) => {
+                    ask(self, &engine);
+                    self.serve(&engine, asks);
+                }
+                None => match engine.meter.demand() {
+                    Demand::Fast => {
+                        round = Instant::now() + ROUND;
+                        self.round(&engine, asks);
+                    }
+                    Demand::Slow => round = Instant::now() + ROUND,
+                    Demand::None => return self.end(&engine, asks),
+                },
+            }
+            self.settled = true;
+            self.share(&engine);
+        }
+    }
+
+    /// Nobody asks any more; who has asked meanwhile is answered still.
+    fn end(&mut self, engine: &Arc<Engine>, asks: &Receiver<Ask>) {
+        engine.meter.share(Arc::default());
+        engine.meter.no_sampler();
+        self.serve(engine, asks);
+    }
+
+    /// Those who wait.
+    fn serve(&mut self, engine: &Arc<Engine>, asks: &Receiver<Ask>) {
+        while let Ok(ask) = asks.try_recv() {
+            ask(self, engine);
+        }
+    }
+
+    /// Reads everything that was not read just now.
+    fn round(&mut self, engine: &Arc<Engine>, asks: &Receiver<Ask>) {
+        let snapshots: Vec<Arc<Snapshot>> = engine.all_pods().iter().map(|pod| pod.snapshot()).collect();
+        for some in snapshots.chunks(TOGETHER) {
+            let networks = networks(engine, some);
+            for (snapshot, network) in some.iter().zip(networks) {
+                for (id, container) in &snapshot.containers {
+                    self.container(engine, snapshot, id, container);
+                }
+                if snapshot.pod.state == PodState::Ready {
+                    self.pod(engine, snapshot, network);
+                }
+                self.serve(engine, asks);
+            }
+        }
+        let pods: HashSet<&str> = snapshots.iter().map(|s| &*s.state.record.id).collect();
+        let containers: HashSet<&str> =
+            snapshots.iter().flat_map(|s| s.containers.keys()).map(|id| &**id).collect();
+        self.board.pods.retain(|id, _| pods.contains(&**id));
+        self.board.containers.retain(|id, _| containers.contains(&**id));
+        engine.meter.keep(|id| containers.contains(id));
+        engine.meter.measure_layers(engine, snapshots.iter().flat_map(|s| s.containers.keys()));
+    }
+
+    /// Readings of these.
+    pub(super) fn containers(
+        &mut self,
+        engine: &Arc<Engine>,
+        wanted: &[(Arc<Snapshot>, Arc<str>)],
+    ) -> Vec<Arc<ContainerStats>> {
+        let one = |(snapshot, id): &(Arc<Snapshot>, Arc<str>)| {
+            self.container(engine, snapshot, id, snapshot.containers.get(id)?)
+        };
+        wanted.iter().filter_map(one).collect()
+    }
+
+    /// Readings of these.
+    pub(super) fn pods(&mut self, engine: &Arc<Engine>, wanted: &[Arc<Snapshot>]) -> Vec<Arc<PodStats>> {
+        let mut all = Vec::with_capacity(wanted.len());
+        for some in wanted.chunks(TOGETHER) {
+            let networks = networks(engine, some);
+            let read = some
+                .iter()
+                .zip(networks)
+                .filter_map(|(snapshot, network)| self.pod(engine, snapshot, network));
+            all.extend(read);
+        }
+        all
+    }
+
+    fn container(
+        &mut self,
+        engine: &Arc<Engine>,
+        snapshot: &Snapshot,
+        id: &Arc<str>,
+        container: &Arc<ContainerView>,
+    ) -> Option<Arc<ContainerStats>> {
+        let taken = Instant::now();
+        if let Some(stats) = self.board.container_since(id, container, taken, YOUNG) {
+            return Some(stats.clone());
+        }
+        let stats = match self.settled {
+            true => engine.reading(snapshot, container, engine.meter.known_layer(id).flatten()),
+            false => engine.measure(snapshot, container),
+        };
+        let stats = Arc::new(stats.ok()?);
+        engine.meter.render(Reading::Container(&stats));
+        self.board.containers.insert(id.clone(), Kept { taken, stats: stats.clone() });
+        Some(stats)
+    }
+
+    /// Of a pod whose interfaces were read, with readings of its containers.
+    fn pod(
+        &mut self,
+        engine: &Arc<Engine>,
+        snapshot: &Snapshot,
+        network: Option<Vec<netplugins::InterfaceStats>>,
+    ) -> Option<Arc<PodStats>> {
+        let taken = Instant::now();
+        if let Some(stats) = self.board.pod_since(snapshot, taken, YOUNG) {
+            return Some(stats.clone());
+        }
+        let containers =
+            running(snapshot).filter_map(|(id, c)| self.container(engine, snapshot, id, c)).collect();
+        let stats = Arc::new(engine.compose_stats(snapshot, network?, containers).ok()?);
+        engine.meter.render(Reading::Pod(&stats));
+        let kept = Kept { taken, stats: stats.clone() };
+        self.board.pods.insert(snapshot.state.record.id.clone(), kept);
+        Some(stats)
+    }
+
+    fn share(&mut self, engine: &Engine) {
+        let shared = engine.meter.share(Arc::new(self.board.clone()));
+        self.before = Some(shared);
+    }
+}
+
+/// The interfaces of each of these pods; `None`: they cannot be read.
+fn networks(engine: &Engine, pods: &[Arc<Snapshot>]) -> Vec<Option<Vec<netplugins::InterfaceStats>>> {
+    let has = |s: &&Arc<Snapshot>| s.pod.state == PodState::Ready && s.state.status.holds.namespace;
+    let ids: Vec<&str> = pods.iter().filter(has).map(|s| &*s.state.record.id).collect();
+    let read = if ids.is_empty() { Ok(Vec::new()) } else { engine.network.stats(&ids) };
+    let mut read = read.unwrap_or_default().into_iter();
+    let one = |s: &Arc<Snapshot>| if has(&s) { read.next().and_then(Result::ok) } else { Some(Vec::new()) };
+    pods.iter().map(one).collect()
+}

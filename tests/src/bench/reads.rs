@@ -38,6 +38,8 @@ const CARRIERS: [(&str, Carrier); 2] = [
     ("exec, stdin to stdout over WebSocket: s per GiB", Carrier::WebSocket),
 ];
 
+/// Least time from one round of calls to the next: between two of them pods come and go.
+const PACE: Duration = Duration::from_millis(40);
 /// How long a contender is asked, unless it has not answered [`LEAST`] calls of each kind by then.
 const ASKED: Duration = Duration::from_secs(60);
 const LEAST: usize = 20;
@@ -155,11 +157,14 @@ async fn measure(client: &mut Client, load: Load, rival: bool) -> Result<Rows> {
     .collect();
     let mut failures = vec![Vec::new(); rows.len()];
     let start = Instant::now();
+    let mut pace = tokio::time::interval(PACE);
+    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for round in 0..load.calls {
         if round >= LEAST && start.elapsed() > ASKED {
             line(format_args!("  {round} of {} calls of each kind in {} s", load.calls, ASKED.as_secs()));
             break;
         }
+        pace.tick().await;
         for (which, (_, values)) in rows.iter_mut().enumerate() {
             let begun = Instant::now();
             match read(client, which).await {

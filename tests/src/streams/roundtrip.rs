@@ -24,10 +24,13 @@ pub enum Carrier {
 }
 
 /// What to run in the container: it reads so many bytes, writes them back, and ends.
+///
+/// Its standard error stays open although nobody reads it: containerd takes the end of either output for the end of the session and closes
+/// the client's standard input (`attachOutput` in its `internal/cri/io/exec_io.go`; its issue 13934).
 #[must_use]
-pub fn command(bytes: u64) -> [String; 3] {
+pub fn command(bytes: u64) -> [String; 4] {
     let blocks = bytes.div_ceil(65_536);
-    ["sh", "-c", &format!("dd bs=65536 count={blocks} iflag=fullblock 2> /dev/null")].map(str::to_owned)
+    ["dd", "bs=65536", &format!("count={blocks}"), "iflag=fullblock"].map(str::to_owned)
 }
 
 /// Sends `bytes` (a multiple of 64 KiB) to the command behind a URL of Exec with stdin and stdout, compares what comes

@@ -12,10 +12,18 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::{Error, Kind};
 
+/// What a pipe takes before whoever writes waits, once it is busy. Until then it is the kernel's 64 KiB: most carry a line now and then, and
+/// the kernel keeps a table for what a pipe may hold.
+const BUSY: usize = 256 << 10;
+/// A pipe that gives so much at once was full, and one that does not take so much is.
+const MUCH: usize = 32 << 10;
+
 /// Reads from and writes to a descriptor without blocking a thread. Dropping it closes the descriptor.
 #[derive(Debug)]
 pub struct Pipe {
     fd: AsyncFd<OwnedFd>,
+    /// It was made larger, or cannot be: a terminal, or all that its owner may have is taken.
+    grown: bool,
 }
 
 impl Pipe {
@@ -28,7 +36,14 @@ impl Pipe {
         let failed = |e: io::Error| Error::with(Kind::Internal, "stream of a process", e);
         let flags = fcntl_getfl(&fd).map_err(|e| failed(e.into()))?;
         fcntl_setfl(&fd, flags | OFlags::NONBLOCK).map_err(|e| failed(e.into()))?;
-        Ok(Self { fd: AsyncFd::new(fd).map_err(failed)? })
+        Ok(Self { fd: AsyncFd::new(fd).map_err(failed)?, grown: false })
+    }
+
+    /// Both sides of a busy pipe would take turns for every 64 KiB.
+    fn grow(&mut self) {
+        if !std::mem::replace(&mut self.grown, true) {
+            let _ = rustix::pipe::fcntl_setpipe_size(&self.fd, BUSY);
+        }
     }
 
     /// Another handle of the same open file.
@@ -40,7 +55,7 @@ impl Pipe {
 
 impl AsyncRead for Pipe {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
@@ -53,7 +68,12 @@ impl AsyncRead for Pipe {
             });
             match result {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Ok(result) => return Poll::Ready(result.map(|count| buffer.advance(count))),
+                Ok(result) => {
+                    if matches!(result, Ok(MUCH..)) {
+                        self.grow();
+                    }
+                    return Poll::Ready(result.map(|count| buffer.advance(count)));
+                }
                 Err(_would_block) => {}
             }
         }
@@ -61,12 +81,13 @@ impl AsyncRead for Pipe {
 }
 
 impl AsyncWrite for Pipe {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             let mut guard = ready!(self.fd.poll_write_ready(cx))?;
             match guard.try_io(|fd| rustix::io::write(fd, bytes).map_err(io::Error::from)) {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
                 Ok(result) => return Poll::Ready(result),
+                Err(_would_block) if bytes.len() >= MUCH => self.grow(),
                 Err(_would_block) => {}
             }
         }

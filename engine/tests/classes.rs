@@ -1,5 +1,10 @@
 //! Classes of resources on the node: what a pod's annotations come down to. Needs root and busybox-static.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "helpers of tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "helpers of tests; a skip says why"
+)]
 
 mod house;
 

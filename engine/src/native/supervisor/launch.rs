@@ -52,13 +52,17 @@ impl Supervisor {
         };
         match started {
             Ok(answer) => {
-                if let Some(holder) = holder {
-                    // The container is in its scope, and keeps it.
-                    blocking(move || Ok(drop(holder))).await?;
-                }
                 self.waiting().cgroups.insert(id, cgroup);
                 let started = Started { pid: answer.int(Tag::Pid), at: answer.get(Tag::At).cast_signed() };
                 self.keep(answer);
+                if holder.is_some() {
+                    // The container is in its scope, and keeps it.
+                    let end = move || {
+                        drop(holder);
+                        Ok(())
+                    };
+                    blocking(end).await?;
+                }
                 Ok(started)
             }
             Err(e) => {

@@ -141,10 +141,16 @@ pub(crate) async fn kill(engine: &Arc<Engine>, pod: &Arc<Pod>, id: &str) -> Resu
     if has_ended(&pod.snapshot(), id) {
         return Ok(());
     }
-    let state = pod.snapshot().state.clone();
-    match pod.supervisor() {
-        Ok(supervisor) => supervisor.kill(id).await?,
-        Err(_) => {
+    let killed = match pod.supervisor() {
+        Ok(supervisor) => Some(supervisor.kill(id).await),
+        Err(_) => None,
+    };
+    match killed {
+        Some(Ok(())) => {}
+        Some(Err(e)) if e.kind() != Kind::Unavailable => return Err(e),
+        // There is none, or it died and nobody has been told yet: its containers are known by their cgroups.
+        Some(Err(_)) | None => {
+            let state = pod.snapshot().state.clone();
             let Some(container) = state.containers.get(id) else { return Ok(()) };
             engine.driver(&state.record.handler)?.remove_cgroup(&container.record.cgroup).await?;
         }

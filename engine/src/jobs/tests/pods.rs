@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use super::{ready_pod, running};
 use crate::Kind;
 use crate::api::{Happening, PodState};
-use crate::jobs::{RemovePod, RunPod, StopPod, UpdatePodResources};
+use crate::jobs::{RemovePod, RunPod, StopPod, UpdatePodResources, teardown};
 use crate::spec::{NamespaceMode, PodSpec, Resources};
 use crate::testing::{Act, Node, pod};
 
@@ -45,6 +45,20 @@ async fn stop_and_remove_of_an_absent_or_stopped_pod_succeed() {
     for _ in 0..2 {
         engine.run(RemovePod { pod: id.clone() }, None).await.unwrap();
     }
+    assert_eq!(node.left(), Vec::<String>::new());
+}
+
+/// One thread, and no turn for anybody else between the death and the kill.
+#[tokio::test]
+async fn a_container_is_killed_although_its_supervisor_died_and_nobody_has_been_told() {
+    let node = Node::new();
+    let engine = node.engine().await.unwrap();
+    let id = ready_pod(&engine, "web").await;
+    let (pod, container) = (engine.find_pod(&id).unwrap(), running(&engine, &id, "app").await);
+    node.world.kill_supervisor(&id);
+    teardown::kill(&engine, &pod, &container).await.unwrap();
+    assert_eq!(engine.container(&container).unwrap().exit.clone().unwrap().code, 255);
+    engine.run(RemovePod { pod: id }, None).await.unwrap();
     assert_eq!(node.left(), Vec::<String>::new());
 }
 

@@ -94,13 +94,17 @@ fn in_user(pod: &Pod, script: &str, no_new_privs: bool) -> Container {
 async fn a_profile_cannot_stop_what_the_runtime_does_before_the_program() {
     let mut pod = Pod::new().await;
     fs::write(pod.dir.join("root/data/inside"), "").unwrap();
+    fs::set_permissions(pod.dir.join("root/data"), fs::Permissions::from_mode(0o777)).unwrap();
     for no_new_privs in [false, true] {
-        let mut container = in_user(&pod, "echo $(ls) $(id -u); exec sleep 1000", no_new_privs);
+        let script = "echo $(ls) $(id -u); mkdir said; exec sleep 1000";
+        let mut container = in_user(&pod, script, no_new_privs);
         container.process.cwd = "/data".into();
         container.spec.security.seccomp = profile(&pod, &denying(&RUNTIMES_OWN));
         let (id, spec) = (container.id.clone(), container.spec.clone());
         pod.start(container).await;
-        assert_eq!(pod.exec(&id, &spec, "cd / 2>/dev/null || echo denied").await.1, "denied\n");
+        let script =
+            "until rmdir /data/said 2>/dev/null; do sleep 0.02; done; cd / 2>/dev/null || echo denied";
+        assert_eq!(pod.exec(&id, &spec, script).await.1, "denied\n");
         pod.connection.supervisor.kill(&id).await.unwrap();
         pod.exit(&id).await;
         assert_eq!(text(&pod.log(&id)), "inside 1000\n", "no_new_privs {no_new_privs}");

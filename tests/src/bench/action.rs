@@ -1,5 +1,6 @@
 //! What is measured. Each action returns milliseconds and has checked its result by what the container itself says.
 
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -284,6 +285,29 @@ pub async fn remove_image(client: &mut Client, image: &str) -> Result<f64> {
         client.image.image_status(api::ImageStatusRequest { image, verbose: false }).await?.into_inner();
     ensure!(status.image.is_none(), "{:?} is still there", status.image);
     Ok(taken)
+}
+
+/// Kills a container and removes it.
+pub(super) async fn discard(client: &mut Client, container_id: String) -> Result<()> {
+    let request = api::StopContainerRequest { container_id: container_id.clone(), timeout: 0 };
+    client.runtime.stop_container(request).await.context("stop")?;
+    client.runtime.remove_container(api::RemoveContainerRequest { container_id }).await?;
+    Ok(())
+}
+
+/// Whether there is such a file and it has this in it.
+pub(super) fn says(file: &Path, what: &str) -> bool {
+    fs::read_to_string(file).is_ok_and(|text| text.contains(what))
+}
+
+/// Waits until a file has this in it, to a tenth of a millisecond.
+pub(super) fn said(file: &Path, what: &str) -> Result<()> {
+    let start = Instant::now();
+    while !says(file, what) {
+        ensure!(start.elapsed() < Duration::from_secs(20), "{}: no \"{what}\"", file.display());
+        std::thread::sleep(Duration::from_micros(100));
+    }
+    Ok(())
 }
 
 /// Milliseconds since then.

@@ -10,17 +10,16 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use k8s_cri::v1 as api;
 use serde_json::{Value, json};
 
-use super::action::milliseconds;
+use super::action::{discard, milliseconds, said};
 use super::contender::Contender;
 use super::sample::Sample;
 use super::table::machine;
-use crate::client::{self, Client};
+use crate::client;
 use crate::images::{BUSYBOX, PAUSE};
 use crate::report::line;
 use crate::suites::wait;
@@ -117,17 +116,10 @@ fn over_the_socket(
             ensure!(output.exit_code == 0, "{output:?}");
             let output = client.exec(&container, &["echo", "inside"]).await?;
             ensure!(output.stdout == b"inside\n", "{output:?}");
-            remove(&mut client, container).await?;
+            discard(&mut client, container).await?;
         }
         Ok(client.remove_pod(&pod).await?)
     })
-}
-
-async fn remove(client: &mut Client, container_id: String) -> Result<()> {
-    let request = api::StopContainerRequest { container_id: container_id.clone(), timeout: 0 };
-    client.runtime.stop_container(request).await?;
-    client.runtime.remove_container(api::RemoveContainerRequest { container_id }).await?;
-    Ok(())
 }
 
 // === an OCI runtime, as a command ===
@@ -200,16 +192,6 @@ impl OciCommand {
         );
         Ok(())
     }
-}
-
-/// Waits until a container has written this.
-fn said(file: &Path, what: &str) -> Result<()> {
-    let start = Instant::now();
-    while !fs::read_to_string(file).is_ok_and(|text| text.contains(what)) {
-        ensure!(start.elapsed() < Duration::from_secs(20), "{}: no \"{what}\"", file.display());
-        std::thread::sleep(Duration::from_micros(100));
-    }
-    Ok(())
 }
 
 // === the table ===

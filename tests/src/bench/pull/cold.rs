@@ -5,8 +5,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
-use k8s_cri::v1 as api;
+use anyhow::{Result, ensure};
 
 use crate::bench::action;
 use crate::bench::contender::Contender;
@@ -52,9 +51,9 @@ pub(super) fn all(contender: &Contender, results: &mut Results, rounds: usize) -
                     client.start(&id).await?;
                     // And what this client waits with.
                     let log = logs.join(format!("o{round}.log"));
-                    ensure!(!says(&log, " up"), "{PAUSE} writes nothing");
+                    ensure!(!action::says(&log, " up"), "{PAUSE} writes nothing");
                     tokio::time::sleep(Duration::from_micros(100)).await;
-                    remove(&mut client, id).await?;
+                    action::discard(&mut client, id).await?;
                 }
                 let name = format!("c{round}-{}", row.len());
                 let taken = up(&mut client, &pod, &name, &logs).await?;
@@ -84,23 +83,8 @@ async fn up(client: &mut Client, pod: &str, name: &str, logs: &Path) -> Result<f
     let start = Instant::now();
     let id = client.create(pod, &spec, &config).await?;
     client.start(&id).await?;
-    while !says(&log, " up") {
-        ensure!(start.elapsed() < Duration::from_secs(20), "{name} does not say that it is up");
-        tokio::time::sleep(Duration::from_micros(100)).await;
-    }
+    action::said(&log, " up")?;
     let taken = start.elapsed().as_secs_f64() * 1e3;
-    remove(client, id).await?;
+    action::discard(client, id).await?;
     Ok(taken)
-}
-
-/// Whether there is such a log and it has this in it.
-fn says(log: &Path, what: &str) -> bool {
-    fs::read_to_string(log).is_ok_and(|text| text.contains(what))
-}
-
-async fn remove(client: &mut Client, container_id: String) -> Result<()> {
-    let request = api::StopContainerRequest { container_id: container_id.clone(), timeout: 0 };
-    client.runtime.stop_container(request).await.context("stop")?;
-    client.runtime.remove_container(api::RemoveContainerRequest { container_id }).await?;
-    Ok(())
 }

@@ -2,7 +2,8 @@
 //!
 //! Jobs work for milliseconds between two awaits, and dozens of them may run at once. A List, Status or stats call that had to take
 //! turns with them would be late by all of their turns; here it has the thread, and as good as always a processor, at once. What a
-//! call starts as a job runs in the runtime in which the engine was opened, and this one only waits for its end. What blocks for a call
+//! call starts as a job runs in the runtime in which the engine was opened, and this one only waits for its end; but for ExecSync, of which
+//! there is little to compute here (`Job::AT_ONCE`). What blocks for a call
 //! (a reading of one container, say) is on threads like all others.
 
 use engine::sys::thread;

@@ -38,6 +38,9 @@ use table::Entry;
 pub trait Job: Debug + Send + Sized + 'static {
     /// Name, that of the RPC where there is one.
     const NAME: &'static str;
+    /// It runs in its caller's runtime, where calls are served, and not in turn with the others: for work that hardly computes, and
+    /// that somebody waits for to the microsecond.
+    const AT_ONCE: bool = false;
     /// What a successful job hands back; shared by all callers that joined.
     type Output: Clone + Send + Sync + 'static;
 

@@ -140,7 +140,8 @@ impl Table {
         }
         drop(rows);
         let job = perform(self.clone(), engine.clone(), job, entry.clone(), key, sender);
-        self.runtime.spawn(job.boxed());
+        let runtime = if J::AT_ONCE { Handle::current() } else { self.runtime.clone() };
+        runtime.spawn(job.boxed());
         Ticket { entry, result }
     }
 

@@ -27,6 +27,7 @@ pub const CAP: usize = 16 << 20;
 
 impl Job for ExecSync {
     const NAME: &'static str = "ExecSync";
+    const AT_ONCE: bool = true;
     type Output = ExecOutput;
 
     fn subject(&self) -> String {

@@ -449,3 +449,39 @@ async fn who_attaches_to_a_silent_container_and_leaves_costs_the_supervisor_noth
     assert_eq!(settled().await, before);
     pod.end().await;
 }
+
+#[tokio::test]
+async fn a_plan_of_any_length_is_carried_out() {
+    let pod = Pod::new().await;
+    for length in [1, 10 << 10, 100 << 10] {
+        let mut container = pod.container("exec sleep 1000");
+        container.process.env.push(format!("LONG={}", "x".repeat(length)).into_bytes());
+        let (id, spec) = (container.id.clone(), container.spec.clone());
+        pod.start(container).await;
+        let (exit, out) = pod.exec(&id, &spec, "tr '\\0' '\\n' < /proc/1/environ | grep ^LONG | wc -c").await;
+        assert_eq!((exit.code, out), (0, format!("{}\n", length + "LONG=\n".len())));
+    }
+    pod.end().await;
+}
+
+#[tokio::test]
+async fn what_a_start_needed_of_the_program_is_given_back_when_the_supervisor_is_idle() {
+    let pod = Pod::new().await;
+    pod.start(pod.container("exec sleep 1000")).await;
+    let resident = || {
+        let smaps = fs::read_to_string(format!("/proc/{}/smaps_rollup", pod.connection.supervisor.pid()));
+        let smaps = smaps.unwrap();
+        let kib = smaps.lines().find_map(|l| l.strip_prefix("Rss:")?.trim().strip_suffix(" kB"));
+        kib.unwrap().parse::<u64>().unwrap()
+    };
+    let started = resident();
+    let settled = async {
+        while resident() + 100 > started {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), settled)
+        .await
+        .unwrap_or_else(|_| panic!("{started} KiB, then {} KiB", resident()));
+    pod.end().await;
+}

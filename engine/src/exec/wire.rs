@@ -11,6 +11,8 @@ use std::os::fd::OwnedFd;
 pub(crate) const VERSION: u8 = 1;
 /// Longest message.
 pub(crate) const MAX: usize = 32 << 10;
+/// Longest value of a field.
+pub(crate) const MAX_VALUE: usize = 16 << 10;
 
 /// Kinds of messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,7 +23,7 @@ pub(crate) enum Kind {
     /// Make the pod's namespaces. Descriptors: network namespace if `HAS_NETNS`; user, UTS and IPC namespace if `HAS_USER`; `tasks`
     /// files.
     Setup = 2,
-    /// Start a container. Descriptors: plan, then those of `Has`, then those the plan refers to.
+    /// Start a container. Descriptors: the plan, where it is no field, then those of `Has`, then those the plan refers to.
     Start = 3,
     /// Start a process in a container; descriptors as for `Start`.
     Exec = 4,
@@ -42,6 +44,9 @@ pub(crate) enum Kind {
     /// Go on as another program. Fields: its arguments, each a `Message`. Descriptor: the program. It answers, as to `Hello` without
     /// containers, or the old one says why not.
     Upgrade = 12,
+    /// To a zygote: bear a supervisor. Fields: the pod's id in `Container`. Descriptors: the socket it is to listen at, the pod's directory,
+    /// and if `HAS_CGROUP` where it is to be born. Answered with `Ok` and its pidfd.
+    Fork = 13,
     /// Done. In answer to `Hello`, `Setup` and `Adopt` with the namespaces net, UTS, IPC, a detached copy of the pod's /dev/shm, if
     /// `HAS_USER` the user namespace and, if `POD_PID`, the pidfd of its first process.
     Ok = 32,
@@ -64,8 +69,8 @@ impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
         let all = [
-            Hello, Setup, Start, Exec, Signal, Reopen, Resize, Attach, Shutdown, Adopt, Keep, Upgrade, Ok,
-            Started, Failed, Error, Container, Exited, ExecExited,
+            Hello, Setup, Start, Exec, Signal, Reopen, Resize, Attach, Shutdown, Adopt, Keep, Upgrade, Fork,
+            Ok, Started, Failed, Error, Container, Exited, ExecExited,
         ];
         all.into_iter().find(|kind| *kind as u8 == byte)
     }
@@ -121,6 +126,8 @@ pub(crate) enum Tag {
     Partial = 22,
     /// Number of attached clients, of stdout and of stderr.
     Clients = 23,
+    /// Plan of a process, instead of a descriptor.
+    Plan = 24,
 }
 
 /// Descriptors of a pod that are always there: namespaces net, UTS, IPC, and /dev/shm.
@@ -159,6 +166,8 @@ pub(crate) const HAS_USER: u64 = 1 << 15;
 pub(crate) const TREE: u64 = 1 << 11;
 /// `Has`: a connection to the agent of the plan's seccomp filter, behind the counter of OOM kills.
 pub(crate) const HAS_AGENT: u64 = 1 << 16;
+/// In what is said of a pod: the supervisor takes plans as fields. Older ones take descriptors alone.
+pub(crate) const PLAN_FIELDS: u64 = 1 << 17;
 
 /// A message.
 #[derive(Debug)]
@@ -176,9 +185,9 @@ impl Message {
         Self { bytes, fds: Vec::new() }
     }
 
-    /// Adds a field; a longer one is cut at 16 KiB.
+    /// Adds a field; a longer one is cut at [`MAX_VALUE`].
     pub(crate) fn put(mut self, tag: Tag, value: &[u8]) -> Self {
-        let value = &value[..value.len().min(16 << 10)];
+        let value = &value[..value.len().min(MAX_VALUE)];
         self.bytes.extend_from_slice(&(tag as u16).to_le_bytes());
         self.bytes.extend_from_slice(&u16::try_from(value.len()).unwrap_or(0).to_le_bytes());
         self.bytes.extend_from_slice(value);

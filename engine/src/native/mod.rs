@@ -1,12 +1,13 @@
 //! The native driver: one supervisor per pod, one plan per process, no other program involved.
 //!
-//! In reading order: this file (the driver: starting and finding supervisors), [`node`] (what is shared), [`supervisor`] (calls to one), [`compile`] (what is asked
-//! for → plan; pure), [`plan`] (its format), [`child`] (its interpreter), [`failure`] (what went wrong, for a person),
+//! In reading order: this file (the driver: finding supervisors), [`birth`] (starting them), [`node`] (what is shared), [`supervisor`]
+//! (calls to one), [`compile`] (what is asked for → plan; pure), [`plan`] (its format), [`child`] (its interpreter), [`failure`] (what went wrong, for a person),
 //! [`renewal`] (supervisors of an older program), [`capabilities`], [`seccomp`], [`listener`], [`lsm`], [`sysctls`], [`devices`],
 //! [`userns`].
 //!
 //! Tasks spawned: per supervisor one that reads its messages, and one that reaps it if it is our child.
 
+mod birth;
 pub(crate) mod capabilities;
 pub(crate) mod child;
 pub(crate) mod compile;
@@ -23,17 +24,14 @@ pub(crate) mod sysctls;
 pub(crate) mod userns;
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
-};
-
+use self::birth::{Nursery, connect_in};
 use self::compile::Facts;
 use self::node::Started;
 pub(crate) use self::node::{Node, Prepared};
@@ -44,9 +42,9 @@ use crate::exec::classes::Classes;
 use crate::exec::podd::record;
 use crate::exec::rdt::Resctrl;
 use crate::exec::wire::{self, HAS_NETNS, HAS_USER, Message, POD_PID, Tag};
-use crate::exec::{self, Call, Connection, Driver, Exit, Features, PodLaunch, PodNamespaces, cgroup};
+use crate::exec::{Call, Connection, Driver, Exit, Features, PodLaunch, PodNamespaces, cgroup};
 use crate::spec::{ContainerSpec, NamespaceMode, PodSpec, Resources};
-use crate::sys::{memory, mount, process, spawn};
+use crate::sys::{memory, mount, process};
 
 /// How long a supervisor may take to set its pod up.
 const SETUP_TIME: Duration = Duration::from_secs(20);
@@ -91,6 +89,7 @@ pub struct Native {
     features: Features,
     /// The supervisor's program.
     program: Arc<OwnedFd>,
+    nursery: Arc<Nursery>,
     /// What is known of the programs of supervisors found running.
     programs: Arc<renewal::Programs>,
     /// The supervisors' cgroup, until somebody removes that.
@@ -117,6 +116,7 @@ impl Native {
         let filters = seccomp::Cache::new(seccomp::Node { kernel: kernel() });
         let driver = Self {
             features: features(),
+            nursery: Arc::new(Nursery::new(program.clone(), config.arguments.clone())),
             program: program.clone(),
             programs: Arc::default(),
             shared: Mutex::default(),
@@ -194,12 +194,12 @@ impl Native {
 
     /// Starts a supervisor's process.
     async fn start(&self, pod: &str, dir: &Path, entrance: Arc<cgroup::Entrance>) -> Result<Started, Error> {
-        let (program, config) = (self.program.clone(), self.config.clone());
-        let (pod, dir) = (pod.to_owned(), dir.to_owned());
-        let spawned = supervisor::blocking(move || spawn(&program, &config, &entrance, &pod, &dir));
-        let (pidfd, connection) = spawned.await?;
-        supervisor::reap(&pidfd)?;
-        Ok((pidfd, connection))
+        let (nursery, pod, dir) = (self.nursery.clone(), pod.to_owned(), dir.to_owned());
+        let born = supervisor::blocking(move || nursery.bear(&entrance, &pod, &dir)).await?;
+        for process in born.processes {
+            supervisor::reap(&process)?;
+        }
+        Ok((born.pidfd, born.connection))
     }
 
     async fn prepare_supervisor(&self, pod: &str, dir: &Path) -> Result<(), Error> {
@@ -235,39 +235,6 @@ impl Native {
             }
         }
     }
-}
-
-/// The arguments of a supervisor, or of a process in its stead.
-fn words(role: &[OsString], more: &[&str]) -> Result<Vec<CString>, std::ffi::NulError> {
-    let more = more.iter().map(OsString::from);
-    let words = [OsString::from("berth")].into_iter().chain(role.iter().cloned()).chain(more);
-    words.map(|word| CString::new(word.into_encoded_bytes())).collect()
-}
-
-/// Starts a supervisor for a pod: it listens, and waits for its `Setup`. Blocking, one to two milliseconds.
-fn spawn(
-    program: &OwnedFd,
-    config: &Config,
-    entrance: &cgroup::Entrance,
-    pod: &str,
-    dir: &Path,
-) -> Result<(OwnedFd, OwnedFd), Error> {
-    let failed =
-        |what: &str, e: std::io::Error| Error::with(Kind::Internal, format!("{what} of pod {pod}"), e);
-    crate::journal::file::make_dir(dir)?;
-    let directory = File::open(dir).map_err(|e| failed("open the directory", e))?;
-    let listener = listen_in(&directory).map_err(|e| failed("make the control socket", e))?;
-    let null =
-        File::options().read(true).write(true).open("/dev/null").map_err(|e| failed("open /dev/null", e))?;
-    let words = words(&config.arguments, &[pod]).map_err(|e| failed("name the supervisor", e.into()))?;
-    let arguments: Vec<_> = words.iter().map(CString::as_c_str).collect();
-    let null = null.as_fd();
-    let fds = [null, null, null, listener.as_fd(), directory.as_fd()];
-    let cgroup = entrance.v2.as_ref().map(AsFd::as_fd);
-    let (_, pidfd) = spawn::spawn(program.as_fd(), &arguments, &fds, cgroup)
-        .map_err(|e| failed("start the supervisor", e))?;
-    let connection = connect_in(&directory).map_err(|e| failed("connect to the supervisor", e))?;
-    Ok((pidfd, connection))
 }
 
 impl Native {
@@ -474,27 +441,4 @@ fn pod_flags(spec: &PodSpec) -> u64 {
     let uts = if namespaces.network == NamespaceMode::Node { 0 } else { libc::CLONE_NEWUTS };
     let ipc = if namespaces.ipc == NamespaceMode::Node { 0 } else { libc::CLONE_NEWIPC };
     wire::int(uts | ipc)
-}
-
-/// The control socket's address: reached through the directory's descriptor, so that no root is too deep for sun_path.
-fn address(directory: &File) -> std::io::Result<SocketAddrUnix> {
-    use std::os::fd::AsRawFd;
-    let name = exec::control_socket(Path::new(""));
-    Ok(SocketAddrUnix::new(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))?)
-}
-
-fn listen_in(directory: &File) -> std::io::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    let _ =
-        rustix::fs::unlinkat(directory, exec::control_socket(Path::new("")), rustix::fs::AtFlags::empty());
-    bind(&socket, &address(directory)?)?;
-    listen(&socket, 16)?;
-    Ok(socket)
-}
-
-fn connect_in(directory: &File) -> std::io::Result<OwnedFd> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    connect(&socket, &address(directory)?)?;
-    Ok(socket)
 }

@@ -6,8 +6,9 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::birth::words;
 use super::compile::{self, Facts};
-use super::{capabilities, devices, lsm, seccomp, supervisor, words};
+use super::{capabilities, devices, lsm, seccomp, supervisor};
 use crate::error::{Error, Kind};
 use crate::exec::cgroup::{self, blockio};
 use crate::exec::classes::Classes;

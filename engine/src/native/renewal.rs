@@ -8,8 +8,9 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::{Mutex, PoisonError};
 
+use super::Native;
+use super::birth::words;
 use super::supervisor::{Supervisor, blocking};
-use super::{Native, words};
 use crate::error::{Error, Kind};
 use crate::exec::Supervisor as _;
 

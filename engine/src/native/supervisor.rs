@@ -9,7 +9,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -19,7 +19,7 @@ use tokio::sync::{mpsc, oneshot};
 pub(super) use self::kept::Kept;
 use super::Node;
 use crate::error::{Error, Kind};
-use crate::exec::wire::{self, Kind as Word, Message, STDERR, STDIN, STDOUT, TREE, Tag};
+use crate::exec::wire::{self, Kind as Word, Message, PLAN_FIELDS, STDERR, STDIN, STDOUT, TREE, Tag};
 use crate::exec::{
     self, Call, Connection, ContainerLaunch, Event, Exec, ExecLaunch, Exit, Process, Started, Stdio,
     Survivor, cgroup, nanos,
@@ -39,6 +39,8 @@ pub(crate) struct Supervisor {
     node: Arc<Node>,
     socket: AsyncFd<OwnedFd>,
     pid: AtomicI32,
+    /// It takes plans as fields of messages.
+    plan_fields: AtomicBool,
     last_request: AtomicU32,
     last_exec: AtomicU64,
     waiting: Mutex<Waiting>,
@@ -122,6 +124,7 @@ impl Supervisor {
             node,
             socket,
             pid: AtomicI32::new(0),
+            plan_fields: AtomicBool::new(false),
             last_request: AtomicU32::new(1),
             // Unique over restarts of the daemon as well.
             last_exec: AtomicU64::new(nanos(SystemTime::now()).cast_unsigned()),
@@ -190,10 +193,10 @@ impl Supervisor {
     }
 
     async fn receive(&self) -> io::Result<Message> {
-        let mut bytes = vec![0; wire::MAX];
         loop {
             let mut ready = self.socket.readable().await?;
-            let mut fds = Vec::new();
+            // Made when there is something for it: of supervisors that say nothing there are many.
+            let (mut bytes, mut fds) = (vec![0; wire::MAX], Vec::new());
             let length = match ready.try_io(|socket| socket::receive(socket.get_ref(), &mut bytes, &mut fds))
             {
                 Ok(result) => result?,
@@ -269,6 +272,11 @@ impl Supervisor {
         result
     }
 
+    /// Learns from what it says of its pod what it is able to do.
+    fn able(&self, pod: &Message) {
+        self.plan_fields.store(pod.get(Tag::Has) & PLAN_FIELDS != 0, Ordering::Relaxed);
+    }
+
     /// What a supervisor could not do.
     fn refused(&self, answer: &Message) -> Error {
         let kind = match answer.int(Tag::Errno) {
@@ -309,7 +317,8 @@ impl Supervisor {
             message = message.put(Tag::Message, word.as_bytes());
         }
         message.fds.push(program);
-        self.call(message, CALL_TIME).await.map(drop)
+        self.able(&self.call(message, CALL_TIME).await?);
+        Ok(())
     }
 
     async fn shutdown(&self) -> Result<(), Error> {

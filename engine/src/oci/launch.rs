@@ -330,7 +330,7 @@ impl Birth<'_> {
         let between = process::clone(proof, 0, self.cgroup.as_ref().map(AsFd::as_fd)).map_err(failed)?;
         let Cloned::Parent { pidfd, .. } = between else {
             let born = thread::setns(user.as_fd(), libc::CLONE_NEWUSER)
-                .and_then(|()| process::clone_sibling(proof, self.flags));
+                .and_then(|()| process::clone_sibling(proof, self.flags, None));
             match born {
                 Ok(Cloned::Child) => return Ok(Cloned::Child),
                 Ok(Cloned::Parent { pidfd, .. }) => {

@@ -29,14 +29,19 @@ pub fn spare() -> usize {
     0
 }
 
-/// Gives free heap memory back to the kernel, and takes the program's code and constants out of the page table: what start-up alone
-/// needed does not come back, the rest does with its next use, from the page cache.
+/// Gives free heap memory back to the kernel, and does as [`forget_program`].
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim locks the arenas it works on and changes nothing that is in use.
     unsafe {
         libc::malloc_trim(0);
     }
+    forget_program();
+}
+
+/// Takes the program's code and constants out of the page table: what start-up alone needed does not come back, the rest does with its
+/// next use, from the page cache.
+pub fn forget_program() {
     // SAFETY: `forget_segments` is called with valid information about each loaded object and keeps none of it.
     unsafe { libc::dl_iterate_phdr(Some(forget_segments), std::ptr::null_mut()) };
 }

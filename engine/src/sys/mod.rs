@@ -3,7 +3,7 @@
 //!
 //! In reading order: [`process`] (clone, exec, wait), [`trace`] (exit codes of others), [`spawn`] (a program from a threaded process), [`namespaces`] (made ahead of their members), [`thread`] (namespaces,
 //! signals, seccomp, descriptors of the calling thread), [`mount`] (mount_setattr), [`memory`] (sealed memfds seen as slices), [`bpf`] (device programs), [`socket`] (messages
-//! with descriptors), [`btrfs`] (subvolumes), [`tap`] (links of virtual machines), [`footprint`] (memory given back). What rustix
+//! with descriptors), [`btrfs`] (subvolumes), [`tap`] (links of virtual machines), [`footprint`] (memory given back), [`title`] (what ps(1) shows). What rustix
 //! offers safely is used from there.
 #![allow(
     clippy::cast_possible_truncation,
@@ -22,6 +22,7 @@ pub mod socket;
 pub mod spawn;
 pub mod tap;
 pub mod thread;
+pub mod title;
 pub mod trace;
 
 use std::io;

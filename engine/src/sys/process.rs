@@ -72,9 +72,13 @@ pub(super) fn clone_args(flags: u64, pidfd: &mut RawFd, cgroup: Option<BorrowedF
 }
 
 /// As [`clone`], but the new process becomes a child of our parent, who has to be told of it: nobody else knows its pidfd.
-pub fn clone_sibling(_proof: &SingleThreaded, flags: u64) -> io::Result<Cloned> {
+pub fn clone_sibling(
+    _proof: &SingleThreaded,
+    flags: u64,
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<Cloned> {
     let mut pidfd: RawFd = -1;
-    let mut args = clone_args(flags | (libc::CLONE_PIDFD | libc::CLONE_PARENT) as u64, &mut pidfd, None);
+    let mut args = clone_args(flags | (libc::CLONE_PIDFD | libc::CLONE_PARENT) as u64, &mut pidfd, cgroup);
     // The signal that tells our parent of the end is ours, and must not be named again.
     args.exit_signal = 0;
     // SAFETY: as in `clone`.

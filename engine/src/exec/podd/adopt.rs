@@ -14,13 +14,12 @@ use rustix::mount::{OpenTreeFlags, open_tree};
 
 use super::ledger::{self, Ledger};
 use super::log::Log;
-use super::setup::enter_template;
 use super::streams::nonblocking;
 use super::{Podd, Process, Source, requests};
 use crate::exec::Exit;
 use crate::exec::wire::{
-    self, HAS_LOG, HAS_OOM, HAS_USER, Kind, LEDGER, Message, POD_PID, STAGE_ERR, STAGE_OUT, STDERR, STDIN,
-    STDIN_ONCE, STDOUT, TTY, Tag,
+    self, HAS_LOG, HAS_OOM, HAS_USER, Kind, LEDGER, Message, PLAN_FIELDS, POD_PID, STAGE_ERR, STAGE_OUT,
+    STDERR, STDIN, STDIN_ONCE, STDOUT, TTY, Tag,
 };
 use crate::native::child::template;
 use crate::sys::{process, thread, trace};
@@ -102,7 +101,7 @@ impl Podd {
         let Ok(mut fds) = copies() else { return message };
         let (has, owned) = self.owned();
         fds.extend(owned);
-        let mut message = message.number(Tag::Has, has);
+        let mut message = message.number(Tag::Has, has | PLAN_FIELDS);
         message.fds = fds;
         message
     }
@@ -142,7 +141,7 @@ impl Podd {
             rustix::io::write(&tasks, b"0")?;
         }
         thread::unshare(&self.proof, libc::CLONE_NEWNS)?;
-        enter_template(Some(shm), self.user.is_some())?;
+        self.complete_template(Some(shm), self.user.is_some())?;
         self.ready = true;
         Ok(())
     }

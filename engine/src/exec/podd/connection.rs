@@ -60,9 +60,9 @@ impl Podd {
         if !connection.held.is_empty() {
             return self.send(token, true);
         }
-        let mut bytes = vec![0; wire::MAX];
+        let bytes = &mut self.buffer[..wire::MAX];
         let mut fds = Vec::new();
-        match socket::receive(&connection.socket, &mut bytes, &mut fds) {
+        match socket::receive(&connection.socket, bytes, &mut fds) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
             Ok(length @ 1..) => match Message::parse(&bytes[..length], fds) {
                 Some(message) => self.request(token, message),

@@ -44,16 +44,14 @@ impl Podd {
             ));
         }
         let mut fds = std::mem::take(&mut message.fds).into_iter();
-        let plan = fds.next().ok_or(io::ErrorKind::InvalidInput.into()).map_err(refuse("read the plan"))?;
+        let mut sealed = None;
+        let plan = plan(&message, &mut fds, &mut sealed).map_err(refuse("read the plan"))?;
         let mut next = |bit: u64| if has & bit != 0 { fds.next() } else { None };
         let (log, cgroup, oom, agent) = (next(HAS_LOG), next(HAS_CGROUP), next(HAS_OOM), next(HAS_AGENT));
         let mut slots: Vec<OwnedFd> = fds.collect();
 
-        let plan = Sealed::map(&plan, MAX_PLAN).map_err(refuse("read the plan"))?;
-        let prepared =
-            Prepared::new(plan.bytes()).ok_or(("read the plan", io::ErrorKind::InvalidData.into()))?;
-        let agent =
-            agent.zip(listener::state_in(plan.bytes())).map(|(socket, state)| Agent { socket, state });
+        let prepared = Prepared::new(plan).ok_or(("read the plan", io::ErrorKind::InvalidData.into()))?;
+        let agent = agent.zip(listener::state_in(plan)).map(|(socket, state)| Agent { socket, state });
         let ends = if exec.is_some() {
             slots.push(self.running(&id)?);
             Ends::default()
@@ -210,6 +208,7 @@ impl Podd {
             }
             None => self.started(key, starting.request),
         };
+        self.fresh |= self.process(key).is_some_and(|process| process.exec.is_none());
         self.say(starting.connection, answer);
     }
 
@@ -237,6 +236,19 @@ impl Podd {
         }
         self.processes.retain(|p| p.key != key);
     }
+}
+
+/// The plan of a launch: a field, or sealed memory when it is long or comes from an older daemon.
+fn plan<'a>(
+    message: &'a Message,
+    fds: &mut impl Iterator<Item = OwnedFd>,
+    sealed: &'a mut Option<Sealed>,
+) -> io::Result<&'a [u8]> {
+    if let Some(plan) = message.all(Tag::Plan).next() {
+        return Ok(plan);
+    }
+    let fd = fds.next().ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(sealed.insert(Sealed::map(fd, MAX_PLAN)?).bytes())
 }
 
 /// The pipes of a container without a terminal; the child's ends go behind the descriptors of its plan, in the order stdout, stderr,

@@ -7,8 +7,8 @@
 //!
 //! In reading order: [`setup`] (namespaces and the template), [`connection`] and [`requests`], [`launch`] (clone), [`streams`]
 //! (output, logs, attach), [`ledger`], [`log`], [`record`], and how another one ([`adopt`]) or another program ([`upgrade`]) takes
-//! over. It is started by the daemon from a sealed memfd with two descriptors, the listening socket (3) and the pod's directory
-//! (4), waits for `Setup`, and then serves whoever of uid 0 connects, one daemon after the other, until `Shutdown`.
+//! over. It is forked by the daemon's [`zygote`], or started by the daemon itself, from a sealed memfd with two descriptors, the
+//! listening socket (3) and the pod's directory (4), waits for `Setup`, and then serves whoever of uid 0 connects, one daemon after the other, until `Shutdown`.
 //! It owns the log files and the exit records; it spawns no thread, and reads no file but procfs and cgroupfs.
 
 mod adopt;
@@ -21,26 +21,36 @@ mod requests;
 mod setup;
 mod streams;
 mod upgrade;
+pub(crate) mod zygote;
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
-use rustix::event::epoll;
+use rustix::event::{Timespec, epoll};
 
 use self::connection::Connection;
 use self::log::Log;
 use self::streams::Output;
-use super::wire::{Kind, Message, Tag};
+use self::zygote::Birth;
+use super::wire::{self, Kind, Message, Tag};
 use super::{Exit, nanos};
 use crate::native::listener::Agent;
 use crate::sys::process::{self, SingleThreaded, Told};
-use crate::sys::{thread, trace};
+use crate::sys::{footprint, thread, trace};
 
 /// Ended containers that are remembered for a daemon that comes back.
 const REMEMBERED: usize = 128;
+
+/// Bytes of the buffer for what is read. The allocator makes a mapping of its own of a piece this large, so that only as much of it takes
+/// memory as was ever filled (mallopt(3), `M_MMAP_THRESHOLD`).
+const BUFFER: usize = 128 << 10;
+const _: () = assert!(BUFFER >= streams::CHUNK && BUFFER >= wire::MAX);
+
+/// A supervisor that has nothing to do for this long after a start is idle.
+const IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
 /// Second argument of a process that holds a cgroup's place.
 pub(crate) const HOLD: &str = "hold";
@@ -109,6 +119,8 @@ struct Podd {
     dir: OwnedFd,
     signals: OwnedFd,
     own_pid_namespace: OwnedFd,
+    /// The template was built before we were forked.
+    template: bool,
     sources: BTreeMap<u64, Source>,
     last_token: u64,
     connections: BTreeMap<u64, Connection>,
@@ -119,34 +131,43 @@ struct Podd {
     init: Option<OwnedFd>,
     ready: bool,
     ending: bool,
+    /// A container was started, and we have not been idle since.
+    fresh: bool,
     buffer: Vec<u8>,
 }
 
 /// Entry point of `berth podd POD [STATE]`, to be called before any thread or runtime is started. `args` begin after `podd`. The pod's
 /// id is there for ps(1) alone; STATE is the number of the descriptor that [`upgrade`] left. `berth podd UNIT hold` is no supervisor: it
-/// stands in a cgroup until descriptor 3 comes to its end.
+/// stands in a cgroup until descriptor 3 comes to its end. `berth podd ROOM zygote` becomes one supervisor after the other.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let word = args.into_iter().nth(1);
     if word.as_ref().is_some_and(|word| word == HOLD) {
         return hold().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
-    let state = word.and_then(|state| state.to_str()?.parse().ok());
-    let podd = Podd::new().and_then(|mut podd| match state {
-        Some(state) => podd.resume(state).map(|()| podd),
-        None => Ok(podd),
-    });
-    match podd.and_then(|mut podd| podd.serve()) {
+    match begin(word.as_deref()).and_then(|podd| podd.map_or(Ok(()), |mut podd| podd.serve())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
+/// Becomes a supervisor, by what follows the pod's id among the arguments; `None`: a zygote whose daemon has gone.
+fn begin(word: Option<&OsStr>) -> io::Result<Option<Podd>> {
+    let proof = SingleThreaded::prove()?;
+    if word.is_some_and(|word| word == zygote::ZYGOTE) {
+        return zygote::serve(&proof)?.map(|birth| Podd::new(proof, birth, true)).transpose();
+    }
+    let birth = Birth { listener: process::inherited(&proof, 3)?, dir: process::inherited(&proof, 4)? };
+    let mut podd = Podd::new(proof, birth, false)?;
+    if let Some(state) = word.and_then(|state| state.to_str()?.parse().ok()) {
+        podd.resume(state)?;
+    }
+    Ok(Some(podd))
+}
+
 impl Podd {
-    fn new() -> io::Result<Self> {
-        let proof = SingleThreaded::prove()?;
-        let listener = process::inherited(&proof, 3)?;
-        let dir = process::inherited(&proof, 4)?;
-        setup::harden()?;
+    fn new(proof: SingleThreaded, birth: Birth, template: bool) -> io::Result<Self> {
+        let Birth { listener, dir } = birth;
+        setup::harden(c"podd")?;
         let signals = thread::signalfd(1 << (libc::SIGCHLD - 1))?;
         let own_pid_namespace = std::fs::File::open("/proc/self/ns/pid")?.into();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -157,6 +178,7 @@ impl Podd {
             dir,
             signals,
             own_pid_namespace,
+            template,
             sources: BTreeMap::new(),
             last_token: 0,
             connections: BTreeMap::new(),
@@ -165,7 +187,8 @@ impl Podd {
             init: None,
             ready: false,
             ending: false,
-            buffer: Vec::new(),
+            fresh: false,
+            buffer: vec![0; BUFFER],
         };
         let (listener, signals) = (podd.listener.try_clone()?, podd.signals.try_clone()?);
         podd.watch(&listener, Source::Listener)?;
@@ -176,8 +199,14 @@ impl Podd {
     fn serve(&mut self) -> io::Result<()> {
         let mut events = Vec::with_capacity(16);
         while !self.ending {
-            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), None) {
+            let patience = self.fresh.then_some(&IDLE);
+            match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), patience) {
                 Err(rustix::io::Errno::INTR) => {}
+                Ok(0) => {
+                    // What a start needs of the program is not needed again for long.
+                    footprint::forget_program();
+                    self.fresh = false;
+                }
                 other => drop(other?),
             }
             for event in events.drain(..) {

@@ -25,13 +25,14 @@ const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
 const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
 
-/// Makes this process unattractive: not traceable by what it clones, alone in its session, adopting orphans, deaf to signals.
-pub(super) fn harden() -> io::Result<()> {
+/// Makes this process unattractive: not traceable by what it clones, alone in its session, adopting orphans, deaf to signals. `name` is
+/// what ps(1) calls it.
+pub(super) fn harden(name: &CStr) -> io::Result<()> {
     rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)?;
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))?;
     thread::set_mask(u64::MAX)?;
     let _ = rustix::process::setsid();
-    let _ = rustix::thread::set_name(c"podd");
+    let _ = rustix::thread::set_name(name);
     // Without CAP_SYS_RESOURCE the score cannot be lowered; then podd shares the daemon's fate.
     let _ = std::fs::write("/proc/self/oom_score_adj", "-999");
     rustix::process::chdir(c"/")?;
@@ -66,7 +67,7 @@ pub(super) fn setup(podd: &mut Podd, message: &mut Message) -> Result<(), (Strin
         let name = message.text(Tag::Hostname).as_bytes();
         rustix::system::sethostname(name).map_err(|e| ("set the host name".into(), e.into()))?;
     }
-    enter_template(None, user.is_some()).map_err(step("make the template mount namespace"))?;
+    podd.complete_template(None, user.is_some()).map_err(step("make the template mount namespace"))?;
     for pair in message.all(Tag::Sysctl) {
         let set = match &user {
             // Those of the network are its administrator's, which we are; the others are for root of the user namespace alone.
@@ -95,7 +96,7 @@ fn first_process(proof: &SingleThreaded, user: Option<&OwnedFd>) -> io::Result<O
     };
     let (ours, theirs) =
         rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
-    as_root_of(proof, user, || match process::clone_sibling(proof, flags)? {
+    as_root_of(proof, user, || match process::clone_sibling(proof, flags, None)? {
         Cloned::Child => process::idle(proof),
         Cloned::Parent { pidfd, .. } => socket::send(&theirs, b"S", &[pidfd.as_fd()]),
     })?;
@@ -124,49 +125,61 @@ fn as_root_of(
     }
 }
 
-/// Builds the template and makes it the only thing this process sees; for a pod with a user namespace also what that pod cannot make.
-pub(super) fn enter_template(shm: Option<OwnedFd>, user: bool) -> io::Result<()> {
+/// Makes the template the only thing this process sees, in a mount namespace that is its own already. What is in it belongs to no pod, and
+/// pods whose supervisors are forked share it.
+pub(super) fn build_template() -> io::Result<()> {
     // Nothing that happens here may travel to the node.
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
     let root = new_mount(c"tmpfs", b"mode\x00755\0size\x0064k\0", NOSUID | NOEXEC)?;
-    let top = rustix::fs::open(c"/", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    attach(&root, &top, c"")?;
+    attach(&root, &path(c"/")?, c"")?;
     rustix::process::fchdir(&root)?;
     rustix::process::pivot_root(c".", c".")?;
     unmount(c".", UnmountFlags::DETACH)?;
     rustix::process::chdir(c"/")?;
 
-    place(&new_mount(c"proc", b"", NOSUID | NODEV | NOEXEC)?, template::PROC)?;
-    let fresh = || new_mount(c"tmpfs", b"mode\x001777\0size\x0064m\0", NOSUID | NODEV | NOEXEC);
-    place(&shm.map_or_else(fresh, Ok)?, template::SHM)?;
-    place(
-        &new_mount(c"tmpfs", b"mode\x00755\0size\x004k\0nr_inodes\x001\0", NOSUID | NODEV | NOEXEC | RDONLY)?,
-        template::MASK,
-    )?;
-
-    if user {
-        place(&new_mount(c"sysfs", b"", NOSUID | NODEV | NOEXEC)?, template::SYS)?;
-        for (path, major, minor) in template::DEVICES {
-            let mode = Mode::from_raw_mode(0o666);
-            mknodat(CWD, path, FileType::CharacterDevice, mode, makedev(major, minor))?;
-            rustix::fs::chmod(path, mode)?;
-        }
+    for directory in [template::PROC, template::MASK, template::SHM, template::SYS] {
+        mkdirat(CWD, directory, Mode::from_raw_mode(0o755))?;
     }
-    mknodat(CWD, template::NULL, FileType::CharacterDevice, Mode::from_raw_mode(0o666), makedev(1, 3))?;
-    rustix::fs::chmod(template::NULL, Mode::from_raw_mode(0o666))?;
+    place(&new_mount(c"proc", b"", NOSUID | NODEV | NOEXEC)?, template::PROC)?;
+    let mask = b"mode\x00755\0size\x004k\0nr_inodes\x001\0";
+    place(&new_mount(c"tmpfs", mask, NOSUID | NODEV | NOEXEC | RDONLY)?, template::MASK)?;
+    for (at, major, minor) in template::DEVICES.into_iter().chain([(template::NULL, 1, 3)]) {
+        let mode = Mode::from_raw_mode(0o666);
+        mknodat(CWD, at, FileType::CharacterDevice, mode, makedev(major, minor))?;
+        rustix::fs::chmod(at, mode)?;
+    }
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let null = open_tree(CWD, template::NULL, flags)?;
     // Read-only concerns the inode (chmod, chown), not reading and writing the device.
-    mount::set_attributes(null.as_fd(), false, &mount::Attributes { set: RDONLY, ..Default::default() })?;
-    let target = rustix::fs::open(template::NULL, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-    attach(&null, &target, c"")
+    let read_only = mount::Attributes { set: RDONLY, ..Default::default() };
+    mount::set_attributes(null.as_fd(), false, &read_only)?;
+    place(&null, template::NULL)?;
+    Ok(mount::set_attributes(root.as_fd(), false, &read_only)?)
 }
 
-/// Mounts at a new directory of the template.
+impl Podd {
+    /// Puts into the template what is the pod's: its /dev/shm, and what a pod with a user namespace cannot make itself. Makes the template
+    /// first if no zygote has; the mount namespace is this process's own.
+    pub(super) fn complete_template(&mut self, shm: Option<OwnedFd>, user: bool) -> io::Result<()> {
+        if !self.template {
+            build_template()?;
+        }
+        let fresh = || new_mount(c"tmpfs", b"mode\x001777\0size\x0064m\0", NOSUID | NODEV | NOEXEC);
+        place(&shm.map_or_else(fresh, Ok)?, template::SHM)?;
+        if user {
+            place(&new_mount(c"sysfs", b"", NOSUID | NODEV | NOEXEC)?, template::SYS)?;
+        }
+        Ok(())
+    }
+}
+
+/// Mounts at a place of the template.
 fn place(mount: &OwnedFd, at: &CStr) -> io::Result<()> {
-    mkdirat(CWD, at, Mode::from_raw_mode(0o755))?;
-    let target = rustix::fs::open(at, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
-    attach(mount, &target, c"")
+    attach(mount, &path(at)?, c"")
+}
+
+fn path(at: &CStr) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(at, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// Attaches a detached mount.

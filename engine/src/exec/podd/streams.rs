@@ -13,7 +13,7 @@ use super::{Podd, Process, Source, ledger};
 use crate::exec::wire::{STDERR, STDIN, STDOUT};
 
 /// Most bytes read from one stream before others get their turn.
-const CHUNK: usize = 64 << 10;
+pub(super) const CHUNK: usize = 64 << 10;
 /// Most bytes read from a stream after its process has ended, before the end is reported; the rest follows.
 const LAST_WORDS: usize = 4 << 20;
 /// How much an attached client may lag behind.
@@ -81,14 +81,13 @@ impl Podd {
 
     /// One read, one append to the log, one write per client; how much it was. `None`: nothing now, or nothing ever again.
     fn pump(&mut self, key: u64, which: usize) -> Option<usize> {
-        let mut buffer = std::mem::take(&mut self.buffer);
-        buffer.resize(CHUNK, 0);
+        let buffer = &mut self.buffer[..CHUNK];
         let process = self.processes.iter_mut().find(|p| p.key == key)?;
         let Process { outputs, log, .. } = process;
         let output = outputs[which].as_mut()?;
-        let read = output.take(&mut buffer);
+        let read = output.take(buffer);
         let staged = output.stage.as_ref().map(|stage| (which, stage));
-        let result = match read {
+        match read {
             Ok(length @ 1..) => {
                 log.write(&mut output.stream, &buffer[..length], staged);
                 // A client that is full or has gone is let go of: the container never waits for it.
@@ -106,9 +105,7 @@ impl Podd {
                 self.unwatch_output(ended);
                 None
             }
-        };
-        self.buffer = buffer;
-        result
+        }
     }
 
     /// Takes an output, and whoever is attached to it, out of the epoll set.

@@ -322,7 +322,7 @@ impl<'p> Child<'p> {
     fn enter_user(&self, fd: u64, flags: u64) -> Done {
         thread::setns(self.fd(fd)?, libc::CLONE_NEWUSER).map_err(plain)?;
         credentials::become_root()?;
-        match process::clone_sibling(self.proof, flags).map_err(plain)? {
+        match process::clone_sibling(self.proof, flags, None).map_err(plain)? {
             Cloned::Child => Ok(()),
             Cloned::Parent { pidfd, .. } => {
                 let _ = socket::send(&self.channel, &[SIBLING], &[pidfd.as_fd()]);

@@ -26,11 +26,11 @@ impl<'p> Child<'p> {
                 continue;
             }
             let fd = self.fd(stream)?;
-            let owner = u32::try_from(uid).ok().filter(|uid| *uid != u32::MAX);
-            if let Some(uid) = owner
-                && FileType::from_raw_mode(fstat(fd).map_err(plain)?.st_mode) == FileType::Fifo
-            {
-                fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None).map_err(plain)?;
+            if let Some(uid) = u32::try_from(uid).ok().filter(|uid| *uid != u32::MAX) {
+                let now = fstat(fd).map_err(plain)?;
+                if FileType::from_raw_mode(now.st_mode) == FileType::Fifo && now.st_uid != uid {
+                    fchown(fd, Some(rustix::fs::Uid::from_raw(uid)), None).map_err(plain)?;
+                }
             }
             thread::dup_standard(fd, target).map_err(plain)?;
         }

@@ -24,6 +24,7 @@ impl Supervisor {
 
     /// Keeps a pod's descriptors; a supervisor that is not set up yet has none.
     pub(crate) fn keep_pod(&self, message: Message) {
+        self.able(&message);
         if !message.fds.is_empty() {
             self.kept(|kept| kept.pod = Some(message.with_kind(Word::Adopt)));
         }

@@ -138,7 +138,7 @@ impl Supervisor {
             // With a user namespace the plan itself makes them, once it is there.
             .number(Tag::Flags, if user.is_some() { 0 } else { flags | wire::int(libc::CLONE_NEWNS) })
             .number(Tag::Has, has);
-        message.fds.push(seal(&plan)?);
+        message = self.carry(message, &plan)?;
         let agent = agent.map(|agent| agent.socket);
         message.fds.extend([launch.log, entrance.v2, entrance.oom, agent].into_iter().flatten());
         message.fds.extend(entrance.tasks);
@@ -184,7 +184,7 @@ impl Supervisor {
             .put(Tag::Container, container.as_bytes())
             .number(Tag::Exec, id)
             .number(Tag::Has, has);
-        message.fds.push(seal(&plan)?);
+        message = self.carry(message, &plan)?;
         message.fds.extend(entrance.v2);
         message.fds.extend(agent.map(|agent| agent.socket));
         message.fds.extend(entrance.tasks);
@@ -234,6 +234,17 @@ impl Supervisor {
         });
         blocking(move || Agent::reach(&filter, &about).map(|agent| (Some(filter), agent))).await
     }
+
+    /// Gives a request its plan: in the message itself if it fits and the supervisor is not too old for it, otherwise in a sealed memfd,
+    /// which is the first of the descriptors.
+    fn carry(&self, mut message: Message, plan: &[u8]) -> Result<Message, Error> {
+        if self.plan_fields.load(Ordering::Relaxed) && plan.len() <= wire::MAX_VALUE {
+            return Ok(message.put(Tag::Plan, plan));
+        }
+        let sealed = memory::seal("berth-plan", plan);
+        message.fds.push(sealed.map_err(|e| Error::with(Kind::Internal, "seal a plan", e))?);
+        Ok(message)
+    }
 }
 
 /// The answer to a launch: running, or the step that failed.
@@ -248,11 +259,6 @@ fn verdict(plan: &[u8], answer: Message) -> Result<Message, Error> {
         detail,
     );
     Err(failure::explain(plan, failed))
-}
-
-/// A plan in a sealed memfd.
-fn seal(plan: &[u8]) -> Result<OwnedFd, Error> {
-    memory::seal("berth-plan", plan).map_err(|e| Error::with(Kind::Internal, "seal a plan", e))
 }
 
 /// Pipes for an exec: the child's ends go to the message.

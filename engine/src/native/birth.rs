@@ -1,0 +1,150 @@
+//! How supervisors come into the world: forked from a zygote, or executed where there is none.
+
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, socketpair,
+};
+
+use crate::error::{Error, Kind};
+use crate::exec::podd::zygote::{ROOM, ZYGOTE};
+use crate::exec::wire::{self, HAS_CGROUP, Message, Tag};
+use crate::exec::{self, cgroup};
+use crate::sys::{socket, spawn};
+
+/// How long a zygote may take for a fork.
+const FORK_TIME: Duration = Duration::from_secs(5);
+
+/// What all supervisors of a driver are made from.
+#[derive(Debug)]
+pub(super) struct Nursery {
+    program: Arc<OwnedFd>,
+    /// The words that make the program a supervisor.
+    role: Vec<OsString>,
+    /// The line to the zygote; none before the first pod, and after the zygote was lost.
+    zygote: Mutex<Option<OwnedFd>>,
+}
+
+/// A supervisor that listens, and waits for its `Setup`.
+pub(super) struct Born {
+    pub(super) pidfd: OwnedFd,
+    pub(super) connection: OwnedFd,
+    /// All that was started and is to be reaped when it ends.
+    pub(super) processes: Vec<OwnedFd>,
+}
+
+impl Nursery {
+    pub(super) fn new(program: Arc<OwnedFd>, role: Vec<OsString>) -> Self {
+        Self { program, role, zygote: Mutex::default() }
+    }
+
+    /// Starts a supervisor for a pod. Blocking, less than a millisecond but for the first one.
+    pub(super) fn bear(&self, entrance: &cgroup::Entrance, pod: &str, dir: &Path) -> Result<Born, Error> {
+        let failed =
+            |what: &str, e: io::Error| Error::with(Kind::Internal, format!("{what} of pod {pod}"), e);
+        crate::journal::file::make_dir(dir)?;
+        let directory = File::open(dir).map_err(|e| failed("open the directory", e))?;
+        let listener = listen_in(&directory).map_err(|e| failed("make the control socket", e))?;
+        let cgroup = entrance.v2.as_ref().map(AsFd::as_fd);
+        let mut processes = Vec::new();
+        let forked = self.fork(pod, [listener.as_fd(), directory.as_fd()], cgroup, &mut processes);
+        let pidfd = forked.or_else(|error| {
+            tracing::warn!(pod, %error, "the zygote does not bear a supervisor; it is executed by itself");
+            self.execute(&[pod], &[listener.as_fd(), directory.as_fd()], cgroup)
+        });
+        let pidfd = pidfd.map_err(|e| failed("start the supervisor", e))?;
+        processes.push(pidfd.try_clone().map_err(|e| failed("watch the supervisor", e))?);
+        let connection = connect_in(&directory).map_err(|e| failed("connect to the supervisor", e))?;
+        Ok(Born { pidfd, connection, processes })
+    }
+
+    /// Has the zygote bear a supervisor. One that fails is let go of, and ends; the next pod has a new one.
+    fn fork(
+        &self,
+        pod: &str,
+        fds: [BorrowedFd<'_>; 2],
+        cgroup: Option<BorrowedFd<'_>>,
+        processes: &mut Vec<OwnedFd>,
+    ) -> io::Result<OwnedFd> {
+        let mut zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = match zygote.take() {
+            Some(line) => line,
+            None => {
+                let (line, pidfd) = self.zygote()?;
+                processes.push(pidfd);
+                line
+            }
+        };
+        let has = if cgroup.is_some() { HAS_CGROUP } else { 0 };
+        let message =
+            Message::new(wire::Kind::Fork, 1).put(Tag::Container, pod.as_bytes()).number(Tag::Has, has);
+        let fds: Vec<_> = fds.into_iter().chain(cgroup).collect();
+        socket::send(&line, message.bytes(), &fds)?;
+        let (mut bytes, mut fds) = ([0; 1024], Vec::new());
+        let length = socket::receive(&line, &mut bytes, &mut fds)?;
+        let mut answer = Message::parse(&bytes[..length], fds).ok_or(io::ErrorKind::UnexpectedEof)?;
+        *zygote = Some(line);
+        answer.fds.pop().ok_or_else(|| io::Error::other(answer.text(Tag::Message).to_owned()))
+    }
+
+    /// Starts a zygote: our end of its line, and its pidfd.
+    fn zygote(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        for timeout in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&ours, timeout, Some(FORK_TIME))?;
+        }
+        Ok((ours, self.execute(&[ROOM, ZYGOTE], &[theirs.as_fd()], None)?))
+    }
+
+    /// Executes the program with these words behind those of its role, and with these descriptors from 3 on.
+    fn execute(
+        &self,
+        more: &[&str],
+        fds: &[BorrowedFd<'_>],
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> io::Result<OwnedFd> {
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        let words = words(&self.role, more)?;
+        let arguments: Vec<_> = words.iter().map(CString::as_c_str).collect();
+        let fds: Vec<_> = [null.as_fd(); 3].into_iter().chain(fds.iter().copied()).collect();
+        spawn::spawn(self.program.as_fd(), &arguments, &fds, cgroup).map(|(_, pidfd)| pidfd)
+    }
+}
+
+/// The arguments of a supervisor, or of a process in its stead.
+pub(super) fn words(role: &[OsString], more: &[&str]) -> Result<Vec<CString>, std::ffi::NulError> {
+    let more = more.iter().map(OsString::from);
+    let words = [OsString::from("berth")].into_iter().chain(role.iter().cloned()).chain(more);
+    words.map(|word| CString::new(word.into_encoded_bytes())).collect()
+}
+
+/// The control socket's address: reached through the directory's descriptor, so that no root is too deep for sun_path.
+fn address(directory: &File) -> io::Result<SocketAddrUnix> {
+    let name = exec::control_socket(Path::new(""));
+    Ok(SocketAddrUnix::new(Path::new("/proc/self/fd").join(directory.as_raw_fd().to_string()).join(name))?)
+}
+
+fn listen_in(directory: &File) -> io::Result<OwnedFd> {
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let _ =
+        rustix::fs::unlinkat(directory, exec::control_socket(Path::new("")), rustix::fs::AtFlags::empty());
+    bind(&socket, &address(directory)?)?;
+    listen(&socket, 16)?;
+    Ok(socket)
+}
+
+/// Connects to the supervisor that listens in a pod's directory.
+pub(super) fn connect_in(directory: &File) -> io::Result<OwnedFd> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+    connect(&socket, &address(directory)?)?;
+    Ok(socket)
+}

@@ -38,9 +38,8 @@ impl Title {
         let word = &word.as_bytes()[..word.len().min(self.length)];
         // SAFETY: the kernel has laid the arguments of this process here, in its stack, writable and for good; `rest` bytes follow, of
         // which `word` fills no more than `length`. Nothing of ours refers to them: the standard library hands out copies.
-        unsafe {
-            self.start.write_bytes(0, self.rest);
-            self.start.copy_from_nonoverlapping(word.as_ptr().cast(), word.len());
-        }
+        unsafe { self.start.write_bytes(0, self.rest) };
+        // SAFETY: as above.
+        unsafe { self.start.copy_from_nonoverlapping(word.as_ptr().cast(), word.len()) };
     }
 }

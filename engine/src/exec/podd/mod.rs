@@ -49,7 +49,7 @@ const REMEMBERED: usize = 128;
 const BUFFER: usize = 128 << 10;
 const _: () = assert!(BUFFER >= streams::CHUNK && BUFFER >= wire::MAX);
 
-/// A supervisor that has nothing to do for this long after a start is idle.
+/// Who has nothing to do for this long is idle.
 const IDLE: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };
 
 /// Second argument of a process that holds a cgroup's place.

@@ -154,7 +154,7 @@ pub(super) fn build_template() -> io::Result<()> {
     let read_only = mount::Attributes { set: RDONLY, ..Default::default() };
     mount::set_attributes(null.as_fd(), false, &read_only)?;
     place(&null, template::NULL)?;
-    Ok(mount::set_attributes(root.as_fd(), false, &read_only)?)
+    mount::set_attributes(root.as_fd(), false, &read_only)
 }
 
 impl Podd {

@@ -8,9 +8,10 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::fcntl_dupfd_cloexec;
 
-use super::setup;
+use super::{IDLE, setup};
 use crate::exec::wire::{self, HAS_CGROUP, Kind, Message, Tag};
 use crate::sys::process::{self, Cloned, SingleThreaded};
 use crate::sys::title::Title;
@@ -34,9 +35,12 @@ pub(super) fn serve(proof: &SingleThreaded) -> io::Result<Option<Birth>> {
     let title = Title::find(ROOM)?;
     thread::unshare(proof, libc::CLONE_NEWNS)?;
     setup::build_template()?;
-    footprint::forget_program();
     let mut bytes = [0; 512];
     loop {
+        if poll(&mut [PollFd::new(&line, PollFlags::IN)], Some(&IDLE)) == Ok(0) {
+            footprint::forget_program();
+        }
+        // For as long as it takes: there is nothing more to give back.
         let mut fds = Vec::new();
         let length = socket::receive(&line, &mut bytes, &mut fds)?;
         if length == 0 {

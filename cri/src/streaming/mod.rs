@@ -6,7 +6,7 @@
 //!
 //! Reading order: [`request`] what may be asked; [`token`] what waits; [`server`] the listener and the HTTP part;
 //! [`handshake`] which protocol is chosen (pure); [`remote`] a command's streams, whatever carries them; [`forward`]
-//! ports; [`status`] the closing document; [`spdy`] and [`ws`] the two carriers; [`wire`], [`pipe`] and [`activity`]
+//! ports; [`status`] the closing document; [`spdy`] and [`ws`] the two carriers; [`wire`], [`pipe`], [`conduit`] and [`activity`]
 //! the small parts both use; [`tls`].
 //!
 //! Tasks: one accept loop per server, one per HTTP connection until the upgrade, then one per session with the few it
@@ -20,6 +20,7 @@ use engine::api::{Session, Stream};
 use futures_util::future::BoxFuture;
 
 mod activity;
+mod conduit;
 mod forward;
 mod handshake;
 mod pipe;

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::sync::watch;
 
+use super::conduit::{Inflow, Outflow, conduit};
 use super::{spdy, ws};
 
 /// Bytes of one stream that may wait between the connection and the process. When they are full the connection is not
@@ -22,6 +23,8 @@ pub(super) type Size = (u16, u16);
 pub(super) enum Inlet {
     /// To a reader; dropping it is the end of file.
     Pipe(DuplexStream),
+    /// Straight to a process; dropping it is the end of file.
+    Process(Inflow),
     /// Terminal sizes: never waits, only the latest one counts.
     Sizes(Sizes),
     /// Nowhere.
@@ -58,6 +61,12 @@ impl Inlet {
         (Self::Pipe(inlet), reader)
     }
 
+    /// A way to a process, and the end to join it to.
+    pub(super) fn process() -> (Self, Outflow) {
+        let (inflow, outflow) = conduit();
+        (Self::Process(inflow), outflow)
+    }
+
     /// Terminal sizes, and where to wait for them.
     pub(super) fn sizes() -> (Self, watch::Receiver<Size>) {
         let (latest, receiver) = watch::channel((0, 0));
@@ -68,6 +77,7 @@ impl Inlet {
     pub(super) async fn push(&mut self, bytes: &[u8]) {
         let done = match self {
             Self::Pipe(pipe) => pipe.write_all(bytes).await.is_err(),
+            Self::Process(inflow) => inflow.push(bytes).await.is_err(),
             Self::Sizes(sizes) => sizes.push(bytes).is_err(),
             Self::Nothing => false,
         };
@@ -170,7 +180,7 @@ mod tests {
             match inlet {
                 Inlet::Nothing => {}
                 Inlet::Sizes(sizes) => assert!(sizes.rest.len() <= LONGEST_SIZE),
-                Inlet::Pipe(_) => unreachable!(),
+                Inlet::Pipe(_) | Inlet::Process(_) => unreachable!(),
             }
         }
     }

@@ -38,7 +38,7 @@ async fn carry(
     let client_ended = CancellationToken::new();
     let quiet = Quiet { after: client_ended.clone(), limit: SILENCE };
     let upward = async {
-        feed(Some(from_client), Some(Box::new(to))).await;
+        feed(from_client, Box::new(to)).await;
         client_ended.cancel();
     };
     let downward = async {

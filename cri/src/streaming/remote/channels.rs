@@ -24,7 +24,7 @@ pub(in crate::streaming) async fn serve(
 ) -> Result<(), SessionError> {
     let (sink, source) = ws::open(io, codec, version);
     let streams = request.streams();
-    let (stdin_inlet, stdin) = streams.stdin.then(Inlet::pipe).unzip();
+    let (stdin_inlet, stdin) = streams.stdin.then(Inlet::process).unzip();
     let (size_inlet, sizes) = resizable(streams, version).then(Inlet::sizes).unzip();
     let inlets = vec![
         stdin_inlet.unwrap_or(Inlet::Nothing),

@@ -22,6 +22,7 @@ use tokio::task::{unconstrained, yield_now};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::conduit::Outflow;
 use super::handshake::Version;
 use super::pipe::{Outlet, Size};
 use super::request::{Request, Streams};
@@ -43,7 +44,7 @@ const RESIZE_PAUSE: Duration = Duration::from_millis(10);
 /// The client's ends of a command's streams.
 pub(super) struct Wires {
     pub(super) version: Version,
-    pub(super) stdin: Option<DuplexStream>,
+    pub(super) stdin: Option<Outflow>,
     pub(super) sizes: Option<watch::Receiver<Size>>,
     pub(super) stdout: Option<Outlet>,
     pub(super) stderr: Option<Outlet>,
@@ -143,8 +144,13 @@ async fn join(
             },
         }
     };
+    let stdin = async {
+        if let (Some(from), Some(to)) = (wires.stdin.take(), stdin) {
+            from.carry(to).await;
+        }
+    };
     let inward = async {
-        tokio::join!(feed(wires.stdin.take(), stdin), resizes(wires.sizes.take(), resize));
+        tokio::join!(stdin, resizes(wires.sizes.take(), resize));
         std::future::pending::<std::convert::Infallible>().await
     };
     tokio::select! {
@@ -216,9 +222,8 @@ pub(super) async fn pump(from: &mut Reader, to: &mut Outlet, quiet: &Quiet) -> i
     }
 }
 
-/// Copies standard input; its end closes the process's.
-pub(super) async fn feed(from: Option<DuplexStream>, to: Option<Writer>) {
-    let (Some(mut from), Some(mut to)) = (from, to) else { return };
+/// Copies until the end of `from`, and closes `to` then.
+pub(super) async fn feed(mut from: DuplexStream, mut to: Writer) {
     let mut buffer = vec![0; SMALL];
     while let Ok(read @ 1..) = from.read(&mut buffer).await {
         if to.write_all(&buffer[..read]).await.is_err() || to.flush().await.is_err() {
@@ -228,7 +233,7 @@ pub(super) async fn feed(from: Option<DuplexStream>, to: Option<Writer>) {
             buffer.resize(2 * read, 0);
         }
     }
-    // The process may have closed it first.
+    // Whoever reads may have closed it first.
     let _ = to.shutdown().await;
 }
 

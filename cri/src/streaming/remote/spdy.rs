@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use tokio::io::DuplexStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::timeout;
 
 use super::{Wires, resizable};
+use crate::streaming::conduit::Outflow;
 use crate::streaming::handshake::Version;
 use crate::streaming::pipe::{Inlet, Outlet, Size};
 use crate::streaming::request::Request;
@@ -17,7 +17,7 @@ use crate::streaming::spdy::{Headers, Offer, Sender};
 /// The streams that are expected, as they come in.
 struct Gathering {
     version: Version,
-    stdin: Slot<(Sender, DuplexStream)>,
+    stdin: Slot<(Sender, Outflow)>,
     resize: Slot<(Sender, watch::Receiver<Size>)>,
     stdout: Slot<Sender>,
     stderr: Slot<Sender>,
@@ -77,7 +77,7 @@ impl Gathering {
             Some("stdout") => self.stdout.fill(|| offer.accept(Inlet::Nothing)),
             Some("stderr") => self.stderr.fill(|| offer.accept(Inlet::Nothing)),
             Some("stdin") => self.stdin.fill(|| {
-                let (inlet, reader) = Inlet::pipe();
+                let (inlet, reader) = Inlet::process();
                 (offer.accept(inlet), reader)
             }),
             Some("resize") => self.resize.fill(|| {

@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustix::fs::Mode;
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
@@ -26,6 +27,8 @@ use crate::config::{Endpoint, MutualTls};
 
 /// Accepted connections that wait to be served; the rest waits in the kernel.
 const QUEUE: usize = 64;
+/// Bytes of an answer that a unix socket takes at once, so that the answer does not wait for the client to read.
+const ANSWER: usize = 512 << 10;
 /// Time for a TLS handshake.
 const HANDSHAKE: Duration = Duration::from_secs(10);
 /// Pause after a failed accept (out of descriptors), which would otherwise spin.
@@ -224,6 +227,8 @@ async fn accept_unix(listener: UnixListener, sender: Sender) {
         };
         match accepted {
             Ok((stream, _)) => {
+                // As far as the node allows it: less is no error, only slower.
+                let _ = set_socket_send_buffer_size(&stream, ANSWER);
                 if sender.send(Ok(Connection::Unix(Authority::new(stream)))).await.is_err() {
                     return;
                 }

@@ -25,6 +25,7 @@ use crate::telemetry::{self, Telemetry};
 use reload::{Reload, SetLog};
 
 pub mod authority;
+mod bulk;
 pub mod front;
 pub mod listen;
 pub mod notify;

@@ -5,6 +5,9 @@
 //! served here, by hyper, and tonic only routes the calls.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::Context;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -21,6 +24,7 @@ use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::service::Routes;
 
+use super::bulk::bulk;
 use super::listen::{Connection, Listeners};
 use crate::server::edge;
 
@@ -59,12 +63,18 @@ async fn converse(connection: Connection, routes: Routes, stop: CancellationToke
     let service = service_fn(move |request| call(routes.clone(), request));
     let mut server = http2::Builder::new(TokioExecutor::new());
     server.timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).max_concurrent_streams(STREAMS);
+    let (connection, outbox) = bulk(connection);
     let mut served = std::pin::pin!(server.serve_connection(TokioIo::new(connection), service));
+    let turn = |served: Pin<&mut _>, cx: &mut Context<'_>| {
+        let ended = Future::poll(served, cx);
+        outbox.empty(cx);
+        ended
+    };
     let ended = tokio::select! {
-        ended = served.as_mut() => ended,
+        ended = poll_fn(|cx| turn(served.as_mut(), cx)) => ended,
         () = stop.cancelled() => {
             served.as_mut().graceful_shutdown();
-            served.await
+            poll_fn(|cx| turn(served.as_mut(), cx)).await
         }
     };
     if let Err(error) = ended {

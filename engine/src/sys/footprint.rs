@@ -2,9 +2,10 @@
 
 use libc::{c_int, c_void, size_t};
 
-/// Bytes of a piece of memory that is not the heap's but a mapping of its own.
+/// Bytes of a piece of memory that is not the heap's but a mapping of its own, and of what may be free at the heap's end: more than an
+/// answer about a full node takes, for which pages would be mapped, cleared and unmapped again each time.
 #[cfg(target_env = "gnu")]
-const LARGE: c_int = 512 << 10;
+const LARGE: c_int = 2 << 20;
 
 /// Tells the allocator, before any thread is started, to be content with two arenas: each one keeps what its threads have freed, and
 /// a daemon's threads are many and rarely allocate at the same time. And to give large pieces back at once when they are freed:

@@ -37,6 +37,8 @@ pub struct Engine {
     jobs: Arc<Table>,
     events: broadcast::Sender<PodEvent>,
     pods: RwLock<Index>,
+    /// The pods of the index, by id, for lists. These wait for no lock: whoever holds it may have lost its processor to a container.
+    all: ArcSwap<Vec<Arc<Pod>>>,
 }
 
 /// Who is who. Locked only to look up or to put in one entry, never across work.
@@ -81,6 +83,7 @@ impl Engine {
             jobs: Arc::new(Table::new(config.recent_jobs, Handle::current())),
             events: broadcast::Sender::new(config.event_queue),
             pods: RwLock::default(),
+            all: ArcSwap::default(),
             config: ArcSwap::from_pointee(config),
         });
         crate::restore::restore(&engine).await?;
@@ -100,7 +103,8 @@ impl Engine {
 
     /// All pods, by id.
     pub fn pods(&self) -> Vec<Arc<PodView>> {
-        let snapshots = self.all_pods().into_iter().map(|pod| pod.snapshot());
+        let pods = self.all_pods();
+        let snapshots = pods.iter().map(|pod| pod.snapshot());
         snapshots.filter(|s| s.state.status.phase.shown()).map(|s| s.pod.clone()).collect()
     }
 
@@ -111,10 +115,11 @@ impl Engine {
 
     /// All containers, by pod and id.
     pub fn containers(&self) -> Vec<Arc<ContainerView>> {
-        self.all_pods()
-            .iter()
-            .flat_map(|pod| pod.snapshot().containers.values().cloned().collect::<Vec<_>>())
-            .collect()
+        let mut containers = Vec::new();
+        for pod in self.all_pods().iter() {
+            containers.extend(pod.snapshot().containers.values().cloned());
+        }
+        containers
     }
 
     /// One container, by id or unique prefix.
@@ -220,6 +225,7 @@ impl Engine {
         let around = Surroundings {
             journal: self.journal.clone(),
             events: self.events.clone(),
+            news: self.meter.news(),
             exec: self.driver(&state.record.handler)?,
             dir: self.state_dir(&state.record.id),
         };
@@ -230,7 +236,13 @@ impl Engine {
         for container in containers {
             index.containers.insert(container, pod.clone());
         }
+        self.list(&index);
         Ok(pod)
+    }
+
+    /// Shows lists the pods of the index.
+    fn list(&self, index: &Index) {
+        self.all.store(Arc::new(index.pods.values().cloned().collect()));
     }
 
     /// Makes a container findable.
@@ -256,6 +268,7 @@ impl Engine {
         let mut index = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         index.pods.remove(pod.id());
         index.containers.retain(|_, of| of.id() != pod.id());
+        self.list(&index);
         Ok(())
     }
 
@@ -264,9 +277,9 @@ impl Engine {
         let _ = self.events.send(event);
     }
 
-    /// Every pod, also those in the making.
-    pub(crate) fn all_pods(&self) -> Vec<Arc<Pod>> {
-        self.pods.read().unwrap_or_else(PoisonError::into_inner).pods.values().cloned().collect()
+    /// Every pod, also those in the making, by id.
+    pub(crate) fn all_pods(&self) -> Arc<Vec<Arc<Pod>>> {
+        self.all.load_full()
     }
 
     /// A pod that is shown, by id or unique prefix.

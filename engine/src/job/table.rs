@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Cx, Job, Undo};
 use crate::api::JobView;
@@ -101,7 +102,15 @@ impl Table {
         if deadline.is_some_and(|d| d <= Instant::now()) {
             return Err(late(J::NAME, &job.subject()));
         }
-        self.submit(engine, job, deadline).wait(deadline).await
+        if J::AT_ONCE {
+            return self.submit(engine, job, deadline).wait(deadline).await;
+        }
+        // The table is locked where jobs run: who holds it may have lost its processor to a container, and the thread that calls come in by
+        // should not wait for that.
+        let (table, engine) = (self.clone(), engine.clone());
+        let wait = async move { table.submit(&engine, job, deadline).wait(deadline).await };
+        let waiting = AbortOnDropHandle::new(self.runtime.spawn(wait.boxed()));
+        waiting.await.map_err(|e| Error::with(Kind::Internal, J::NAME, e))?
     }
 
     /// Running jobs, oldest first, then recent ones, newest first.

@@ -81,7 +81,7 @@ async fn already_there(engine: &Arc<Engine>, spec: &PodSpec) -> Result<Option<St
             == (&spec.namespace, &spec.name, &spec.uid, spec.attempt)
     };
     let pods = engine.all_pods();
-    let Some(pod) = pods.into_iter().find(|pod| same(&pod.snapshot().state.record.spec)) else {
+    let Some(pod) = pods.iter().find(|pod| same(&pod.snapshot().state.record.spec)) else {
         return Ok(None);
     };
     let state = pod.snapshot().state.clone();
@@ -94,7 +94,7 @@ async fn already_there(engine: &Arc<Engine>, spec: &PodSpec) -> Result<Option<St
                 pod.id()
             ),
         )),
-        _ => teardown::remove(engine, &pod).await.map(|()| None),
+        _ => teardown::remove(engine, pod).await.map(|()| None),
     }
 }
 

@@ -145,9 +145,9 @@ proptest! {
             for pod in engine.pods() {
                 engine.run(RemovePod { pod: pod.id.clone() }, None).await.unwrap();
             }
-            for pod in engine.all_pods() {
+            for pod in engine.all_pods().iter() {
                 // What a restart is still clearing away in the background.
-                super::super::teardown::remove(&engine, &pod).await.unwrap();
+                super::super::teardown::remove(&engine, pod).await.unwrap();
             }
             assert_eq!(node.left(), Vec::<String>::new());
         });

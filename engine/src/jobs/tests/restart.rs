@@ -47,7 +47,7 @@ impl Drop for Daemon {
 
 /// Waits until what was half done is finished: nothing hidden is left.
 async fn settled(engine: &Arc<Engine>) {
-    for pod in engine.all_pods() {
+    for pod in engine.all_pods().iter() {
         let whole = pod.wait(|s| {
             let containers = s.state.containers.values().all(|c| s.containers.contains_key(&c.record.id));
             s.state.status.phase.shown() && containers

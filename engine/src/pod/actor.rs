@@ -106,6 +106,7 @@ impl Actor {
         let new = Arc::new(Snapshot::new(state, self.supervisor.clone(), Some(old)));
         self.shown.snapshot.store(new.clone());
         self.shown.version.send_modify(|version| *version += 1);
+        self.around.news.changed(&new);
         for event in events::between(old, &new) {
             let _ = self.around.events.send(event);
         }

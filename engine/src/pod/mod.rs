@@ -32,6 +32,7 @@ use crate::api::{ContainerView, PodEvent, PodView};
 use crate::container::Container;
 use crate::exec::{Connection, Driver, Supervisor};
 use crate::journal::Journal;
+use crate::stats::News;
 use crate::{Error, Kind};
 use actor::Message;
 
@@ -72,6 +73,8 @@ pub(crate) struct Surroundings {
     pub(crate) journal: Arc<Journal>,
     /// Where they are announced.
     pub(crate) events: broadcast::Sender<PodEvent>,
+    /// Who reads statistics ahead.
+    pub(crate) news: Arc<News>,
     /// Who can find a supervisor again.
     pub(crate) exec: Arc<dyn Driver>,
     /// The supervisor's directory.

@@ -7,14 +7,15 @@ use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use storage::Usage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::sampler::{Ask, Board, Demand, FRESH};
-use crate::api::{CgroupStats, Reading};
+use crate::api::{CgroupStats, PodState, Reading};
 use crate::engine::absent_is_fine;
 use crate::exec::cgroup::Reader;
+use crate::pod::Snapshot;
 use crate::sys::thread;
 use crate::{Engine, Error};
 
@@ -39,9 +40,14 @@ pub(crate) struct Meter {
     walking: AtomicBool,
     board: ArcSwap<Board>,
     calls: Mutex<Calls>,
+    news: Arc<News>,
     render: Renderer,
     files: Files,
 }
+
+/// Tells the sampler, while it reads ahead, of pods that have changed: it reads what is new in them at once, so that a call finds it there.
+#[derive(Debug, Default)]
+pub(crate) struct News(ArcSwapOption<Sender<Ask>>);
 
 /// How many more files may stay open between readings. A cgroup for which there is no room is opened for each reading.
 #[derive(Debug)]
@@ -183,11 +189,25 @@ impl Meter {
         lock(&self.layers).retain(|id, _| container(id));
     }
 
-    /// Somebody asks for all readings.
-    pub(super) fn called(&self) {
+    /// Somebody asks for all readings; whether they are read ahead.
+    pub(super) fn called(&self) -> bool {
         let mut calls = lock(&self.calls);
         let soon = calls.last.replace(Instant::now()).is_some_and(|last| last.elapsed() < FRESH);
         calls.row = if soon { calls.row.saturating_add(1) } else { 1 };
+        self.news.0.load().is_some()
+    }
+
+    /// Where changes of pods are to be told.
+    pub(crate) fn news(&self) -> Arc<News> {
+        self.news.clone()
+    }
+
+    /// From now on the sampler is told of changes, or not any more.
+    pub(super) fn listen(&self, listen: bool) {
+        if self.news.0.load().is_some() != listen {
+            let sampler = lock(&self.calls).sampler.clone();
+            self.news.0.store(sampler.filter(|_| listen).map(Arc::new));
+        }
     }
 
     /// Hands work to the sampler, which `start` starts if there is none.
@@ -216,6 +236,20 @@ impl Meter {
     /// The sampler ends: the next caller starts another one.
     pub(super) fn no_sampler(&self) {
         lock(&self.calls).sampler = None;
+    }
+}
+
+// === impl News ===
+
+impl News {
+    /// A pod has changed. Never waits.
+    pub(crate) fn changed(&self, snapshot: &Arc<Snapshot>) {
+        let sampler = self.0.load();
+        let Some(sampler) = sampler.as_ref().filter(|_| snapshot.pod.state == PodState::Ready) else {
+            return;
+        };
+        let snapshot = snapshot.clone();
+        let _ = sampler.send(Box::new(move |sampler, engine| drop(sampler.pods(engine, &[snapshot]))));
     }
 }
 

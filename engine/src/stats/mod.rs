@@ -5,13 +5,16 @@
 
 mod meter;
 mod sampler;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-pub(crate) use meter::Meter;
-use sampler::Sampler;
+pub(crate) use meter::{Meter, News};
+use sampler::{Board, Sampler};
 use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use crate::api::{
     CgroupStats, ContainerState, ContainerStats, ContainerView, PodState, PodStats, Reading, Rendering,
@@ -19,6 +22,13 @@ use crate::api::{
 use crate::engine::{blocking, network_error};
 use crate::pod::Snapshot;
 use crate::{Engine, Error};
+
+/// How long a call for all readings waits, while they are read ahead, for what is missing: of pods and containers that have just changed,
+/// or of all when the node is too busy for that. It then shows them with the numbers that were read last, or without any.
+const PATIENCE: Duration = Duration::from_millis(2);
+
+/// How the sampler makes readings of some things.
+type Measure<T, S> = fn(&mut Sampler, &Arc<Engine>, &[T]) -> Vec<Arc<S>>;
 
 impl Engine {
     /// Statistics of one container, read now.
@@ -32,21 +42,28 @@ impl Engine {
         .await
     }
 
-    /// Statistics of all containers, none older than a second; one that vanishes meanwhile is left out.
+    /// Statistics of all containers, none older than a second; one that vanishes meanwhile is left out. See [`PATIENCE`].
     pub async fn all_container_stats(self: &Arc<Self>) -> Vec<Arc<ContainerStats>> {
-        self.meter.called();
+        let ahead = self.meter.called();
         let (board, now) = (self.meter.board(), Instant::now());
         let (mut found, mut missing) = (Vec::new(), Vec::new());
-        for pod in self.all_pods() {
+        for pod in self.all_pods().iter() {
             let snapshot = pod.snapshot();
             for (id, container) in &snapshot.containers {
                 match board.container(id, container, now) {
                     Some(stats) => found.push(stats.clone()),
+                    // There is nothing to read.
+                    None if ahead && container.state != ContainerState::Running => {
+                        found.push(last_of_container(&board, id, container));
+                    }
                     None => missing.push((snapshot.clone(), id.clone())),
                 }
             }
         }
-        found.extend(self.sampled(missing, Sampler::containers).await);
+        let last = |(snapshot, id): &(Arc<Snapshot>, Arc<str>)| {
+            Some(last_of_container(&board, id, snapshot.containers.get(id)?))
+        };
+        found.extend(self.sampled(missing, ahead, Sampler::containers, last).await);
         found
     }
 
@@ -66,12 +83,12 @@ impl Engine {
         .await
     }
 
-    /// Statistics of all ready pods, none older than a second; one that vanishes meanwhile is left out.
+    /// Statistics of all ready pods, none older than a second; one that vanishes meanwhile is left out. See [`PATIENCE`].
     pub async fn all_pod_stats(self: &Arc<Self>) -> Vec<Arc<PodStats>> {
-        self.meter.called();
+        let ahead = self.meter.called();
         let (board, now) = (self.meter.board(), Instant::now());
         let (mut found, mut missing) = (Vec::new(), Vec::new());
-        for pod in self.all_pods() {
+        for pod in self.all_pods().iter() {
             let snapshot = pod.snapshot();
             if snapshot.pod.state == PodState::Ready {
                 match board.pod(&snapshot, now) {
@@ -80,7 +97,8 @@ impl Engine {
                 }
             }
         }
-        found.extend(self.sampled(missing, Sampler::pods).await);
+        let last = |snapshot: &Arc<Snapshot>| Some(last_of_pod(&board, snapshot));
+        found.extend(self.sampled(missing, ahead, Sampler::pods, last).await);
         found
     }
 
@@ -90,25 +108,30 @@ impl Engine {
         self.meter.render_with(Box::new(render));
     }
 
-    /// What the sampler makes of these, at once.
-    async fn sampled<T: Send + 'static, S: Send + 'static>(
+    /// What the sampler makes of these, at once. If it reads `ahead` and does not come to it in time: the `last` that is known of them.
+    async fn sampled<T: Clone + Send + 'static, S: Send + Sync + 'static>(
         self: &Arc<Self>,
         missing: Vec<T>,
-        measure: fn(&mut Sampler, &Arc<Self>, &[T]) -> Vec<S>,
-    ) -> Vec<S> {
+        ahead: bool,
+        measure: Measure<T, S>,
+        last: impl Fn(&T) -> Option<Arc<S>>,
+    ) -> Vec<Arc<S>> {
         if missing.is_empty() {
             return Vec::new();
         }
         let (done, all) = oneshot::channel();
+        let wanted = missing.clone();
         let ask = move |sampler: &mut Sampler, engine: &Arc<Self>| {
-            let _ = done.send(measure(sampler, engine, &missing));
+            let _ = done.send(measure(sampler, engine, &wanted));
         };
-        match self.meter.ask(Box::new(ask), || sampler::start(Arc::downgrade(self))) {
-            Ok(()) => all.await.unwrap_or_default(),
-            Err(error) => {
-                tracing::warn!(%error, "no statistics: no thread to read them");
-                Vec::new()
-            }
+        if let Err(error) = self.meter.ask(Box::new(ask), || sampler::start(Arc::downgrade(self))) {
+            tracing::warn!(%error, "no statistics: no thread to read them");
+            return Vec::new();
+        }
+        let patience = if ahead { PATIENCE } else { Duration::MAX };
+        match timeout(patience, all).await {
+            Ok(Ok(all)) => all,
+            _ => missing.iter().filter_map(last).collect(),
         }
     }
 
@@ -147,6 +170,34 @@ impl Engine {
 
 fn running(snapshot: &Snapshot) -> impl Iterator<Item = (&Arc<str>, &Arc<ContainerView>)> {
     snapshot.containers.iter().filter(|(_, c)| c.state == ContainerState::Running)
+}
+
+/// The container as it is now, with the last numbers that were read of it, if any.
+fn last_of_container(board: &Board, id: &str, now: &Arc<ContainerView>) -> Arc<ContainerStats> {
+    let last = match board.last_of_container(id, now) {
+        Some((last, true)) => return last.clone(),
+        last => last.map(|(last, _)| last),
+    };
+    // What was read of it in another state says nothing about its processes now.
+    let (cgroup, rendering) = (nothing(), Rendering::default());
+    let writable = last.and_then(|last| last.writable);
+    Arc::new(ContainerStats { cgroup, container: now.clone(), writable, rendering })
+}
+
+/// The pod as it is now, with the last numbers that were read of it and of its containers, if any.
+fn last_of_pod(board: &Board, now: &Snapshot) -> Arc<PodStats> {
+    let last = match board.last_of_pod(now) {
+        Some((last, true)) => return last.clone(),
+        last => last.map(|(last, _)| last),
+    };
+    let containers = running(now).map(|(id, container)| last_of_container(board, id, container)).collect();
+    Arc::new(match last {
+        Some(last) => last.with(now, containers),
+        None => {
+            let (pod, rendering) = (now.pod.clone(), Rendering::default());
+            PodStats { pod, cgroup: nothing(), network: Vec::new(), containers, rendering }
+        }
+    })
 }
 
 /// A reading of nothing: it has a time and no values.

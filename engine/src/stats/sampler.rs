@@ -2,8 +2,9 @@
 //!
 //! A node asks for the same numbers from several sides (kubelet, crictl, a metrics agent), and asks again and again. What was read for
 //! one call is shared with those that come within a second ([`Board`]). When calls come fast one after the other, everything is read in the
-//! background twice in that time, so that a call finds it there; only what has come since the last round is read while the caller waits.
-//! The thread is there while somebody asks, and a node that asks every ten seconds never has it read ahead.
+//! background twice in that time, and a pod that changes is read at once ([`super::News`]), so that a call finds it there; what is missing
+//! all the same a caller waits for, but not long ([`super::PATIENCE`]). The thread is there while somebody asks, and a node that asks
+//! every ten seconds never has it read ahead.
 //!
 //! Nothing it waits for is held by a job for longer than a lookup: what a writable layer takes is measured by another thread.
 
@@ -15,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::running;
 use crate::Engine;
-use crate::api::{ContainerStats, ContainerView, PodState, PodStats, Reading};
+use crate::api::{ContainerStats, ContainerView, PodState, PodStats, Reading, Rendering};
 use crate::pod::Snapshot;
 use crate::sys::thread;
 
@@ -27,8 +28,9 @@ const ROUND: Duration = Duration::from_millis(400);
 const YOUNG: Duration = Duration::from_millis(200);
 /// Pods whose interfaces are read together; those who wait for a reading wait for that long.
 const TOGETHER: usize = 16;
-/// Those who wait wait for a thread that goes before all but the one that answers calls.
-const NICE: i32 = -19;
+/// The thread goes before containers and jobs, and far behind the one that answers calls: what it reads takes milliseconds in the kernel,
+/// where nobody interrupts it.
+const NICE: i32 = -10;
 
 /// Something to read, and whom to tell.
 pub(super) type Ask = Box<dyn FnOnce(&mut Sampler, &Arc<Engine>) + Send>;
@@ -110,17 +112,35 @@ impl Board {
         (fresh && same(&kept.stats.container, now)).then_some(&kept.stats)
     }
 
+    /// The last reading of the container, however old, and whether it is of the container as it is now.
+    pub(super) fn last_of_container(
+        &self,
+        id: &str,
+        now: &ContainerView,
+    ) -> Option<(&Arc<ContainerStats>, bool)> {
+        self.containers.get(id).map(|kept| (&kept.stats, same(&kept.stats.container, now)))
+    }
+
+    /// The last reading of the pod, however old, and whether it is one with the containers that run in it now.
+    pub(super) fn last_of_pod(&self, now: &Snapshot) -> Option<(&Arc<PodStats>, bool)> {
+        self.pods.get(&now.state.record.id).map(|kept| (&kept.stats, kept.stats.complete(now)))
+    }
+
     /// A reading of the pod with the containers that run in it now, if there is a fresh one.
     pub(super) fn pod(&self, now: &Snapshot, at: Instant) -> Option<&Arc<PodStats>> {
         self.pod_since(now, at, FRESH)
     }
 
+    /// What was read of the pod's own cgroup and interfaces just now, and when.
+    fn just_read(&self, id: &str, at: Instant) -> Option<(Instant, &Arc<PodStats>)> {
+        let kept = self.pods.get(id)?;
+        (at.saturating_duration_since(kept.taken) < YOUNG).then_some((kept.taken, &kept.stats))
+    }
+
     fn pod_since(&self, now: &Snapshot, at: Instant, age: Duration) -> Option<&Arc<PodStats>> {
         let kept = self.pods.get(&now.state.record.id)?;
-        let mut those = kept.stats.containers.iter();
-        let all = running(now).all(|(_, c)| those.next().is_some_and(|s| same(&s.container, c)));
         let fresh = at.saturating_duration_since(kept.taken) < age;
-        (fresh && all && those.next().is_none()).then_some(&kept.stats)
+        (fresh && kept.stats.complete(now)).then_some(&kept.stats)
     }
 }
 
@@ -146,14 +166,18 @@ impl Sampler {
                     ask(self, &engine);
                     self.serve(&engine, asks);
                 }
-                None => match engine.meter.demand() {
-                    Demand::Fast => {
-                        round = Instant::now() + ROUND;
-                        self.round(&engine, asks);
+                None => {
+                    let demand = engine.meter.demand();
+                    engine.meter.listen(demand == Demand::Fast);
+                    match demand {
+                        Demand::Fast => {
+                            round = Instant::now() + ROUND;
+                            self.round(&engine, asks);
+                        }
+                        Demand::Slow => round = Instant::now() + ROUND,
+                        Demand::None => return self.end(&engine, asks),
                     }
-                    Demand::Slow => round = Instant::now() + ROUND,
-                    Demand::None => return self.end(&engine, asks),
-                },
+                }
             }
             self.settled = true;
             self.share(&engine);
@@ -162,6 +186,7 @@ impl Sampler {
 
     /// Nobody asks any more; who has asked meanwhile is answered still.
     fn end(&mut self, engine: &Arc<Engine>, asks: &Receiver<Ask>) {
+        engine.meter.listen(false);
         engine.meter.share(Arc::default());
         engine.meter.no_sampler();
         self.serve(engine, asks);
@@ -178,7 +203,7 @@ impl Sampler {
     fn round(&mut self, engine: &Arc<Engine>, asks: &Receiver<Ask>) {
         let snapshots: Vec<Arc<Snapshot>> = engine.all_pods().iter().map(|pod| pod.snapshot()).collect();
         for some in snapshots.chunks(TOGETHER) {
-            let networks = networks(engine, some);
+            let networks = self.networks(engine, some);
             for (snapshot, network) in some.iter().zip(networks) {
                 for (id, container) in &snapshot.containers {
                     self.container(engine, snapshot, id, container);
@@ -214,7 +239,7 @@ impl Sampler {
     pub(super) fn pods(&mut self, engine: &Arc<Engine>, wanted: &[Arc<Snapshot>]) -> Vec<Arc<PodStats>> {
         let mut all = Vec::with_capacity(wanted.len());
         for some in wanted.chunks(TOGETHER) {
-            let networks = networks(engine, some);
+            let networks = self.networks(engine, some);
             let read = some
                 .iter()
                 .zip(networks)
@@ -258,7 +283,11 @@ impl Sampler {
         }
         let containers =
             running(snapshot).filter_map(|(id, c)| self.container(engine, snapshot, id, c)).collect();
-        let stats = Arc::new(engine.compose_stats(snapshot, network?, containers).ok()?);
+        let (taken, stats) = match self.board.just_read(&snapshot.state.record.id, taken) {
+            Some((then, stats)) => (then, stats.with(snapshot, containers)),
+            None => (taken, engine.compose_stats(snapshot, network?, containers).ok()?),
+        };
+        let stats = Arc::new(stats);
         engine.meter.render(Reading::Pod(&stats));
         let kept = Kept { taken, stats: stats.clone() };
         self.board.pods.insert(snapshot.state.record.id.clone(), kept);
@@ -269,14 +298,40 @@ impl Sampler {
         let shared = engine.meter.share(Arc::new(self.board.clone()));
         self.before = Some(shared);
     }
+
+    /// The interfaces of each of these pods; `None`: they cannot be read, or they were just now.
+    fn networks(
+        &self,
+        engine: &Engine,
+        pods: &[Arc<Snapshot>],
+    ) -> Vec<Option<Vec<netplugins::InterfaceStats>>> {
+        let now = Instant::now();
+        let due: Vec<bool> = pods
+            .iter()
+            .map(|s| {
+                let has = s.pod.state == PodState::Ready && s.state.status.holds.namespace;
+                has && self.board.just_read(&s.state.record.id, now).is_none()
+            })
+            .collect();
+        let ids: Vec<&str> =
+            pods.iter().zip(&due).filter(|(_, due)| **due).map(|(s, _)| &*s.state.record.id).collect();
+        let read = if ids.is_empty() { Ok(Vec::new()) } else { engine.network.stats(&ids) };
+        let mut read = read.unwrap_or_default().into_iter();
+        due.iter().map(|due| if *due { read.next().and_then(Result::ok) } else { Some(Vec::new()) }).collect()
+    }
 }
 
-/// The interfaces of each of these pods; `None`: they cannot be read.
-fn networks(engine: &Engine, pods: &[Arc<Snapshot>]) -> Vec<Option<Vec<netplugins::InterfaceStats>>> {
-    let has = |s: &&Arc<Snapshot>| s.pod.state == PodState::Ready && s.state.status.holds.namespace;
-    let ids: Vec<&str> = pods.iter().filter(has).map(|s| &*s.state.record.id).collect();
-    let read = if ids.is_empty() { Ok(Vec::new()) } else { engine.network.stats(&ids) };
-    let mut read = read.unwrap_or_default().into_iter();
-    let one = |s: &Arc<Snapshot>| if has(&s) { read.next().and_then(Result::ok) } else { Some(Vec::new()) };
-    pods.iter().map(one).collect()
+impl PodStats {
+    /// Whether these are the containers that run in the pod now.
+    fn complete(&self, now: &Snapshot) -> bool {
+        let mut those = self.containers.iter();
+        let all = running(now).all(|(_, c)| those.next().is_some_and(|s| same(&s.container, c)));
+        all && those.next().is_none()
+    }
+
+    /// The same reading of the pod itself, with other containers.
+    pub(super) fn with(&self, snapshot: &Snapshot, containers: Vec<Arc<ContainerStats>>) -> Self {
+        let (pod, rendering) = (snapshot.pod.clone(), Rendering::default());
+        Self { pod, containers, rendering, cgroup: self.cgroup.clone(), network: self.network.clone() }
+    }
 }

@@ -187,7 +187,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_comes_before_the_process_arrives_first_and_everything_once() {
-        let bytes: Vec<u8> = (0..3 * BACKLOG).map(|index| (index % 251) as u8).collect();
+        let bytes: Vec<u8> = (0..251).cycle().take(3 * BACKLOG).collect();
         let (mut inflow, outflow) = conduit();
         inflow.push(&bytes[..100]).await.unwrap();
         let (writer, mut reader) = process(1000);

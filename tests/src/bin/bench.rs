@@ -104,6 +104,7 @@ fn under_load(world: &World) -> Result<()> {
     let load = Load {
         pods: number_from("BENCH_PODS", 300)?,
         creates: number_from("BENCH_CREATES", 50)?,
+        rate: f64::from(u32::try_from(number_from("BENCH_RATE", 10)?)?),
         calls: number_from("BENCH_CALLS", 300)?,
         bytes: 1 << 30,
         rounds: 3,

@@ -32,6 +32,20 @@ fn a_container_goes_through_its_states_and_leaves_nothing() {
 }
 
 #[test]
+fn a_container_that_asks_for_anothers_cgroup_is_refused_and_the_other_goes_on() {
+    let bundle = Bundle::new("shared");
+    bundle.script("exec sleep 1000");
+    bundle.create("a");
+    bundle.ok(&["start", "a"]);
+    for verb in ["create", "run"] {
+        assert!(bundle.fails(&[verb, "b"]).contains("is not empty"));
+        assert!(bundle.fails(&["state", "b"]).contains("does not exist"));
+        assert_eq!(bundle.status("a"), "running", "after {verb}");
+    }
+    assert_eq!(bundle.ok(&["exec", "a", "/bin/sh", "-c", "echo here"]), "here\n");
+}
+
+#[test]
 fn a_program_that_is_not_there_is_named_by_start() {
     let bundle = Bundle::new("absent");
     bundle.change(|config| config["process"]["args"] = json!(["no-such-program"]));

@@ -197,6 +197,9 @@ async fn an_agent_that_is_not_there_is_named_and_nothing_starts() {
 /// The runtime that reads a profile must be able to reach its agent, whatever the pod's own processes may reach.
 #[tokio::test]
 async fn the_agent_of_a_pod_with_a_user_namespace_is_told_the_nodes_process_id() {
+    if let Some(why) = no_user_namespaces().await {
+        return skip(why);
+    }
     let mut asked = pod_spec();
     let map = vec![engine::spec::IdMapping { container_id: 0, host_id: 655_360, length: 65_536 }];
     asked.security.namespaces.user = Some(engine::spec::UserNamespace {

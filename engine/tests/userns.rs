@@ -9,10 +9,8 @@ use std::os::unix::fs::MetadataExt;
 
 use engine::exec::ExecLaunch;
 use engine::spec::{IdMapping, NamespaceMode, PodSpec, UserNamespace};
-use support::{Container, Pod, clone_tree, pod_spec, shell, text};
+use support::{Container, Pod, clone_tree, no_user_namespaces, pod_spec, shell, skip, text};
 
-/// Why the tests cannot run where the driver does not offer what they are about.
-const NONE: &str = "this kernel has no idmapped tmpfs (Linux 6.3)";
 /// First id on the node.
 const FIRST: u32 = 655_360;
 
@@ -43,8 +41,8 @@ async fn output(pod: &mut Pod, container: Container) -> String {
 
 #[tokio::test]
 async fn root_of_the_pod_is_nobody_on_the_node() {
-    if !support::features().await.user_namespaces {
-        return support::skip(NONE);
+    if let Some(why) = no_user_namespaces().await {
+        return skip(why);
     }
     let mut pod = Pod::with(spec()).await;
     let container = pod.container(
@@ -75,8 +73,8 @@ async fn root_of_the_pod_is_nobody_on_the_node() {
 
 #[tokio::test]
 async fn users_sysctls_and_failures_are_as_in_any_pod() {
-    if !support::features().await.user_namespaces {
-        return support::skip(NONE);
+    if let Some(why) = no_user_namespaces().await {
+        return skip(why);
     }
     let mut asked = spec();
     asked.sysctls = [("kernel.shmmax", "65536"), ("net.ipv4.ip_forward", "1"), ("fs.mqueue.msg_max", "33")]
@@ -104,8 +102,8 @@ async fn users_sysctls_and_failures_are_as_in_any_pod() {
 
 #[tokio::test]
 async fn execs_terminals_and_a_new_supervisor_find_their_way_in() {
-    if !support::features().await.user_namespaces {
-        return support::skip(NONE);
+    if let Some(why) = no_user_namespaces().await {
+        return skip(why);
     }
     let mut pod = Pod::with(spec()).await;
     let container = pod.container("trap 'exit 5' TERM; while :; do sleep 0.02; done");
@@ -150,8 +148,8 @@ async fn execs_terminals_and_a_new_supervisor_find_their_way_in() {
 
 #[tokio::test]
 async fn processes_and_the_nodes_network_can_be_shared() {
-    if !support::features().await.user_namespaces {
-        return support::skip(NONE);
+    if let Some(why) = no_user_namespaces().await {
+        return skip(why);
     }
     let mut asked = spec();
     asked.security.namespaces.pid = NamespaceMode::Pod;

@@ -6,9 +6,9 @@
 use std::num::NonZero;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{Advice, FileType, Mode, OFlags, ResolveFlags, fadvise, fstat, openat2};
+use rustix::fs::{Advice, fadvise, fstat};
 
-use super::Process;
+use super::{Process, file};
 
 /// So much of a file is read: more than starting touches, too little to push others out of memory.
 const MOST: u64 = 8 << 20;
@@ -42,13 +42,9 @@ fn places(process: &Process) -> impl Iterator<Item = String> {
     })
 }
 
-/// A regular file of the container, links followed as the container will.
+/// A file of the container that can be read ahead.
 fn open(rootfs: BorrowedFd<'_>, path: &str) -> Option<OwnedFd> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let fd = openat2(rootfs, path, flags, Mode::empty(), resolve).ok()?;
-    let mode = fstat(&fd).ok()?.st_mode;
-    (FileType::from_raw_mode(mode) == FileType::RegularFile).then_some(fd)
+    file::open(rootfs, path).ok().flatten()
 }
 
 fn advise(file: &OwnedFd) {
@@ -94,18 +90,16 @@ mod tests {
     }
 
     #[test]
-    fn a_scripts_interpreter_is_read_too_and_nothing_outside_the_root() {
+    fn a_scripts_interpreter_is_read_too() {
         let dir = std::env::temp_dir().join(format!("berth-ahead-{}", std::process::id()));
         fs::create_dir_all(dir.join("bin")).unwrap();
         fs::write(dir.join("bin/run"), "#! /bin/sh -e\nexit\n").unwrap();
         fs::write(dir.join("bin/sh"), "program").unwrap();
-        std::os::unix::fs::symlink("/etc/passwd", dir.join("bin/out")).unwrap();
-        rustix::fs::mknodat(rustix::fs::CWD, dir.join("bin/fifo"), FileType::Fifo, Mode::RUSR, 0).unwrap();
         let root = File::open(&dir).unwrap();
         let run = open(root.as_fd(), "/bin/run").unwrap();
         assert_eq!(interpreter(&run).as_deref(), Some("/bin/sh"));
         assert_eq!(interpreter(&open(root.as_fd(), "/bin/sh").unwrap()), None);
-        for not in ["/bin/out", "/bin/fifo", "/bin", "/../etc/passwd", "/bin/absent"] {
+        for not in ["/bin", "/bin/absent"] {
             assert!(open(root.as_fd(), not).is_none(), "{not}");
         }
         read(root.as_fd(), &process("run", "/bin"));

@@ -6,6 +6,7 @@
 pub(crate) mod ahead;
 pub mod cgroup;
 pub mod classes;
+pub(crate) mod file;
 pub mod podd;
 pub(crate) mod rdt;
 pub mod user;

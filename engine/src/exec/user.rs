@@ -1,14 +1,13 @@
 //! Users and groups of an image: one audited, bounded lookup.
 //!
-//! Digits are never names, numbers out of range are errors, files are read through the root's descriptor without
-//! following anything out of it (openat2(2), RESOLVE_IN_ROOT) and only when they are regular and small.
+//! Digits are never names, numbers out of range are errors, files are those of the container alone ([`file::open`]) and small.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, fstat, openat2};
+use rustix::io::Errno;
 
 use crate::error::{Error, Kind};
-use crate::exec::ResolvedUser;
+use crate::exec::{ResolvedUser, file};
 use crate::spec::UserSpec;
 
 /// Largest /etc/passwd or /etc/group that is read.
@@ -204,18 +203,12 @@ fn memberships(file: &str, user: &str, groups: &mut Vec<u32>) {
 /// A small regular file below the root; absent is empty.
 fn read(rootfs: BorrowedFd<'_>, path: &std::ffi::CStr) -> Result<String, Error> {
     let shown = path.to_string_lossy();
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let fd = match openat2(rootfs, path, flags, Mode::empty(), resolve) {
-        Ok(fd) => fd,
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => return Ok(String::new()),
+    let fd = match file::open(rootfs, path) {
+        Ok(Some(fd)) => fd,
+        Ok(None) => return Err(Error::invalid("image", format!("/{shown} is not a regular file"))),
+        Err(Errno::NOENT | Errno::NOTDIR) => return Ok(String::new()),
         Err(e) => return Err(Error::with(Kind::Internal, format!("open /{shown} of the image"), e)),
     };
-    let meta =
-        fstat(&fd).map_err(|e| Error::with(Kind::Internal, format!("stat /{shown} of the image"), e))?;
-    if FileType::from_raw_mode(meta.st_mode) != FileType::RegularFile {
-        return Err(Error::invalid("image", format!("/{shown} is not a regular file")));
-    }
     bounded(&fd, &shown)
 }
 
@@ -227,7 +220,7 @@ fn bounded(fd: &OwnedFd, shown: &str) -> Result<String, Error> {
         match rustix::io::read(fd.as_fd(), &mut chunk) {
             Ok(0) => return Ok(String::from_utf8_lossy(&bytes).into_owned()),
             Ok(n) => bytes.extend_from_slice(&chunk[..n]),
-            Err(rustix::io::Errno::INTR) => {}
+            Err(Errno::INTR) => {}
             Err(e) => return Err(Error::with(Kind::Internal, format!("read /{shown} of the image"), e)),
         }
         if bytes.len() > MAX_FILE {

@@ -85,12 +85,16 @@ fn make(
         .and_then(|()| launch::launch(context, &record, &options, console))
         .and_then(|launched| {
             let told = tell(context, parsed, &mut record, &launched);
-            told.inspect_err(|_| lifecycle::end(&launched.pidfd)).map(|()| launched)
+            told.inspect_err(|_| {
+                lifecycle::end(&launched.pidfd);
+                launch::clear_away(context, &record);
+            })
+            .map(|()| launched)
         });
     match made {
         Ok(launched) => Ok((record, launched)),
         Err(error) => {
-            let _ = record.manager().remove(&record.cgroup);
+            // Of its cgroup `launch` has left nothing, or it is another container's.
             let _ = context.store.remove(id);
             // A container that has failed on its way is destroyed as any other (runtime.md, "Lifecycle").
             lifecycle::poststop(context, &record);

@@ -46,20 +46,21 @@ pub(super) fn launch(
     options: &Options,
     console: &mut Console,
 ) -> Result<Launched, Error> {
-    let spec = &record.spec;
-    let limits = spec.linux().as_ref().and_then(|l| l.resources().as_ref());
-    let manager = record.manager();
-    let Made { entrance, holder } = make_cgroup(&manager, &record.cgroup, limits)?;
+    let limits = record.spec.linux().as_ref().and_then(|l| l.resources().as_ref());
+    let Made { entrance, holder } = make_cgroup(&record.manager(), &record.cgroup, limits)?;
     let result = in_cgroup(context, record, options, console, entrance);
     // Either the container is in its cgroup, or nobody is to be.
     drop(holder);
-    if result.is_err() {
-        let group = Rdt::of(&record.id, spec).map_or(Ok(()), |rdt| rdt.remove(&Resctrl::default()));
-        for left in [group, manager.remove(&record.cgroup)].into_iter().filter_map(Result::err) {
-            context.log.warn(&left.context("after a failed create").chain());
-        }
+    result.inspect_err(|_| clear_away(context, record))
+}
+
+/// Kills what is in the cgroup that was made for a container, and removes it.
+pub(super) fn clear_away(context: &Context, record: &Record) {
+    let group = Rdt::of(&record.id, &record.spec).map_or(Ok(()), |rdt| rdt.remove(&Resctrl::default()));
+    let cgroup = record.manager().remove(&record.cgroup);
+    for left in [group, cgroup].into_iter().filter_map(Result::err) {
+        context.log.warn(&left.context("after a failed create").chain());
     }
-    result
 }
 
 /// Makes the cgroup with all limits. One that has members is somebody else's.

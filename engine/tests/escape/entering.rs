@@ -83,6 +83,9 @@ async fn an_exec_brings_no_descriptor_of_the_node_along() {
 /// CVE-2016-9962: root of a user namespace, who may trace all of its own, sees nothing of a process on its way in.
 #[tokio::test]
 async fn a_process_on_its_way_in_cannot_be_traced() {
+    if let Some(why) = no_user_namespaces().await {
+        return skip(why);
+    }
     let mut asked = pod_spec();
     let map = vec![IdMapping { container_id: 0, host_id: 655_360, length: 65_536 }];
     asked.security.namespaces.user =

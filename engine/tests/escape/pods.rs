@@ -9,6 +9,7 @@ use engine::jobs::ExecSync;
 use engine::spec::{IdMapping, NamespaceMode, UserNamespace};
 
 use super::house::*;
+use super::support::{no_user_namespaces, skip};
 
 fn exec(container: &str, script: &str) -> ExecSync {
     let command = ["/bin/sh", "-c", script].map(Into::into).into();
@@ -62,6 +63,9 @@ async fn every_directory_of_ours_is_closed_to_others() {
 /// CVE-2025-47291: a pod with a user namespace is below the cgroup that the client has named, as any other.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_user_namespace_does_not_move_a_pod_out_of_its_cgroup() {
+    if let Some(why) = no_user_namespaces().await {
+        return skip(why);
+    }
     let house = House::new();
     let engine = house.engine().await;
     let parent = format!("/core-{}/burstable/pod7", house.name);

@@ -22,8 +22,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use engine::exec::{
-    Connection, ContainerLaunch, Driver, Event, ExecLaunch, Exit, Features, PodLaunch, PreparedMount,
-    Process, ResolvedUser, Started,
+    Connection, ContainerLaunch, Driver, Event, ExecLaunch, Exit, PodLaunch, PreparedMount, Process,
+    ResolvedUser, Started,
 };
 use engine::native::{Config, Native};
 use engine::spec::{ContainerSpec, NamespaceMode, PodSpec};
@@ -288,12 +288,12 @@ pub fn skip(why: &str) {
     println!("skip: {why}");
 }
 
-/// What this kernel lets the driver do.
-pub async fn features() -> Features {
+/// Why what needs a pod with a user namespace cannot run on this kernel.
+pub async fn no_user_namespaces() -> Option<&'static str> {
     let cgroup = format!("/berth-test-features-{}", COUNT.fetch_add(1, Ordering::Relaxed));
     let driver = driver(&cgroup);
     driver.remove_cgroup(&cgroup).await.unwrap();
-    driver.features()
+    (!driver.features().user_namespaces).then_some("this kernel has no idmapped tmpfs (Linux 6.3)")
 }
 
 /// Descriptors that a process has open, as the node sees them.

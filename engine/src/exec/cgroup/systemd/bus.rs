@@ -150,12 +150,13 @@ impl Bus {
         };
         let uid = rustix::process::geteuid().as_raw().to_string();
         let hex: String = uid.bytes().map(|digit| format!("{digit:02x}")).collect();
-        bus.write("authentication", format!("\0AUTH EXTERNAL {hex}\r\n").as_bytes())?;
+        // BEGIN goes along, as in systemd's own clients: sent after OK, it may be read together with the first message, and that is
+        // then overlooked until more comes (sd-bus, bus_socket_read_auth).
+        bus.write("authentication", format!("\0AUTH EXTERNAL {hex}\r\nBEGIN\r\n").as_bytes())?;
         let line = bus.line()?;
         if !line.starts_with("OK ") {
             return Err(BusError::Rejected(line));
         }
-        bus.write("authentication", b"BEGIN\r\n")?;
         if shared {
             let call = |member| Call {
                 destination: "org.freedesktop.DBus",

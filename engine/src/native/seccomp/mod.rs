@@ -148,8 +148,11 @@ impl Cache {
     }
 }
 
-/// Name and text of a profile; `None`: unconfined.
-fn source(name: Option<&ProfileName>) -> Result<Option<(&str, Cow<'static, [u8]>)>, Error> {
+/// Name and text of a profile.
+type Named<'a> = (&'a str, Cow<'static, [u8]>);
+
+/// Where a profile comes from; `None`: unconfined.
+fn source(name: Option<&ProfileName>) -> Result<Option<Named<'_>>, Error> {
     Ok(match name {
         None | Some(ProfileName::Unconfined) => None,
         Some(ProfileName::RuntimeDefault) => Some(("runtime/default", RUNTIME_DEFAULT.into())),

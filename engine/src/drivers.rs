@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | [`Image`] | images and containers' root file systems | `storage::Store` |
 //! | [`Network`] | pod namespaces and addresses | `netplugins::open` |
-//! | [`Execution`] | supervisors, processes, cgroups, logs | `native` |
+//! | [`Execution`] | supervisors, processes, cgroups, logs | `native`, and with other runtimes in it `external` |
 //! | [`Volume`] | what is mounted into containers | [`volume::Local`](crate::volume::Local) |
 //!
 //! The engine is given its drivers by its constructor and knows only these traits; tests give it others

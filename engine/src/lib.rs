@@ -5,6 +5,7 @@
 //! - [`drivers`] the four driver traits on one page: image, network, execution, volume.
 //! - [`job`] a unit of work: steps, deadline, undo, joining; [`jobs`] one file per verb, [`jobs::run_pod`] first.
 //! - [`pod`], [`container`] records, state diagrams, policy; [`journal`] how they are kept on disk; [`cdi`] devices by name.
+//! - [`external`] other OCI runtimes as handlers, beside [`native`].
 //! - [`oci`] an OCI runtime command line over [`native`], without a daemon.
 //! - [`engine`] composition and snapshots; `restore` what happens after a restart; [`streams`], [`stats`],
 //!   [`histogram`].
@@ -23,6 +24,7 @@ pub mod engine;
 pub mod error;
 mod events;
 pub mod exec;
+pub mod external;
 #[cfg(any(test, feature = "fuzzing"))]
 pub mod fuzzing;
 pub mod histogram;

@@ -5,7 +5,15 @@ mod support;
 
 use std::fs;
 
+use support::handlers::Handler;
 use support::{Pod, load, numbers};
+
+on_every_handler! {
+    a_container_outlives_its_killed_supervisor
+    every_container_ends_as_itself_under_a_new_supervisor;
+    no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load
+    a_container_that_logs_without_a_pause_outlives_every_killed_supervisor
+}
 
 /// Kills the supervisor and lets another one take over.
 async fn replace_supervisor(pod: &mut Pod) {
@@ -16,9 +24,8 @@ async fn replace_supervisor(pod: &mut Pod) {
     pod.connection = pod.driver.connect(&pod.id, &state).await.unwrap().expect("nothing was adopted");
 }
 
-#[tokio::test]
-async fn a_container_outlives_its_killed_supervisor() {
-    let mut pod = Pod::new().await;
+async fn a_container_outlives_its_killed_supervisor(on: &Handler) {
+    let mut pod = Pod::on(on).await;
     let container = pod.container(
         "trap 'echo bye; exit 6' TERM; echo hello > /dev/shm/x; echo up; while :; do sleep 0.02; done",
     );
@@ -42,10 +49,9 @@ async fn a_container_outlives_its_killed_supervisor() {
     pod.end().await;
 }
 
-#[tokio::test]
-async fn no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load() {
+async fn no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load(on: &Handler) {
     const LINES: u32 = 600_000;
-    let mut pod = Pod::new().await;
+    let mut pod = Pod::on(on).await;
     let script = format!("seq 1 {LINES} >&2 & seq 1 {LINES}; wait; exit 7");
     let container = pod.container(&script);
     let id = container.id.clone();
@@ -70,11 +76,10 @@ async fn no_line_is_lost_or_doubled_when_supervisors_are_killed_under_load() {
 }
 
 /// The container tries to write as fast as it can, which is more than 50 MB/s on any machine that is not emulated.
-#[tokio::test]
-async fn a_container_that_logs_without_a_pause_outlives_every_killed_supervisor() {
+async fn a_container_that_logs_without_a_pause_outlives_every_killed_supervisor(on: &Handler) {
     const KILLS: u64 = 12;
     const BETWEEN: u64 = 16 << 20;
-    let mut pod = Pod::new().await;
+    let mut pod = Pod::on(on).await;
     let container = pod.container(&load::script(0));
     let id = container.id.clone();
     let started = pod.start(container).await;
@@ -93,9 +98,8 @@ async fn a_container_that_logs_without_a_pause_outlives_every_killed_supervisor(
     pod.end().await;
 }
 
-#[tokio::test]
-async fn every_container_ends_as_itself_under_a_new_supervisor() {
-    let mut pod = Pod::new().await;
+async fn every_container_ends_as_itself_under_a_new_supervisor(on: &Handler) {
+    let mut pod = Pod::on(on).await;
     for code in 1..4 {
         let ended = pod.container(&format!("exit {code}"));
         assert_eq!(pod.run(ended).await.0.code, code);

@@ -9,6 +9,7 @@ pub mod critest;
 pub mod deploy;
 pub mod differential;
 pub mod fields;
+pub mod handlers;
 pub mod image;
 pub mod kubelet;
 pub mod net;
@@ -30,7 +31,7 @@ use crate::world::World;
 pub type Suite = fn(&World, &mut Report) -> Result<()>;
 
 /// Every suite, in the order in which a full run takes them.
-pub const ALL: [(&str, Suite); 20] = [
+pub const ALL: [(&str, Suite); 21] = [
     ("tidy", tidy::run),
     ("compat", compat::run),
     ("deploy", deploy::run),
@@ -41,6 +42,7 @@ pub const ALL: [(&str, Suite); 20] = [
     ("restart", restart::run),
     ("image", image::run),
     ("oci", oci::run),
+    ("handlers", handlers::run),
     ("try", trial::run),
     ("net", net::run),
     ("cni", cni::run),
@@ -54,8 +56,8 @@ pub const ALL: [(&str, Suite); 20] = [
 ];
 
 /// The suites that run only when they are asked for.
-pub const EXTRA: [&str; 7] =
-    ["critest-full", "critest-rival", "differential", "image", "oci", "cni", "streams"];
+pub const EXTRA: [&str; 8] =
+    ["critest-full", "critest-rival", "differential", "image", "oci", "handlers", "cni", "streams"];
 
 /// A node for a suite, and what exists once it is up.
 ///

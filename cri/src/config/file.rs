@@ -110,6 +110,8 @@ section! {
         engine: Engine,
         /// The native execution driver.
         native: Native,
+        /// External OCI runtimes, by handler name.
+        handlers: Option<BTreeMap<String, Handler>>,
         /// Image store.
         image: Image,
         /// Registries.
@@ -125,6 +127,20 @@ section! {
         /// Classes of block I/O, by name.
         blockio: Option<BTreeMap<String, Vec<BlockioRule>>>,
     }
+}
+
+/// `[handlers.NAME]`
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Handler {
+    /// The program.
+    pub path: Option<PathBuf>,
+    /// Where it keeps its state.
+    pub root: Option<PathBuf>,
+    /// Further global arguments.
+    pub arguments: Vec<String>,
+    /// How long one call of it may take.
+    pub timeout: Option<String>,
 }
 
 /// `[rdt.NAME]`

@@ -17,6 +17,7 @@ use crate::streaming;
 mod classes;
 pub mod endpoint;
 pub mod file;
+mod handlers;
 
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,8 @@ pub struct Config {
     pub engine: engine::Config,
     /// The native execution driver's part.
     pub native: engine::native::Config,
+    /// External OCI runtimes.
+    pub handlers: Vec<engine::external::Config>,
     /// The image store's part.
     pub storage: storage::Config,
     /// The network's part.
@@ -125,6 +128,7 @@ impl Config {
                 ..file.native.into_config(cgroup_driver)?
             },
             engine: file.engine.into_config(&root, &state, cgroup_driver)?,
+            handlers: handlers::handlers(file.handlers.unwrap_or_default(), &state)?,
             storage: file.image.into_config(&root, file.registry)?,
             network: file.network.into_config(&root)?,
             streaming: file.streaming.into_config()?,

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::Engine;
+use engine::native::Native;
 use engine::sys::{footprint, spawn};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -65,7 +66,7 @@ pub enum Error {
     #[error("cannot open the pod network")]
     Network(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The execution driver does not start.
-    #[error("cannot start the native execution driver: {}", .0.chain())]
+    #[error("cannot start the execution drivers: {}", .0.chain())]
     Execution(engine::Error),
     /// The engine does not open.
     #[error("cannot read back pods and containers: {}", .0.chain())]
@@ -188,9 +189,10 @@ async fn open(config: &Config) -> Result<Arc<Engine>, Error> {
     let (storage, network) = (config.storage.clone(), config.network.clone());
     let store = blocking(move || storage::Store::open(storage)).await?.map_err(|e| Error::Store(e.into()))?;
     let network = blocking(move || netplugins::open(network)).await?.map_err(|e| Error::Network(e.into()))?;
-    let native = config.native.clone();
-    let native = blocking(move || engine::native::Native::new(native)).await?.map_err(Error::Execution)?;
-    Engine::open(config.engine.clone(), store, network, vec![native]).await.map_err(Error::Engine)
+    let (native, handlers) = (config.native.clone(), config.handlers.clone());
+    let drivers =
+        blocking(move || Native::with_runtimes(native, handlers)).await?.map_err(Error::Execution)?;
+    Engine::open(config.engine.clone(), store, network, drivers).await.map_err(Error::Engine)
 }
 
 /// Drivers open by blocking calls.

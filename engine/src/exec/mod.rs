@@ -1,13 +1,14 @@
 //! The execution driver: everything that runs processes for pods.
 //!
 //! The daemon never forks. It starts one supervisor (`podd`) per pod and talks to it through [`Supervisor`]; the supervisor clones,
-//! reaps, logs and records. A driver is chosen by RuntimeClass handler; `native` is ours.
+//! reaps, logs and records. A driver is chosen by RuntimeClass handler; `native` is ours, [`external`](crate::external) other people's runtimes over it.
 
 pub(crate) mod ahead;
 pub mod cgroup;
 pub mod classes;
 pub(crate) mod file;
 pub mod podd;
+pub(crate) mod program;
 pub(crate) mod rdt;
 pub mod user;
 pub(crate) mod wire;
@@ -262,6 +263,11 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     }
     /// Kills whatever still runs in a cgroup and removes the cgroup on every hierarchy; absent is fine.
     fn remove_cgroup<'a>(&'a self, cgroup: &'a str) -> Call<'a, ()>;
+    /// Lets go of what is kept of a container beside its cgroup, after that was removed; `dir` as for [`Driver::connect`]. Absent is fine.
+    fn discard<'a>(&'a self, container: &'a str, dir: &'a Path) -> Call<'a, ()> {
+        let _ = (container, dir);
+        Box::pin(std::future::ready(Ok(())))
+    }
     /// Changes the limits of a live cgroup. Blocking.
     fn update_cgroup(&self, cgroup: &str, resources: &crate::spec::Resources) -> Result<(), Error>;
     /// Changes the limits of the cgroup that a pod's containers are made in, and makes it if no container has been started

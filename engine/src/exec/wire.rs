@@ -52,7 +52,7 @@ pub(crate) enum Kind {
     Ok = 32,
     /// A process runs. Descriptors: for an exec its terminal's master, if it has one; for a container as for `Container`.
     Started = 33,
-    /// A step of the plan failed.
+    /// A step of the plan failed. `Message`: what a runtime has said on the container's standard error.
     Failed = 34,
     /// Something else failed.
     Error = 35,
@@ -164,6 +164,9 @@ pub(crate) const STAGE_ERR: u64 = 1 << 14;
 pub(crate) const HAS_USER: u64 = 1 << 15;
 /// All processes of the exec's descent are killed.
 pub(crate) const TREE: u64 = 1 << 11;
+/// The process begins on the node and not in the container: a runtime makes what the request is about, and its process goes on in its
+/// place.
+pub(crate) const OUTSIDE: u64 = 1 << 18;
 /// `Has`: a connection to the agent of the plan's seccomp filter, behind the counter of OOM kills.
 pub(crate) const HAS_AGENT: u64 = 1 << 16;
 /// In what is said of a pod: the supervisor takes plans as fields. Older ones take descriptors alone.

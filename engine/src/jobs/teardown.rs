@@ -191,8 +191,9 @@ pub(crate) async fn remove_container(engine: &Arc<Engine>, pod: &Arc<Pod>, id: &
         Ok(())
     })
     .await?;
-    let handler = pod.snapshot().state.record.handler.clone();
-    engine.driver(&handler)?.remove_cgroup(&container.record.cgroup).await?;
+    let driver = engine.driver(&pod.snapshot().state.record.handler)?;
+    driver.remove_cgroup(&container.record.cgroup).await?;
+    driver.discard(id, &engine.state_dir(pod.id())).await?;
     release(engine, &container.live, &key).await?;
     engine.meter.forget(&container.record.cgroup);
     engine.drop_container(id);

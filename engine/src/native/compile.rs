@@ -1,6 +1,6 @@
 //! The plan compiler: from what is asked for to the steps of a child. Pure: what it needs to know of the node is in [`Facts`].
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 
 use super::capabilities;
@@ -252,7 +252,7 @@ fn labels(plan: &mut Writer, labels: &[Label]) {
 }
 
 /// oom_score_adj within its range (proc(5)).
-fn oom_score(spec: &ContainerSpec) -> u64 {
+pub(crate) fn oom_score(spec: &ContainerSpec) -> u64 {
     spec.resources.oom_score_adj.clamp(-1000, 1000).cast_unsigned()
 }
 
@@ -383,7 +383,11 @@ pub(crate) fn absolute(field: &str, path: &str) -> Result<CString, Error> {
 
 /// One volume.
 fn volume(plan: &mut Writer, mount: &PreparedMount, fd: u64) -> Result<(), Error> {
-    let at = absolute("mounts.container_path", &mount.destination)?;
+    volume_at(plan, mount, fd, &absolute("mounts.container_path", &mount.destination)?)
+}
+
+/// One volume, at another place than the container's.
+pub(crate) fn volume_at(plan: &mut Writer, mount: &PreparedMount, fd: u64, at: &CStr) -> Result<(), Error> {
     let mut set = 0;
     if mount.spec.readonly {
         set |= RDONLY;
@@ -405,7 +409,7 @@ fn volume(plan: &mut Writer, mount: &PreparedMount, fd: u64) -> Result<(), Error
         Propagation::Bidirectional => 0,
     };
     let recursive = mount.spec.recursive_readonly.into();
-    plan.push(Step::Attach { fd, at: &at, directory: mount.directory.into(), set, propagation, recursive });
+    plan.push(Step::Attach { fd, at, directory: mount.directory.into(), set, propagation, recursive });
     Ok(())
 }
 

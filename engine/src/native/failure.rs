@@ -55,6 +55,7 @@ pub(crate) fn explain(plan: &[u8], failure: Failure) -> Error {
         (Step::Hook { .. }, code, Detail::Hook) => {
             Error::new(Kind::FailedPrecondition, format!("hook \"{object}\" ended with code {code}"))
         }
+        (Step::Run { arguments, .. }, code, Detail::Hook) => ran(arguments, code),
         (_, _, Detail::Symlink) => {
             problem(format!("the image has a symbolic link at \"{object}\", where Berth mounts"))
         }
@@ -63,6 +64,16 @@ pub(crate) fn explain(plan: &[u8], failure: Failure) -> Error {
         }
         (step, _, _) => Error::with(Kind::Internal, format!("cannot {} \"{object}\"", step.words()), cause),
     }
+}
+
+/// An external runtime that did not do what it was told.
+fn ran(arguments: &[u8], code: i32) -> Error {
+    let words: Vec<_> = plan::strings(arguments).map(|word| word.to_string_lossy()).collect();
+    let command = words.join(" ");
+    if code == libc::ETIMEDOUT {
+        return Error::new(Kind::DeadlineExceeded, format!("{command} did not end in time and was killed"));
+    }
+    Error::new(Kind::FailedPrecondition, format!("{command} ended with code {code}"))
 }
 
 /// The request cannot work with this image.

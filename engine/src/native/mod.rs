@@ -14,7 +14,7 @@ pub(crate) mod compile;
 mod devices;
 pub(crate) mod failure;
 pub(crate) mod listener;
-mod lsm;
+pub(crate) mod lsm;
 mod node;
 pub(crate) mod plan;
 mod renewal;
@@ -43,6 +43,7 @@ use crate::exec::podd::record;
 use crate::exec::rdt::Resctrl;
 use crate::exec::wire::{self, HAS_NETNS, HAS_USER, Message, POD_PID, Tag};
 use crate::exec::{Call, Connection, Driver, Exit, Features, PodLaunch, PodNamespaces, cgroup};
+use crate::external;
 use crate::spec::{ContainerSpec, NamespaceMode, PodSpec, Resources};
 use crate::sys::{memory, mount, process};
 
@@ -108,20 +109,61 @@ impl Native {
     /// Probes the kernel, seals the supervisor's program and makes its cgroup. Fails when the kernel is too old or we are not root.
     #[allow(clippy::new_ret_no_self, reason = "a driver is only ever used as one")]
     pub fn new(config: Config) -> Result<Arc<dyn Driver>, Error> {
+        Ok(Arc::new(Self::own(config)?))
+    }
+
+    /// The native driver, and behind it one for each external runtime. Fails also when one of these does not run.
+    pub fn with_runtimes(
+        config: Config,
+        runtimes: Vec<external::Config>,
+    ) -> Result<Vec<Arc<dyn Driver>>, Error> {
+        let native = Self::own(config)?;
+        let others = runtimes.into_iter().map(|config| native.with_runtime(config));
+        let others = others.collect::<Result<Vec<_>, _>>()?;
+        let all = std::iter::once(native).chain(others);
+        Ok(all.map(|driver| Arc::new(driver) as Arc<dyn Driver>).collect())
+    }
+
+    /// A driver of the same settings, supervisor and node whose processes an external runtime makes.
+    fn with_runtime(&self, runtime: external::Config) -> Result<Self, Error> {
+        let config = Config { name: runtime.name.clone(), ..self.config.clone() };
+        if config.name.is_empty() || config.name == self.config.name {
+            return Err(Error::invalid("handler", format!("\"{}\" cannot be its name", config.name)));
+        }
+        let runtime = Arc::new(external::Runtime::open(runtime)?);
+        // Its process would belong to a user namespace that the pod's supervisor holds, and its root be mapped twice.
+        let features =
+            Features { user_namespaces: false, user_namespaces_host_network: false, ..self.features };
+        Self::over(config, features, self.program.clone(), self.nursery.clone(), Some(runtime))
+    }
+
+    fn own(config: Config) -> Result<Self, Error> {
         if !rustix::process::geteuid().is_root() {
             return Err(Error::new(Kind::FailedPrecondition, "containers can only be run as root"));
         }
-        let facts = facts(&config)?;
         let program = Arc::new(seal_program(&config)?);
+        let nursery = Arc::new(Nursery::new(program.clone(), config.arguments.clone()));
+        Self::over(config, features(), program, nursery, None)
+    }
+
+    fn over(
+        config: Config,
+        features: Features,
+        program: Arc<OwnedFd>,
+        nursery: Arc<Nursery>,
+        runtime: Option<Arc<external::Runtime>>,
+    ) -> Result<Self, Error> {
+        let facts = facts(&config)?;
         let filters = seccomp::Cache::new(seccomp::Node { kernel: kernel() });
         let driver = Self {
-            features: features(),
-            nursery: Arc::new(Nursery::new(program.clone(), config.arguments.clone())),
+            features,
+            nursery,
             program: program.clone(),
             programs: Arc::default(),
             shared: Mutex::default(),
             node: Arc::new(Node {
                 facts,
+                runtime,
                 cgroups: cgroup::Manager::new(config.cgroup_driver),
                 program,
                 arguments: config.arguments.clone(),
@@ -137,7 +179,7 @@ impl Native {
             config,
         };
         driver.share(driver.node.share(&driver.config.supervisor_cgroup)?);
-        Ok(Arc::new(driver))
+        Ok(driver)
     }
 
     async fn launch(&self, launch: PodLaunch<'_>) -> Result<Connection, Error> {
@@ -278,7 +320,10 @@ impl Driver for Native {
             self.node.resctrl.check()?;
         }
         self.node.blockio(pod, container)?;
-        self.node.filter(&container.security).map(drop)
+        match &self.node.runtime {
+            Some(_) => self.node.profile(&container.security).map(drop),
+            None => self.node.filter(&container.security).map(drop),
+        }
     }
 
     fn namespaces(&self, pod: &PodSpec) -> Result<Option<PodNamespaces>, Error> {
@@ -329,6 +374,12 @@ impl Driver for Native {
             drop(prepared);
             node.cgroups.remove(&cgroup)
         }))
+    }
+
+    fn discard<'a>(&'a self, container: &'a str, dir: &'a Path) -> Call<'a, ()> {
+        let Some(runtime) = self.node.runtime.clone() else { return Box::pin(std::future::ready(Ok(()))) };
+        let (container, dir) = (container.to_owned(), dir.to_owned());
+        Box::pin(supervisor::blocking(move || runtime.delete(&container, &dir)))
     }
 
     fn update_cgroup(&self, cgroup: &str, resources: &Resources) -> Result<(), Error> {

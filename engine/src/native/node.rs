@@ -14,6 +14,7 @@ use crate::exec::cgroup::{self, blockio};
 use crate::exec::classes::Classes;
 use crate::exec::podd::HOLD;
 use crate::exec::rdt::Resctrl;
+use crate::external::Runtime;
 use crate::spec::{ContainerSecurity, ContainerSpec, DeviceSpec, PodSpec, Resources};
 use crate::sys::spawn;
 
@@ -21,6 +22,8 @@ use crate::sys::spawn;
 #[derive(Debug)]
 pub(crate) struct Node {
     pub(crate) facts: Facts,
+    /// Who makes the processes, if that is not us.
+    pub(crate) runtime: Option<Arc<Runtime>>,
     /// Who makes cgroups, and the program that holds their places.
     pub(crate) cgroups: cgroup::Manager,
     pub(super) program: Arc<OwnedFd>,
@@ -170,6 +173,15 @@ impl Node {
                 .await
             }
         }
+    }
+
+    /// The seccomp profile of a container for somebody else to compile; as [`Node::filter`].
+    pub(crate) fn profile(&self, security: &ContainerSecurity) -> Result<Option<serde_json::Value>, Error> {
+        if security.privileged {
+            return Ok(None);
+        }
+        let sets = capabilities::compute(security, self.facts.default_capabilities, self.facts.bounding)?;
+        self.filters.document(security.seccomp.as_ref(), sets.main)
     }
 
     /// The seccomp filter of a container; `None`: unconfined, as privileged containers always are.

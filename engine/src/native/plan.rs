@@ -203,6 +203,18 @@ steps! {
     82 Scheduler { policy: u64, flags: u64, nice: u64, priority: u64, runtime: u64, deadline: u64, period: u64 } "set the scheduler"
     /// Sets the I/O class and priority (ioprio_set(2)).
     83 IoPriority { value: u64 } "set the I/O priority"
+
+    // From here on: what only external runtimes need (`native::child::outside`).
+    /// Enters a private copy of the node's mount namespace, with the pod's /dev/shm attached there at a path of its own.
+    96 NodeTree { fd: u64, shm: &'p CStr } "enter a copy of the node's mount namespace"
+    /// Runs a program, the first of its arguments, with our standard streams, and waits for its end for so long.
+    97 Run { arguments: &'p [u8], environment: &'p [u8], seconds: u64 } "run"
+    /// Takes the terminal's master that a program has sent to a listening socket, and sends it to the supervisor.
+    98 Console { fd: u64 } "take the terminal from the runtime"
+    /// Tells the supervisor which process goes on in our place: the one whose number is in the file.
+    99 Successor { path: &'p CStr } "read the process id that the runtime has written to"
+    /// Tells the supervisor that all is done, and ends.
+    100 Done {} "end"
 }
 
 impl Step<'_> {
@@ -222,10 +234,15 @@ impl Step<'_> {
             | Self::RootAt { at, .. }
             | Self::Bind { at, .. }
             | Self::FileSystem { at, .. } => at,
-            Self::Chdir { path } | Self::Sysctl { path, .. } | Self::Hook { path, .. } => path,
+            Self::Chdir { path }
+            | Self::Sysctl { path, .. }
+            | Self::Hook { path, .. }
+            | Self::Successor { path } => path,
             Self::Notify { agent, .. } => agent,
             Self::Label { value, .. } => return String::from_utf8_lossy(value).into_owned(),
-            Self::Exec { arguments, .. } => strings(arguments).next().unwrap_or_default(),
+            Self::Exec { arguments, .. } | Self::Run { arguments, .. } => {
+                strings(arguments).next().unwrap_or_default()
+            }
             _ => return String::new(),
         };
         text.to_string_lossy().into_owned()
@@ -269,7 +286,7 @@ pub(crate) fn verify(plan: &[u8]) -> bool {
         }
         last = Some(step);
     }
-    steps.0.is_empty() && matches!(last, Some(Step::Exec { .. } | Step::Idle {}))
+    steps.0.is_empty() && matches!(last, Some(Step::Exec { .. } | Step::Idle {} | Step::Done {}))
 }
 
 /// Whether the groups of a step are whole numbers of groups; 4294967295 is none (credentials(7)).

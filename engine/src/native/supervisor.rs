@@ -2,6 +2,7 @@
 
 mod kept;
 mod launch;
+mod outside;
 
 use std::collections::HashMap;
 use std::ffi::CString;
@@ -380,11 +381,21 @@ impl exec::Supervisor for Supervisor {
         process: &'a Process,
         launch: ExecLaunch<'a>,
     ) -> Call<'a, Exec> {
-        Box::pin(self.exec(container, process, launch))
+        Box::pin(async move {
+            match &self.node.runtime {
+                Some(runtime) => self.exec_outside(runtime, container, process, launch).await,
+                None => self.exec(container, process, launch).await,
+            }
+        })
     }
 
     fn signal<'a>(&'a self, container: &'a str, signal: i32) -> Call<'a, ()> {
-        Box::pin(self.send_signal(container, None, signal))
+        Box::pin(async move {
+            match &self.node.runtime {
+                Some(runtime) => self.signal_outside(runtime, container, signal).await,
+                None => self.send_signal(container, None, signal).await,
+            }
+        })
     }
 
     fn kill<'a>(&'a self, container: &'a str) -> Call<'a, ()> {

@@ -344,6 +344,12 @@ pub fn ended_within(child: &std::process::Child, limit: Duration) -> io::Result<
     }
 }
 
+/// Whether a pidfd's process has ended, reaped or not.
+pub fn is_over(pidfd: &OwnedFd) -> bool {
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
+}
+
 /// Sends a signal, real-time ones included; an ended process is fine.
 pub fn signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let none = std::ptr::null::<libc::siginfo_t>();

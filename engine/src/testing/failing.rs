@@ -308,6 +308,10 @@ impl<D: Driver + ?Sized> Driver for Failing<D> {
         play(&self.script, "remove_cgroup", self.inner.remove_cgroup(cgroup)).boxed()
     }
 
+    fn discard<'a>(&'a self, container: &'a str, dir: &'a Path) -> Call<'a, ()> {
+        play(&self.script, "discard", self.inner.discard(container, dir)).boxed()
+    }
+
     fn update_cgroup(&self, cgroup: &str, resources: &Resources) -> Result<(), Error> {
         self.block("update_cgroup", ours, || self.inner.update_cgroup(cgroup, resources))
     }

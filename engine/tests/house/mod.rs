@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use engine::jobs::{CreateContainer, RemovePod, RunPod, StartContainer};
 use engine::native::{self, Native};
 use engine::spec::{ContainerSpec, ImageSpec, NamespaceMode, PodSpec};
-use engine::{Config, Engine, Error, Kind, image};
+use engine::{Config, Engine, Error, Kind, external, image};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rustix::fs::CWD;
@@ -45,8 +45,21 @@ impl House {
         self.engine_with(|_, _| ()).await
     }
 
+    /// The same with external runtimes beside the native driver.
+    pub async fn engine_of(&self, runtimes: Vec<external::Config>) -> Arc<Engine> {
+        self.engine_and(runtimes, |_, _| ()).await
+    }
+
     /// The same with other settings.
     pub async fn engine_with(&self, change: impl FnOnce(&mut native::Config, &mut Config)) -> Arc<Engine> {
+        self.engine_and(Vec::new(), change).await
+    }
+
+    async fn engine_and(
+        &self,
+        runtimes: Vec<external::Config>,
+        change: impl FnOnce(&mut native::Config, &mut Config),
+    ) -> Arc<Engine> {
         let mut native = native::Config {
             program: Some(env!("CARGO_BIN_EXE_podd").into()),
             supervisor_cgroup: format!("/core-{}/podd", self.name),
@@ -70,8 +83,8 @@ impl House {
             ..Config::default()
         };
         change(&mut native, &mut config);
-        let exec = Native::new(native).unwrap_or_else(|e| panic!("{}", e.chain()));
-        Engine::open(config, self.images.clone(), network, vec![exec])
+        let exec = Native::with_runtimes(native, runtimes).unwrap_or_else(|e| panic!("{}", e.chain()));
+        Engine::open(config, self.images.clone(), network, exec)
             .await
             .unwrap_or_else(|e| panic!("{}", e.chain()))
     }

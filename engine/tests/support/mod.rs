@@ -9,6 +9,7 @@
     clippy::print_stdout
 )]
 
+pub mod handlers;
 pub mod load;
 
 pub mod bundle;
@@ -17,8 +18,8 @@ use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::exec::{
@@ -31,6 +32,8 @@ use rustix::fs::CWD;
 use rustix::mount::{OpenTreeFlags, open_tree};
 use tokio::io::AsyncReadExt;
 
+use handlers::Handler;
+
 /// A running pod.
 pub struct Pod {
     pub dir: PathBuf,
@@ -38,6 +41,9 @@ pub struct Pod {
     pub connection: Connection,
     pub spec: PodSpec,
     pub id: String,
+    handler: Handler,
+    /// Containers whose start was tried.
+    tried: Mutex<Vec<String>>,
 }
 
 /// A container to be started; change it before [`Pod::start`].
@@ -57,12 +63,12 @@ pub fn driver(cgroup: &str) -> Arc<dyn Driver> {
 
 /// A native driver whose supervisor is this program.
 pub fn driver_of(program: &Path, cgroup: &str) -> Arc<dyn Driver> {
-    Native::new(Config {
-        program: Some(program.into()),
-        supervisor_cgroup: format!("{cgroup}/podd"),
-        ..Config::default()
-    })
-    .unwrap()
+    Native::new(config(program, cgroup)).unwrap()
+}
+
+/// Settings of a native driver.
+pub fn config(program: &Path, cgroup: &str) -> Config {
+    Config { program: Some(program.into()), supervisor_cgroup: format!("{cgroup}/podd"), ..Config::default() }
 }
 
 /// A private IPC and UTS pod in the node's network.
@@ -92,18 +98,28 @@ impl Pod {
     }
 
     pub async fn with(spec: PodSpec) -> Self {
+        Self::of(&Handler::native(), spec).await
+    }
+
+    /// A pod whose containers somebody else may make.
+    pub async fn on(handler: &Handler) -> Self {
+        Self::of(handler, pod_spec()).await
+    }
+
+    pub async fn of(handler: &Handler, spec: PodSpec) -> Self {
         let id = format!("pod{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = PathBuf::from(format!("/tmp/exec-{id}"));
         fs::create_dir_all(dir.join("state")).unwrap();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         make_root(&dir.join("root"));
-        let driver = driver(&format!("/berth-test-{id}"));
+        let driver = handler.driver(&id);
         let mut owned = driver.namespaces(&spec).unwrap_or_else(|e| panic!("{}", e.chain()));
         let net = owned.as_mut().and_then(|owned| owned.net.take());
         let netns = net.as_ref().map(AsFd::as_fd);
         let launch = PodLaunch { pod: &id, dir: &dir.join("state"), spec: &spec, netns, owned };
         let connection = driver.launch(launch).await.unwrap_or_else(|e| panic!("{}", e.chain()));
-        Self { dir, driver, connection, spec, id }
+        let (handler, tried) = (handler.clone(), Mutex::default());
+        Self { dir, driver, connection, spec, id, handler, tried }
     }
 
     /// A container that runs a shell script.
@@ -138,6 +154,7 @@ impl Pod {
         rootfs: OwnedFd,
     ) -> Result<Started, engine::Error> {
         let log = fs::File::options().create(true).append(true).open(self.log_path(&container.id)).unwrap();
+        self.tried.lock().unwrap().push(container.id.clone());
         let launch = ContainerLaunch {
             id: &container.id,
             pod: &self.spec,
@@ -247,10 +264,23 @@ impl Pod {
         let path = format!("/berth-test-{}", self.id);
         self.driver.remove_cgroup(&path).await.unwrap();
         assert!(!cgroup_exists(&path), "cgroup {path} is left");
+        let tried = std::mem::take(&mut *self.tried.lock().unwrap());
+        for id in tried {
+            self.driver
+                .discard(&id, &self.dir.join("state"))
+                .await
+                .unwrap_or_else(|e| panic!("{}", e.chain()));
+        }
+        self.handler.end(&self.id);
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
         assert!(status.is_empty() || status.contains("State:\tZ"), "supervisor {pid} is left");
         assert_eq!(mounts_below(&self.dir), 0, "mounts are left");
         fs::remove_dir_all(&self.dir).unwrap();
+    }
+
+    /// Another driver of the same settings, as a daemon that comes back has it.
+    pub fn driver_again(&self) -> Arc<dyn Driver> {
+        self.handler.driver(&self.id)
     }
 
     /// How many mounts the node has more than before the pod.
@@ -294,6 +324,17 @@ pub async fn no_user_namespaces() -> Option<&'static str> {
     let driver = driver(&cgroup);
     driver.remove_cgroup(&cgroup).await.unwrap();
     (!driver.features().user_namespaces).then_some("this kernel has no idmapped tmpfs (Linux 6.3)")
+}
+
+/// Waits until a process is this program: an external runtime's start ends a moment before its process executes.
+pub async fn executed(pid: i32, program: &str) {
+    let mut tick = tokio::time::interval(Duration::from_millis(1));
+    let wait = async {
+        while fs::read_to_string(format!("/proc/{pid}/comm")).unwrap().trim() != program {
+            tick.tick().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.expect("the program is not executed");
 }
 
 /// Descriptors that a process has open, as the node sees them.

@@ -32,6 +32,23 @@ pub(crate) struct Rule {
     pub(crate) access: Access,
 }
 
+impl Rule {
+    /// The rule as a bundle has it (config-linux.md, "Allowed Device list").
+    pub(crate) fn document(&self, allow: bool) -> serde_json::Value {
+        let mut out = serde_json::json!({
+            "allow": allow,
+            "type": char::from(self.kind).to_string(),
+            "access": self.access.letters(),
+        });
+        for (key, number) in [("major", self.major), ("minor", self.minor)] {
+            if let Some(number) = number {
+                out[key] = number.into();
+            }
+        }
+        out
+    }
+}
+
 /// What may be done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Access {

@@ -25,7 +25,7 @@ use crate::native::child::template;
 use crate::sys::{process, thread, trace};
 
 /// Exit code of a process whose end nobody can tell.
-const UNKNOWN: i32 = 255;
+pub(super) const UNKNOWN: i32 = 255;
 
 impl Process {
     /// The process with copies of all its descriptors.

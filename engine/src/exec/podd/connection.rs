@@ -111,6 +111,7 @@ impl Podd {
         if let Some(connection) = self.connections.remove(&token) {
             self.unwatch(&connection.socket, token);
         }
+        self.give_up(token);
         self.ending |= !self.ready && self.connections.is_empty();
     }
 

@@ -8,12 +8,13 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::log::{Log, Stream};
 use super::streams::{Output, nonblocking};
-use super::{Podd, Process, Source, Starting};
+use super::{Outside, Podd, Process, Source, Starting};
 use crate::exec::nanos;
 use crate::exec::wire::{
-    self, HAS_AGENT, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind, Message, STDIN, STDIN_ONCE, TTY, Tag,
+    self, HAS_AGENT, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind, Message, OUTSIDE, STDIN, STDIN_ONCE, TTY,
+    Tag,
 };
-use crate::native::child::{self, Failure, LISTENER, Prepared, SIBLING, TERMINAL};
+use crate::native::child::{self, Failure, LISTENER, Prepared, READY, SIBLING, SUCCESSOR, TERMINAL};
 use crate::native::listener::{self, Agent};
 use crate::native::plan::MAX_PLAN;
 use crate::sys::memory::Sealed;
@@ -52,15 +53,18 @@ impl Podd {
 
         let prepared = Prepared::new(plan).ok_or(("read the plan", io::ErrorKind::InvalidData.into()))?;
         let agent = agent.zip(listener::state_in(plan)).map(|(socket, state)| Agent { socket, state });
-        let ends = if exec.is_some() {
-            slots.push(self.running(&id)?);
+        let outside = has & OUTSIDE != 0;
+        let mut ends = if exec.is_some() {
+            // Who is outside is given no way in: the runtime knows its own.
+            let running = self.running(&id)?;
+            slots.extend((!outside).then_some(running));
             Ends::default()
         } else {
             pipes(has, &mut slots).map_err(refuse("make pipes"))?
         };
         let (ours, theirs) = channel().map_err(refuse("make a channel"))?;
-        let joined =
-            self.pid_namespace(&id, exec.is_some() || has & JOIN_PID != 0, message.text(Tag::PidOf))?;
+        let join = !outside && (exec.is_some() || has & JOIN_PID != 0);
+        let joined = self.pid_namespace(&id, join, message.text(Tag::PidOf))?;
         if let Some(joined) = &joined {
             thread::setns(joined.as_fd(), libc::CLONE_NEWPID).map_err(refuse("enter the PID namespace"))?;
         }
@@ -77,6 +81,10 @@ impl Podd {
         let oom = oom.map(|file| (oom_kills(&file), file)).map(|(before, file)| (file, before));
         let key = self.new_key();
         let token = self.watch(&ours, Source::Channel(key)).map_err(refuse("watch the child"))?;
+        let outside =
+            outside.then(|| Outside { outputs: std::mem::take(&mut ends.outputs), ..Outside::default() });
+        let starting =
+            Starting { channel: ours, token, connection, request: message.request(), agent, outside };
         let mut process = Process {
             key,
             container: id,
@@ -85,7 +93,7 @@ impl Podd {
             pid,
             pidfd,
             started: nanos(std::time::SystemTime::now()),
-            starting: Some(Starting { channel: ours, token, connection, request: message.request(), agent }),
+            starting: Some(starting),
             exit: None,
             terminal: None,
             stdin: ends.stdin,
@@ -149,8 +157,16 @@ impl Podd {
                     self.terminal_opened(key, fds.pop());
                 }
                 Ok(1) if bytes[0] == SIBLING => self.succeeded_by(key, fds.pop()),
+                Ok(5) if bytes[0] == SUCCESSOR => {
+                    self.made(key, i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]));
+                }
+                Ok(1) if bytes[0] == READY => return self.verdict(key, None),
                 Ok(5) if bytes[0] == LISTENER => {
                     self.filtered(key, i32::from_le_bytes([bytes[1], bytes[2], bytes[3], bytes[4]]));
+                }
+                // Its end alone says nothing of what a runtime has come to.
+                Ok(0) | Err(_) if starting.outside.is_some() => {
+                    return self.verdict(key, Some(Failure::from_parts(u32::MAX, libc::ECHILD, 0)));
                 }
                 Ok(length) => return self.verdict(key, Failure::decode(&bytes[..length])),
                 Err(_) => return self.verdict(key, None),
@@ -200,8 +216,9 @@ impl Podd {
         self.unwatch(&starting.channel, starting.token);
         let answer = match failure {
             Some(failure) => {
-                self.discard(key);
+                self.discard(key, starting.outside.is_some());
                 Message::new(Kind::Failed, starting.request)
+                    .put(Tag::Message, &starting.outside.as_ref().map(Outside::said).unwrap_or_default())
                     .number(Tag::Step, failure.step.into())
                     .number(Tag::Errno, wire::int(failure.errno))
                     .number(Tag::Detail, failure.detail as u64)
@@ -210,6 +227,12 @@ impl Podd {
         };
         self.fresh |= self.process(key).is_some_and(|process| process.exec.is_none());
         self.say(starting.connection, answer);
+        if let Some((code, signal)) = starting.outside.and_then(|outside| outside.ended) {
+            self.ended(key, code, signal);
+        }
+        if self.processes.iter().all(|p| !p.starts_outside()) {
+            self.strays.clear();
+        }
     }
 
     /// The answer for a running process.
@@ -229,7 +252,10 @@ impl Podd {
     }
 
     /// Forgets a process that never executed; the child is ending by itself and is reaped as a stranger.
-    fn discard(&mut self, key: u64) {
+    fn discard(&mut self, key: u64, outside: bool) {
+        if outside {
+            self.end_unstarted(key);
+        }
         for which in 0..2 {
             let output = self.process(key).and_then(|p| p.outputs[which].take());
             self.unwatch_output(output);

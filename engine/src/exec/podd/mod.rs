@@ -5,10 +5,11 @@
 //!                        └──a step failed──▶ (forgotten; the daemon gets the failure)
 //! ```
 //!
-//! In reading order: [`setup`] (namespaces and the template), [`connection`] and [`requests`], [`launch`] (clone), [`streams`]
-//! (output, logs, attach), [`ledger`], [`log`], [`record`], and how another one ([`adopt`]) or another program ([`upgrade`]) takes
-//! over. It is forked by the daemon's [`zygote`], or started by the daemon itself, from a sealed memfd with two descriptors, the
-//! listening socket (3) and the pod's directory (4), waits for `Setup`, and then serves whoever of uid 0 connects, one daemon after the other, until `Shutdown`.
+//! In reading order: [`setup`] (namespaces and the template), [`connection`] and [`requests`], [`launch`] (clone), [`outside`]
+//! (processes that a runtime makes), [`streams`] (output, logs, attach), [`ledger`], [`log`], [`record`], and how another one
+//! ([`adopt`]) or another program ([`upgrade`]) takes over. It is forked by the daemon's [`zygote`], or started by the daemon itself,
+//! from a sealed memfd with two descriptors, the listening socket (3) and the pod's directory (4), waits for `Setup`, and then serves
+//! whoever of uid 0 connects, one daemon after the other, until `Shutdown`.
 //! It owns the log files and the exit records; it spawns no thread, and reads no file but procfs and cgroupfs.
 
 mod adopt;
@@ -16,6 +17,7 @@ mod connection;
 mod launch;
 mod ledger;
 pub(crate) mod log;
+mod outside;
 pub(crate) mod record;
 mod requests;
 mod setup;
@@ -108,6 +110,17 @@ struct Starting {
     request: u32,
     /// Who gets the listener of its seccomp filter.
     agent: Option<Agent>,
+    /// Set for a process that makes another one outside, which goes on in its place.
+    outside: Option<Outside>,
+}
+
+/// What belongs to the start of a process by a runtime.
+#[derive(Debug, Default)]
+struct Outside {
+    /// Our ends of a container's outputs, not read from as long as it is the runtime who writes.
+    outputs: [Option<OwnedFd>; 2],
+    /// How the process ended, if it did before its start was complete: code and signal.
+    ended: Option<(i32, i32)>,
 }
 
 /// Everything there is.
@@ -125,6 +138,8 @@ struct Podd {
     last_token: u64,
     connections: BTreeMap<u64, Connection>,
     processes: Vec<Process>,
+    /// Ended children that nobody knows, as long as a runtime may still name one of them: code and signal by pid.
+    strays: BTreeMap<i32, (i32, i32)>,
     /// The pod's own user namespace, which its containers enter and we do not.
     user: Option<OwnedFd>,
     /// First process of the pod's own PID namespace.
@@ -183,6 +198,7 @@ impl Podd {
             last_token: 0,
             connections: BTreeMap::new(),
             processes: Vec::new(),
+            strays: BTreeMap::new(),
             user: None,
             init: None,
             ready: false,
@@ -272,7 +288,7 @@ impl Podd {
                 // One that died since is met again, as an ended one.
                 (Told::Stopped { status, .. }, _) => drop(trace::go_on(pid, status, key.is_none())),
                 (Told::Ended { code, signal, .. }, Some(key)) => self.reaped(key, pid, code, signal),
-                (Told::Ended { .. }, None) => {}
+                (Told::Ended { pid, code, signal }, None) => self.strayed(pid, code, signal),
             }
         }
     }
@@ -282,8 +298,11 @@ impl Podd {
         // What it said last may not have been read yet.
         self.starting(key);
         // Who ended may have been a go-between, as we have just learned.
-        if self.process(key).is_some_and(|p| p.pid == pid) {
-            self.ended(key, code, signal);
+        let Some(process) = self.process(key).filter(|p| p.pid == pid) else { return };
+        match process.starting.as_mut().and_then(|starting| starting.outside.as_mut()) {
+            // It is to be told of as started first.
+            Some(outside) => outside.ended = Some((code, signal)),
+            None => self.ended(key, code, signal),
         }
     }
 

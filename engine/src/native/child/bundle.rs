@@ -101,8 +101,7 @@ impl<'p> Child<'p> {
                 self.root = Some(self.fd(fd)?.try_clone_to_owned().map_err(plain)?);
                 self.change_root()
             }
-            // `step` has served all others.
-            _ => Err((Errno::NOSYS, Detail::None)),
+            other => self.outside_step(other),
         }
     }
 
@@ -295,7 +294,7 @@ impl<'p> Child<'p> {
                 let error = program.run(&input, node);
                 process::exit(if error == Errno::NOENT { 127 } else { 126 })
             }
-            Cloned::Parent { pidfd, .. } => wait_for(&pidfd, seconds),
+            Cloned::Parent { pidfd, .. } => wait_for(&pidfd, seconds, None),
         }
     }
 }
@@ -337,12 +336,16 @@ impl Program<'_> {
     }
 }
 
-/// Waits for a hook; 0 seconds: as long as it takes.
-fn wait_for(pidfd: &OwnedFd, seconds: u64) -> Done {
+/// Waits for a hook or a runtime; 0 seconds: as long as it takes. What takes longer is killed, with the process group that it leads.
+pub(super) fn wait_for(pidfd: &OwnedFd, seconds: u64, group: Option<i32>) -> Done {
     let limit = Timespec { tv_sec: seconds.cast_signed(), tv_nsec: 0 };
     let limit = if seconds == 0 { None } else { Some(&limit) };
     let ready = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], limit).map_err(plain)?;
     if ready == 0 {
+        if let Some(group) = group.and_then(rustix::process::Pid::from_raw) {
+            // Not reaped yet, its number cannot have been given to anybody else.
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
         let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
         let _ = process::wait(pidfd);
         return Err((Errno::TIMEDOUT, Detail::Hook));

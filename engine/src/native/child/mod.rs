@@ -12,6 +12,7 @@
 mod bundle;
 mod credentials;
 mod mounts;
+mod outside;
 mod paths;
 mod program;
 
@@ -60,6 +61,8 @@ pub(crate) const BIND: u8 = b'B';
 pub(crate) const LISTENER: u8 = b'L';
 /// First byte of a message on the child's channel: everything is done but the program.
 pub(crate) const READY: u8 = b'R';
+/// First byte of a message on the child's channel: the number (i32) of the process that goes on in its place follows.
+pub(crate) const SUCCESSOR: u8 = b'P';
 
 /// The one error record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

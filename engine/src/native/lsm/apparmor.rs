@@ -1,21 +1,19 @@
 //! AppArmor: profiles by name, checked to be loaded; a default profile of our own (apparmor(7), apparmor.d(5)).
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::Command;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::fs::{MemfdFlags, memfd_create};
-
 use super::{Label, Module, Request};
 use crate::error::{Error, Kind};
+use crate::exec::program;
 use crate::spec::Profile;
-use crate::sys::process;
 
 /// Where a process asks for its next profile (apparmor(7)); since Linux 5.8 under the module's own name.
-const ATTRIBUTE: &std::ffi::CStr = c"self/attr/apparmor/exec";
+pub(super) const ATTRIBUTE: &std::ffi::CStr = c"self/attr/apparmor/exec";
 /// Name of our default profile.
 const DEFAULT: &str = "berth-default";
 /// Its text.
@@ -26,8 +24,6 @@ const PARSERS: [&str; 2] = ["/sbin/apparmor_parser", "/usr/sbin/apparmor_parser"
 const MAX_PROFILES: usize = 1 << 16;
 /// How long the compiler may take for the default profile; it takes some 20 ms.
 const COMPILE_TIME: Duration = Duration::from_secs(10);
-/// So much of what the compiler says goes into an error.
-const MAX_SAID: u64 = 1 << 10;
 
 /// AppArmor as this kernel has it.
 #[derive(Debug)]
@@ -122,7 +118,7 @@ fn compile(parser: &Path, text: &str) -> Result<(), Error> {
     command.args(["--skip-cache", "--replace"]);
     let error =
         |kind, why| Error::new(kind, format!("apparmor: the default profile cannot be loaded: {why}"));
-    match run(command, text, COMPILE_TIME) {
+    match program::run(command, text, COMPILE_TIME) {
         Ok((Some(status), _)) if status.success() => Ok(()),
         Ok((Some(_), said)) => Err(error(Kind::FailedPrecondition, said)),
         Ok((None, _)) => {
@@ -133,26 +129,6 @@ fn compile(parser: &Path, text: &str) -> Result<(), Error> {
             Err(Error::with(Kind::FailedPrecondition, format!("apparmor: run {}", parser.display()), e))
         }
     }
-}
-
-/// Runs a program with a text as its standard input and nothing else of ours: how it ended (`None`: killed, its time was up), and the
-/// beginning of what it said of errors. Both streams are files, so that neither side can wait for the other.
-fn run(mut command: Command, text: &str, limit: Duration) -> std::io::Result<(Option<ExitStatus>, String)> {
-    let file = |name: &str| Ok::<_, std::io::Error>(File::from(memfd_create(name, MemfdFlags::CLOEXEC)?));
-    let (mut input, mut errors) = (file("berth-profile")?, file("berth-errors")?);
-    input.write_all(text.as_bytes())?;
-    input.seek(SeekFrom::Start(0))?;
-    command.env_clear().stdin(input).stdout(Stdio::null()).stderr(errors.try_clone()?);
-    let mut child = command.spawn()?;
-    let ended = process::ended_within(&child, limit);
-    if !matches!(ended, Ok(true)) {
-        child.kill()?;
-    }
-    let status = child.wait()?;
-    let mut said = Vec::new();
-    errors.seek(SeekFrom::Start(0))?;
-    errors.take(MAX_SAID).read_to_end(&mut said)?;
-    Ok((ended?.then_some(status), String::from_utf8_lossy(&said).trim().to_owned()))
 }
 
 #[cfg(test)]
@@ -206,20 +182,7 @@ mod tests {
     }
 
     #[test]
-    fn a_compiler_that_fails_is_quoted_and_one_that_hangs_is_killed() {
-        let shell = |script: &str| {
-            let mut command = Command::new("/bin/sh");
-            command.args(["-c", script]);
-            command
-        };
-        let (ended, said) = run(shell("cat >&2; exit 3"), "line 1: wrong\n", COMPILE_TIME).unwrap();
-        assert_eq!((ended.unwrap().code(), said.as_str()), (Some(3), "line 1: wrong"));
-        let (ended, said) =
-            run(shell("echo $$ >&2; exec sleep 1000"), "", Duration::from_millis(300)).unwrap();
-        assert_eq!(ended, None);
-        assert!(!Path::new("/proc").join(&said).exists(), "process {said} is left");
-        assert!(run(shell("yes | head -c 100000 >&2"), "", COMPILE_TIME).unwrap().1.len() <= 1 << 10);
-
+    fn a_compiler_that_fails_or_is_not_there_is_named() {
         let error = compile(Path::new("/bin/false"), DEFAULT_TEXT).unwrap_err();
         assert_eq!(error.kind(), Kind::FailedPrecondition);
         let error = compile(Path::new("/no/such/parser"), DEFAULT_TEXT).unwrap_err();

@@ -41,6 +41,12 @@ pub(crate) fn probe() -> Vec<Box<dyn Module>> {
     vec![Box::new(apparmor::AppArmor::probe()), Box::new(selinux::Selinux::probe())]
 }
 
+/// The AppArmor profile that a label asks for, as a bundle names it.
+pub(crate) fn profile(label: &Label) -> Option<String> {
+    let name = label.value.strip_prefix(b"exec ").filter(|_| label.file == apparmor::ATTRIBUTE)?;
+    Some(String::from_utf8_lossy(name).into_owned())
+}
+
 /// The labels of all modules.
 pub(crate) fn labels(modules: &[Box<dyn Module>], request: &Request<'_>) -> Result<Vec<Label>, Error> {
     modules.iter().filter_map(|module| module.label(request).transpose()).collect()

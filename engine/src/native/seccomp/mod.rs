@@ -9,12 +9,14 @@
 
 mod arch;
 mod compile;
+mod document;
 mod profile;
 mod program;
 mod table;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::ffi::CString;
 use std::path::Path;
@@ -84,13 +86,36 @@ impl Cache {
         name: Option<&ProfileName>,
         capabilities: u64,
     ) -> Result<Option<Arc<Filter>>, Error> {
-        match name {
-            None | Some(ProfileName::Unconfined) => Ok(None),
-            Some(ProfileName::RuntimeDefault) => {
-                self.compiled("runtime/default", RUNTIME_DEFAULT, capabilities)
-            }
-            Some(ProfileName::Localhost(path)) => self.compiled(path, &read(path)?, capabilities),
+        match source(name)? {
+            None => Ok(None),
+            Some((name, text)) => self.compiled(name, &text, capabilities),
         }
+    }
+
+    /// The same profile as data for somebody else who compiles it: in the OCI runtime specification's spelling, with nothing
+    /// conditional any more.
+    ///
+    /// # Errors
+    /// As [`Cache::filter`]; and a profile with an agent is refused.
+    pub(crate) fn document(
+        &self,
+        name: Option<&ProfileName>,
+        capabilities: u64,
+    ) -> Result<Option<serde_json::Value>, Error> {
+        let Some((name, text)) = source(name)? else { return Ok(None) };
+        let resolved = self.resolved(name, &text, capabilities)?;
+        if resolved.listener.is_some() {
+            let why = "SCMP_ACT_NOTIFY is not offered by this handler";
+            return Err(Error::invalid(&format!("seccomp profile {name}"), why));
+        }
+        Ok(Some(document::of(&resolved)))
+    }
+
+    fn resolved(&self, name: &str, text: &[u8], capabilities: u64) -> Result<profile::Resolved, Error> {
+        let refuse = |why: String| Error::invalid(&format!("seccomp profile {name}"), why);
+        let document: profile::Document = serde_json::from_slice(text).map_err(|e| refuse(e.to_string()))?;
+        let facts = profile::Facts { capabilities, kernel: self.node.kernel, native: arch::NATIVE };
+        profile::resolve(&document, &facts).map_err(refuse)
     }
 
     /// The filter for the text of a profile, in either spelling.
@@ -107,10 +132,8 @@ impl Cache {
         if let Some(known) = filters.get(&key) {
             return Ok(Some(known.clone()));
         }
+        let resolved = self.resolved(name, text, capabilities)?;
         let refuse = |why: String| Error::invalid(&format!("seccomp profile {name}"), why);
-        let document: profile::Document = serde_json::from_slice(text).map_err(|e| refuse(e.to_string()))?;
-        let facts = profile::Facts { capabilities, kernel: self.node.kernel, native: arch::NATIVE };
-        let resolved = profile::resolve(&document, &facts).map_err(refuse)?;
         let program = compile::compile(&resolved).map_err(refuse)?;
         let filter = Arc::new(Filter {
             program: program::bytes(&program),
@@ -123,6 +146,18 @@ impl Cache {
         filters.insert(key, filter.clone());
         Ok(Some(filter))
     }
+}
+
+/// Name and text of a profile.
+type Named<'a> = (&'a str, Cow<'static, [u8]>);
+
+/// Where a profile comes from; `None`: unconfined.
+fn source(name: Option<&ProfileName>) -> Result<Option<Named<'_>>, Error> {
+    Ok(match name {
+        None | Some(ProfileName::Unconfined) => None,
+        Some(ProfileName::RuntimeDefault) => Some(("runtime/default", RUNTIME_DEFAULT.into())),
+        Some(ProfileName::Localhost(path)) => Some((path, read(path)?.into())),
+    })
 }
 
 /// Reads a Localhost profile: an absolute path to a regular file of bounded size.

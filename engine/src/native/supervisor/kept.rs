@@ -17,7 +17,7 @@ pub(crate) struct Kept {
 }
 
 impl Supervisor {
-    fn kept<T>(&self, change: impl FnOnce(&mut Kept) -> T) -> T {
+    pub(super) fn kept<T>(&self, change: impl FnOnce(&mut Kept) -> T) -> T {
         let mut kept = self.node.kept.lock().unwrap_or_else(PoisonError::into_inner);
         change(kept.entry(self.pod.clone()).or_default())
     }

@@ -23,32 +23,15 @@ use crate::spec::{ContainerSpec, NamespaceMode, Resources};
 use crate::sys::{memory, socket};
 
 impl Supervisor {
-    /// Makes the cgroup if it is not prepared, sends plan and descriptors, and waits for the verdict.
+    /// Makes the cgroup if it is not prepared, and has the process made in it.
     pub(super) async fn start(&self, launch: ContainerLaunch<'_>) -> Result<Started, Error> {
         let (id, cgroup) = (launch.id.to_owned(), launch.cgroup.to_owned());
-        let Prepared { mut nodes, mut entrance, holder, .. } = self.node.cgroup(&cgroup, launch.spec).await?;
-        let mut launch = launch;
-        let user = self.user();
-        let shared = match userns::of(&launch.pod.security.namespaces) {
-            // Nothing may ever run in the node's user namespace that was to run in another.
-            Some(_) if user.is_none() => {
-                Err(Error::new(Kind::Internal, format!("pod {} has lost its user namespace", self.pod)))
-            }
-            Some(_) => devices::as_mounts(std::mem::take(&mut nodes)),
-            None => Ok(Vec::new()),
-        };
-        let guarded = self.guarded(&id, launch.spec, "creating").await;
+        let Prepared { nodes, entrance, holder, .. } = self.node.cgroup(&cgroup, launch.spec).await?;
         let classed = self.classes(&launch, &cgroup).await;
-        let message = shared.and_then(|devices| {
-            entrance.tasks.extend(classed?);
-            launch.mounts.splice(0..0, devices);
-            self.start_message(launch, &nodes, entrance, user, guarded?)
-        });
-        let started = match message {
-            Ok((message, plan)) => {
-                self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer))
-            }
-            Err(e) => Err(e),
+        let started = match (classed, self.node.runtime.clone()) {
+            (Ok(rdt), Some(runtime)) => self.start_outside(&runtime, launch, entrance, rdt).await,
+            (Ok(rdt), None) => self.start_native(launch, nodes, entrance, rdt).await,
+            (Err(e), _) => Err(e),
         };
         match started {
             Ok(answer) => {
@@ -66,18 +49,43 @@ impl Supervisor {
                 Ok(started)
             }
             Err(e) => {
-                let node = self.node.clone();
+                let (node, dir, name) = (self.node.clone(), self.dir.clone(), id.clone());
                 let removed = blocking(move || {
                     drop(holder);
-                    node.cgroups.remove(&cgroup)
+                    let removed = node.cgroups.remove(&cgroup);
+                    let deleted = node.runtime.as_ref().map_or(Ok(()), |runtime| runtime.delete(&name, &dir));
+                    removed.and(deleted)
                 });
-                let removed = removed.await;
-                if let Err(removal) = removed {
-                    tracing::warn!(container = id, "cgroup of a failed start is left: {}", removal.chain());
+                if let Err(left) = removed.await {
+                    tracing::warn!(container = id, "what is left of a failed start: {}", left.chain());
                 }
                 Err(e)
             }
         }
+    }
+
+    /// Sends plan and descriptors, and waits for the verdict.
+    async fn start_native(
+        &self,
+        mut launch: ContainerLaunch<'_>,
+        mut nodes: Vec<compile::Node>,
+        mut entrance: cgroup::Entrance,
+        rdt: Option<OwnedFd>,
+    ) -> Result<Message, Error> {
+        let user = self.user();
+        let shared = match userns::of(&launch.pod.security.namespaces) {
+            // Nothing may ever run in the node's user namespace that was to run in another.
+            Some(_) if user.is_none() => {
+                Err(Error::new(Kind::Internal, format!("pod {} has lost its user namespace", self.pod)))
+            }
+            Some(_) => devices::as_mounts(std::mem::take(&mut nodes)),
+            None => Ok(Vec::new()),
+        };
+        let guarded = self.guarded(launch.id, launch.spec, "creating").await?;
+        launch.mounts.splice(0..0, shared?);
+        entrance.tasks.extend(rdt);
+        let (message, plan) = self.start_message(launch, &nodes, entrance, user, guarded)?;
+        self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer))
     }
 
     /// Gives a container's cgroup the limits of its class of block I/O, and opens the group of its RDT class, which is joined as v1 cgroups
@@ -188,10 +196,22 @@ impl Supervisor {
         message.fds.extend(entrance.v2);
         message.fds.extend(agent.map(|agent| agent.socket));
         message.fds.extend(entrance.tasks);
-        let mut stdio = pipes(streams, &mut message.fds)?;
+        let stdio = pipes(streams, &mut message.fds)?;
+        self.run_exec(message, id, stdio, process.tty, |answer| verdict(&plan, answer)).await
+    }
+
+    /// Sends the request for an exec, and waits for the verdict.
+    pub(super) async fn run_exec(
+        &self,
+        message: Message,
+        id: u64,
+        mut stdio: Stdio,
+        tty: bool,
+        verdict: impl FnOnce(Message) -> Result<Message, Error>,
+    ) -> Result<Exec, Error> {
         let (sender, ended) = oneshot::channel();
         self.waiting().execs.insert(id, sender);
-        let answer = self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer));
+        let answer = self.call(message, START_TIME).await.and_then(verdict);
         let mut answer = match answer {
             Ok(answer) => answer,
             Err(e) => {
@@ -199,7 +219,7 @@ impl Supervisor {
                 return Err(e);
             }
         };
-        if process.tty {
+        if tty {
             stdio.stdout = answer.fds.pop();
         }
         let pod = self.pod.clone();
@@ -237,7 +257,7 @@ impl Supervisor {
 
     /// Gives a request its plan: in the message itself if it fits and the supervisor is not too old for it, otherwise in a sealed memfd,
     /// which is the first of the descriptors.
-    fn carry(&self, mut message: Message, plan: &[u8]) -> Result<Message, Error> {
+    pub(super) fn carry(&self, mut message: Message, plan: &[u8]) -> Result<Message, Error> {
         if self.plan_fields.load(Ordering::Relaxed) && plan.len() <= wire::MAX_VALUE {
             return Ok(message.put(Tag::Plan, plan));
         }
@@ -252,17 +272,18 @@ fn verdict(plan: &[u8], answer: Message) -> Result<Message, Error> {
     if answer.kind() != Word::Failed {
         return Ok(answer);
     }
+    Err(failure::explain(plan, failure(&answer)))
+}
+
+/// Which step failed, and how.
+pub(super) fn failure(answer: &Message) -> Failure {
     let detail = u8::try_from(answer.get(Tag::Detail)).unwrap_or(0);
-    let failed = Failure::from_parts(
-        u32::try_from(answer.get(Tag::Step)).unwrap_or(u32::MAX),
-        answer.int(Tag::Errno),
-        detail,
-    );
-    Err(failure::explain(plan, failed))
+    let step = u32::try_from(answer.get(Tag::Step)).unwrap_or(u32::MAX);
+    Failure::from_parts(step, answer.int(Tag::Errno), detail)
 }
 
 /// Pipes for an exec: the child's ends go to the message.
-fn pipes(streams: [bool; 3], theirs: &mut Vec<OwnedFd>) -> Result<Stdio, Error> {
+pub(super) fn pipes(streams: [bool; 3], theirs: &mut Vec<OwnedFd>) -> Result<Stdio, Error> {
     let make = || pipe_with(PipeFlags::CLOEXEC).map_err(|e| Error::with(Kind::Internal, "make a pipe", e));
     let mut stdio = Stdio::default();
     if streams[0] {

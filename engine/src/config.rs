@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::exec::cgroup::CgroupDriver;
+use crate::selinux;
 
 /// Configuration of the engine. `Default` is what a node uses without any configuration.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct Config {
     pub unprivileged_ports: bool,
     /// Make a missing `host_path` as a directory (0755), as manifests in the field rely on; otherwise it is an error.
     pub create_missing_host_paths: bool,
+    /// Where SELinux is looked for; `None`: it is not used, even where it is on.
+    pub selinux: Option<selinux::Place>,
     /// How long the end of a container may take after SIGKILL before the caller is told.
     pub kill_wait: Duration,
     /// How long ExecSync reads on after its process has ended, while other processes hold its streams.
@@ -66,6 +69,7 @@ impl Default for Config {
             resolv_conf: "/etc/resolv.conf".into(),
             unprivileged_ports: true,
             create_missing_host_paths: true,
+            selinux: Some(selinux::Place::default()),
             kill_wait: Duration::from_secs(10),
             exec_drain: Duration::from_millis(500),
             abandoned_pull: Duration::from_secs(30),

@@ -19,6 +19,7 @@ use crate::exec::cgroup::CgroupDriver;
 use crate::job::{Durations, Job, Table};
 use crate::journal::Journal;
 use crate::pod::{Pod, State, Surroundings};
+use crate::selinux::Selinux;
 use crate::stats::Meter;
 use crate::{Error, Kind, volume};
 
@@ -31,6 +32,8 @@ pub struct Engine {
     pub(crate) volumes: Arc<dyn Volume>,
     pub(crate) exec: Vec<Arc<dyn Execution>>,
     pub(crate) journal: Arc<Journal>,
+    /// `None`: SELinux is off, here or by the configuration.
+    pub(crate) selinux: Option<Arc<Selinux>>,
     pub(crate) meter: Meter,
     pub(crate) boot_id: String,
     pub(crate) node_name: String,
@@ -70,6 +73,7 @@ impl Engine {
             return Err(Error::invalid("exec", "no execution driver was given"));
         }
         let journal = Arc::new(Journal::open(&config.root)?);
+        let selinux = config.selinux.as_ref().map(Selinux::probe).transpose()?.flatten().map(Arc::new);
         crate::journal::file::make_dir(&config.state.join("pods"))?;
         let engine = Arc::new(Self {
             images,
@@ -77,6 +81,7 @@ impl Engine {
             volumes,
             exec,
             journal,
+            selinux,
             meter: Meter::default(),
             boot_id,
             node_name: crate::pod::files::node_name(),
@@ -265,6 +270,9 @@ impl Engine {
             Ok(journal.forget(&id)?)
         })
         .await?;
+        if let (Some(selinux), Some(labels)) = (&self.selinux, &pod.snapshot().state.record.selinux) {
+            selinux.release(labels);
+        }
         let mut index = self.pods.write().unwrap_or_else(PoisonError::into_inner);
         index.pods.remove(pod.id());
         index.containers.retain(|_, of| of.id() != pod.id());

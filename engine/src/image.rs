@@ -13,6 +13,7 @@ use futures_util::future::BoxFuture;
 use storage::{Credentials, ErrorKind, Image, PullProgress, RootfsOptions, Store, Usage};
 use tokio::sync::watch;
 
+use crate::selinux::Context;
 use crate::{Error, Kind};
 
 /// Keeps images and containers' layers.
@@ -46,8 +47,8 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn retain(&self, live: &dyn Fn(&str) -> bool) -> Vec<String>;
     /// Use of a container's writable layer, without walking it.
     fn container_usage(&self, container: &str) -> Option<Usage>;
-    /// Read-only detached mount of an image or a path in it.
-    fn mount_image(&self, image_id: &str, sub_path: &str) -> Result<OwnedFd, Error>;
+    /// Read-only detached mount of an image or a path in it. `label`: SELinux label of its files; `None`: they have none.
+    fn mount_image(&self, image_id: &str, sub_path: &str, label: Option<&Context>) -> Result<OwnedFd, Error>;
     /// The store itself, for what only administrators ask of it (save, load, push, check); `None`: it is somewhere else.
     fn local(self: Arc<Self>) -> Option<Arc<Store>> {
         None
@@ -125,8 +126,10 @@ impl Driver for Store {
         Store::container_usage(self, container)
     }
 
-    fn mount_image(&self, image_id: &str, sub_path: &str) -> Result<OwnedFd, Error> {
-        Store::mount_image(self, image_id, sub_path).map_err(|e| Error::of(kind(e.kind()), &e))
+    fn mount_image(&self, image_id: &str, sub_path: &str, label: Option<&Context>) -> Result<OwnedFd, Error> {
+        let label = label.map(Context::to_string);
+        Store::mount_image(self, image_id, sub_path, label.as_deref())
+            .map_err(|e| Error::of(kind(e.kind()), &e))
     }
 
     fn local(self: Arc<Self>) -> Option<Arc<Store>> {

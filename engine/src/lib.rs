@@ -4,7 +4,8 @@
 //! - [`spec`] what a client asks for; [`api`] what the outside sees; [`error`] what can go wrong.
 //! - [`drivers`] the four driver traits on one page: image, network, execution, volume.
 //! - [`job`] a unit of work: steps, deadline, undo, joining; [`jobs`] one file per verb, [`jobs::run_pod`] first.
-//! - [`pod`], [`container`] records, state diagrams, policy; [`journal`] how they are kept on disk; [`cdi`] devices by name.
+//! - [`pod`], [`container`] records, state diagrams, policy; [`journal`] how they are kept on disk; [`cdi`] devices by name;
+//!   [`selinux`] labels.
 //! - [`external`] other OCI runtimes as handlers, beside [`native`].
 //! - [`oci`] an OCI runtime command line over [`native`], without a daemon.
 //! - [`engine`] composition and snapshots; `restore` what happens after a restart; [`streams`], [`stats`],
@@ -36,6 +37,7 @@ pub mod native;
 pub mod oci;
 pub mod pod;
 mod restore;
+pub mod selinux;
 pub mod spec;
 pub mod stats;
 pub mod streams;

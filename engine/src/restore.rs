@@ -25,6 +25,9 @@ pub(crate) async fn restore(engine: &Arc<Engine>) -> Result<(), Error> {
     let mut pods = Vec::new();
     for pod in loaded {
         let state = resume(pod, &engine.boot_id);
+        if let (Some(selinux), Some(labels)) = (&engine.selinux, &state.record.selinux) {
+            selinux.hold(labels);
+        }
         match engine.adopt(state.clone()) {
             Ok(pod) => pods.push(pod),
             // Its handler is not configured any more: it can be neither run nor removed until it is.

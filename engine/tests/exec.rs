@@ -105,6 +105,7 @@ async fn the_descriptors_of_a_process_are_0_1_and_2_however_it_is_started(on: &H
                 spec: &spec,
                 pod: &pod.spec,
                 cgroup: &cgroup,
+                selinux: None,
                 stdin,
                 stdout: true,
                 stderr: !tty,
@@ -322,6 +323,7 @@ async fn an_exec_can_have_a_terminal(on: &Handler) {
         spec: &spec,
         pod: &pod.spec,
         cgroup: &cgroup,
+        selinux: None,
         stdin: true,
         stdout: true,
         stderr: false,
@@ -433,7 +435,8 @@ async fn a_daemon_that_does_not_listen_for_a_while_is_told_every_exit(on: &Handl
     for _ in 0..TOGETHER {
         let cgroup = pod.cgroup(&id);
         let (stdin, stdout, stderr) = (true, false, false);
-        let launch = ExecLaunch { spec: &spec, pod: &pod.spec, cgroup: &cgroup, stdin, stdout, stderr };
+        let launch =
+            ExecLaunch { spec: &spec, pod: &pod.spec, cgroup: &cgroup, selinux: None, stdin, stdout, stderr };
         execs.push(pod.connection.supervisor.exec(&id, &shell("read line; exit 7"), launch).await.unwrap());
     }
     let (pids, exits): (Vec<_>, Vec<_>) = execs.into_iter().map(|exec| (exec.pid, exec.exit)).unzip();

@@ -49,8 +49,15 @@ async fn upgrade(pod: &mut Pod, driver: Arc<dyn Driver>) -> engine::exec::Connec
 /// Starts a command in a container.
 async fn exec(pod: &Pod, id: &str, spec: &ContainerSpec, script: &str) -> Exec {
     let cgroup = pod.cgroup(id);
-    let launch =
-        ExecLaunch { spec, pod: &pod.spec, cgroup: &cgroup, stdin: false, stdout: true, stderr: true };
+    let launch = ExecLaunch {
+        spec,
+        pod: &pod.spec,
+        cgroup: &cgroup,
+        selinux: None,
+        stdin: false,
+        stdout: true,
+        stderr: true,
+    };
     let started = pod.connection.supervisor.exec(id, &shell(script), launch).await;
     started.unwrap_or_else(|e| panic!("{}", e.chain()))
 }

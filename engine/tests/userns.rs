@@ -121,6 +121,7 @@ async fn execs_terminals_and_a_new_supervisor_find_their_way_in() {
         spec: &container_spec,
         pod: &pod.spec,
         cgroup: &cgroup,
+        selinux: None,
         stdin: true,
         stdout: true,
         stderr: false,

@@ -106,7 +106,7 @@ fn pull(image: &str) {
     );
     let (_, took) = time(|| runtime.block_on(store.pull(image, None, progress())).unwrap());
     println!("pull again      {:8.1} ms", took.as_secs_f64() * 1e3);
-    let (_, took) = time(|| store.mount_image(&pulled.id, "").unwrap());
+    let (_, took) = time(|| store.mount_image(&pulled.id, "", None).unwrap());
     println!("mount           {:8.2} ms", took.as_secs_f64() * 1e3);
     let (_, took) = time(|| store.prepare(&pulled.id, "c").unwrap());
     println!("prepare         {:8.2} ms", took.as_secs_f64() * 1e3);

@@ -264,13 +264,18 @@ impl Store {
         Ok(view)
     }
 
-    /// A read-only detached mount of an image, or of one path in it.
+    /// A read-only detached mount of an image, or of one path in it. `label`: SELinux label that all of its files have in this mount.
     ///
     /// # Errors
-    /// No such image; the path is not in it; a mount call fails.
-    pub fn mount_image(&self, image_id: &str, sub_path: &str) -> Result<OwnedFd, SnapshotError> {
+    /// No such image; the path is not in it; a mount call fails; the driver knows no labels.
+    pub fn mount_image(
+        &self,
+        image_id: &str,
+        sub_path: &str,
+        label: Option<&str>,
+    ) -> Result<OwnedFd, SnapshotError> {
         let view = self.view(image_id)?;
-        let mount = self.driver.mount_view(&view)?;
+        let mount = self.driver.mount_view(&view, label)?;
         if sub_path.trim_matches('/').is_empty() {
             return Ok(mount);
         }

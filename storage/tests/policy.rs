@@ -177,7 +177,7 @@ async fn an_artifact_is_a_read_only_volume_of_its_blobs() {
     let image = pull(&store, &name).await.map_err(|e| chain(&e)).unwrap();
     assert_eq!((image.id.clone(), image.repo_tags.clone()), (digest.to_string(), vec![name.clone()]));
     let read = |sub_path: &str, file: &str| {
-        let volume = store.mount_image(&image.id, sub_path).unwrap();
+        let volume = store.mount_image(&image.id, sub_path, None).unwrap();
         let fd = match file {
             "" => volume,
             file => openat(&volume, file, OFlags::RDONLY, Mode::empty()).unwrap(),
@@ -191,8 +191,8 @@ async fn an_artifact_is_a_read_only_volume_of_its_blobs() {
     assert_eq!(read("model", "weights.bin"), "weights");
     assert_eq!(read("model/weights.bin", ""), "weights", "a single file can be a volume");
     assert_eq!(read("", &format!("sha256-{}", Digest::of(b"nameless").hex())), "nameless");
-    assert!(store.mount_image(&image.id, "../../../etc/passwd").is_err(), "nothing outside is reached");
-    let volume = store.mount_image(&image.id, "").unwrap();
+    assert!(store.mount_image(&image.id, "../../../etc/passwd", None).is_err(), "nothing outside is reached");
+    let volume = store.mount_image(&image.id, "", None).unwrap();
     assert!(openat(&volume, "new", OFlags::CREATE | OFlags::WRONLY, Mode::RWXU).is_err(), "always read-only");
     drop(volume);
     let before = server.requests().len();

@@ -71,7 +71,7 @@ async fn an_image_pulled_by_tag_is_verified_mounted_and_removed_without_a_trace(
         openat(&again, "written", OFlags::RDONLY, Mode::empty()).unwrap();
         assert!(store.container_usage("c1").unwrap().inodes >= 2);
 
-        let volume = store.mount_image(&image.id, "etc").unwrap();
+        let volume = store.mount_image(&image.id, "etc", None).unwrap();
         assert_eq!(read(&volume, "name"), "top");
         assert!(openat(&volume, "new", flags, mode).is_err(), "image volumes are read-only");
         drop((root, again, volume));
@@ -134,7 +134,7 @@ async fn docker_manifests_are_read_like_oci_ones() {
     run("skopeo", &[&arguments[..], &[&format!("docker://{name}")]].concat());
     let store = store(&temp.0, None);
     let image = pull(&store, &name).await.map_err(|e| chain(&e)).unwrap();
-    let view = store.mount_image(&image.id, "").unwrap();
+    let view = store.mount_image(&image.id, "", None).unwrap();
     assert_eq!(read(&view, "etc/name"), "top");
 }
 

@@ -75,7 +75,7 @@ async fn the_drivers_show_what_umoci_unpacks() {
         let temp = Temp::new(driver);
         let store = store(&temp.0, Some(driver));
         let image = pull(&store, &name).await.map_err(|e| chain(&e)).unwrap();
-        let mount = store.mount_image(&image.id, "").unwrap();
+        let mount = store.mount_image(&image.id, "", None).unwrap();
         let mut found = Seen::new();
         look(Path::new(&format!("/proc/self/fd/{}/.", mount.as_raw_fd())), "", &mut found);
         assert_eq!(found, expected, "{driver}");

@@ -196,6 +196,8 @@ section! {
         unprivileged_ports: Option<bool>,
         /// Make missing host paths as directories.
         create_missing_host_paths: Option<bool>,
+        /// Label pods where SELinux is on.
+        selinux: Option<bool>,
         /// Time from SIGKILL to an answer.
         kill_wait: Option<String>,
         /// Time ExecSync reads on after its process.

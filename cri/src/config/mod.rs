@@ -189,6 +189,7 @@ impl file::Engine {
             create_missing_host_paths: self
                 .create_missing_host_paths
                 .unwrap_or(default.create_missing_host_paths),
+            selinux: default.selinux.filter(|_| self.selinux.unwrap_or(true)),
             kill_wait: duration("engine.kill_wait", self.kill_wait, default.kill_wait)?,
             exec_drain: duration("engine.exec_drain", self.exec_drain, default.exec_drain)?,
             abandoned_pull: duration("engine.abandoned_pull", self.abandoned_pull, default.abandoned_pull)?,

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use crate::api::{ContainerState, ContainerView, Rendering};
 use crate::cdi::Edits;
 use crate::exec::{Exit, Process, ResolvedUser};
+use crate::selinux::ContainerLabels;
 use crate::spec::{ContainerSpec, Resources};
 
 /// The immutable half of a container.
@@ -40,6 +41,9 @@ pub struct ContainerRecord {
     pub cgroup: String,
     /// Absolute log path; empty: none.
     pub log_path: PathBuf,
+    /// Its SELinux labels; `None`: its pod has none.
+    #[serde(default)]
+    pub selinux: Option<ContainerLabels>,
 }
 
 /// Where a container is in its life; see the diagram of the module.

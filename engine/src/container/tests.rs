@@ -174,6 +174,7 @@ fn state(phases: &[(&str, ContainerPhase)]) -> State {
         handler: String::new(),
         cgroup: "/c".into(),
         spec: Default::default(),
+        selinux: None,
     };
     let container = |(id, phase): &(&str, ContainerPhase)| {
         let record = ContainerRecord {
@@ -189,6 +190,7 @@ fn state(phases: &[(&str, ContainerPhase)]) -> State {
             stop_signal: 15,
             cgroup: String::new(),
             log_path: Default::default(),
+            selinux: None,
         };
         (
             record.id.clone(),

@@ -23,6 +23,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
+use crate::selinux::{ContainerLabels, Context};
 use crate::spec::{ContainerSpec, PodSpec};
 
 /// A future of the driver.
@@ -41,6 +42,8 @@ pub struct PodLaunch<'a> {
     pub netns: Option<BorrowedFd<'a>>,
     /// What [`Driver::namespaces`] made.
     pub owned: Option<PodNamespaces>,
+    /// SELinux label of the file systems that are the pod's; `None`: SELinux is off.
+    pub label: Option<&'a Context>,
 }
 
 /// A user namespace, and the namespaces it owns.
@@ -118,6 +121,8 @@ pub struct ContainerLaunch<'a> {
     pub cgroup: &'a str,
     /// The opened log file, append mode; `None`: output is discarded.
     pub log: Option<OwnedFd>,
+    /// Its SELinux labels; `None`: SELinux is off.
+    pub selinux: Option<&'a ContainerLabels>,
 }
 
 /// Why and how a process ended.
@@ -315,6 +320,8 @@ pub struct ExecLaunch<'a> {
     pub pod: &'a PodSpec,
     /// Cgroup of the container.
     pub cgroup: &'a str,
+    /// SELinux labels of the container; `None`: SELinux is off.
+    pub selinux: Option<&'a ContainerLabels>,
     /// Which streams are wanted.
     pub stdin: bool,
     /// Standard output.

@@ -128,6 +128,8 @@ pub(crate) enum Tag {
     Clients = 23,
     /// Plan of a process, instead of a descriptor.
     Plan = 24,
+    /// SELinux label of the pod's file systems; in `Setup`, and handed back with the pod.
+    MountLabel = 25,
 }
 
 /// Descriptors of a pod that are always there: namespaces net, UTS, IPC, and /dev/shm.

@@ -14,6 +14,7 @@ use crate::job::{Cx, Job};
 use crate::jobs::teardown;
 use crate::native::userns;
 use crate::pod::{Pod, Snapshot};
+use crate::selinux::ContainerLabels;
 use crate::spec::{ContainerSpec, NamespaceMode};
 use crate::{Engine, Error, Kind, cdi};
 
@@ -48,10 +49,11 @@ impl Job for CreateContainer {
         let image = find_image(&engine, &self.spec.image.image)?;
         let spec = Arc::new(self.spec);
         let edits = cx.step("resolve devices", resolve_devices(spec.clone())).await?;
-        cx.step("check mounts", check_mounts(&engine, spec.clone())).await?;
+        let labels = cx.step("choose labels", choose_labels(&engine, &snapshot, spec.clone())).await?;
+        cx.step("check mounts", check_mounts(&engine, spec.clone(), labels.clone())).await?;
 
         // Intent before the layer exists.
-        let container = plan(&engine, &snapshot, &spec, &image, edits)?;
+        let container = plan(&engine, &snapshot, &spec, &image, edits, labels)?;
         let (id, live) = (container.record.id.clone(), container.live.clone());
         let _turn = live.lane.lock().await;
         cx.step("journal intent", intend(&engine, &pod, container)).await?;
@@ -121,6 +123,7 @@ fn plan(
     spec: &Arc<ContainerSpec>,
     image: &Image,
     cdi: Edits,
+    selinux: Option<ContainerLabels>,
 ) -> Result<Container, Error> {
     let pod = &snapshot.state.record;
     let id = new_id()?;
@@ -142,6 +145,7 @@ fn plan(
         stop_signal: process::stop_signal(spec, &image.config)?,
         log_path: if log { pod.spec.log_directory.join(&spec.log_path) } else { Default::default() },
         spec: spec.clone(),
+        selinux,
         id,
     };
     let status = ContainerStatus { resources: spec.resources.clone(), ..ContainerStatus::default() };
@@ -155,12 +159,37 @@ async fn resolve_devices(spec: Arc<ContainerSpec>) -> Result<Edits, Error> {
     blocking(move || cdi::resolve(&cdi::DIRECTORIES.map(Into::into), &spec.cdi_devices)).await
 }
 
-async fn check_mounts(engine: &Arc<Engine>, spec: Arc<ContainerSpec>) -> Result<(), Error> {
+/// The SELinux labels of a container; `None`: its pod has none.
+async fn choose_labels(
+    engine: &Arc<Engine>,
+    snapshot: &Snapshot,
+    spec: Arc<ContainerSpec>,
+) -> Result<Option<ContainerLabels>, Error> {
+    let (selinux, pod) = (engine.selinux.clone(), snapshot.state.record.clone());
+    if selinux.is_none() || pod.selinux.is_none() {
+        return Ok(None);
+    }
+    blocking(move || match (&selinux, &pod.selinux) {
+        (Some(selinux), Some(labels)) => selinux.container(labels, &pod.spec, &spec).map(Some),
+        _ => Ok(None),
+    })
+    .await
+}
+
+async fn check_mounts(
+    engine: &Arc<Engine>,
+    spec: Arc<ContainerSpec>,
+    labels: Option<ContainerLabels>,
+) -> Result<(), Error> {
     if spec.mounts.is_empty() {
         return Ok(());
     }
     let volumes = engine.volumes.clone();
-    blocking(move || spec.mounts.iter().try_for_each(|mount| volumes.check(mount))).await
+    blocking(move || {
+        let label = labels.as_ref().map(|labels| &labels.file);
+        spec.mounts.iter().try_for_each(|mount| volumes.check(mount, label))
+    })
+    .await
 }
 
 async fn intend(engine: &Arc<Engine>, pod: &Arc<Pod>, container: Container) -> Result<(), Error> {
@@ -188,7 +217,7 @@ async fn mount_root(
     blocking(move || {
         let spec = &container.record.spec;
         images.prepare(&image.id, &id)?;
-        let rootfs = images.mount(&id, &rootfs_options(spec, user.as_ref()))?;
+        let rootfs = images.mount(&id, &rootfs_options(&container.record, user.as_ref()))?;
         if let Ok(rootfs) = rootfs.try_clone() {
             let container = container.clone();
             // Nobody waits for it: it is to run while the rest is done.
@@ -213,9 +242,10 @@ async fn make_cgroup(engine: &Arc<Engine>, pod: &Arc<Pod>, id: &Arc<str>) -> Res
 }
 
 /// How the root of a container is mounted; `user`: its pod's user namespace.
-pub(crate) fn rootfs_options<'a>(spec: &ContainerSpec, user: Option<&'a OwnedFd>) -> RootfsOptions<'a> {
+pub(crate) fn rootfs_options<'a>(record: &ContainerRecord, user: Option<&'a OwnedFd>) -> RootfsOptions<'a> {
     let idmap = user.map(|user| IdMap { userns: user.as_fd(), apply: userns::map });
-    RootfsOptions { readonly: spec.security.readonly_rootfs, idmap, ..RootfsOptions::default() }
+    let mount_label = record.selinux.as_ref().map(|labels| labels.file.to_string());
+    RootfsOptions { readonly: record.spec.security.readonly_rootfs, idmap, mount_label }
 }
 
 async fn publish(pod: &Arc<Pod>, id: &Arc<str>, user: ResolvedUser, home: String) -> Result<(), Error> {

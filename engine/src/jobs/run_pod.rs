@@ -15,6 +15,7 @@ use crate::job::{Cx, Job};
 use crate::jobs::teardown;
 use crate::journal::file;
 use crate::pod::{Pod, PodPhase, PodRecord, PodStatus, State, files, policy};
+use crate::selinux::Selinux;
 use crate::spec::{NamespaceMode, PodSpec};
 use crate::{Engine, Error, Kind};
 
@@ -104,33 +105,47 @@ async fn intend(engine: &Arc<Engine>, spec: PodSpec) -> Result<Arc<Pod>, Error> 
     let mut status = PodStatus::default();
     status.holds.namespace = spec.security.namespaces.network == NamespaceMode::Pod;
     status.holds.supervisor = true;
-    let record = PodRecord {
+    let mut record = PodRecord {
         id,
         created_at: nanos(SystemTime::now()),
         boot_id: engine.boot_id.clone(),
         handler: engine.driver(&spec.handler)?.name().to_owned(),
         cgroup,
         spec: Arc::new(spec),
+        selinux: None,
     };
-    let (network, journal) = (engine.network.clone(), engine.journal.clone());
+    let (network, journal, selinux) =
+        (engine.network.clone(), engine.journal.clone(), engine.selinux.clone());
     let endpoint = policy::endpoint(&record)?;
     let first = blocking(move || {
-        if status.holds.namespace {
-            status.holds.attachment = Some(network.reserve(&endpoint).map_err(network_error)?);
-        }
+        record.selinux = selinux.as_ref().map(|selinux| selinux.pod(&record.spec)).transpose()?;
+        let reserved = if status.holds.namespace { Some(network.reserve(&endpoint)) } else { None };
+        status.holds.attachment = reserved.transpose().map_err(|error| {
+            release(selinux.as_deref(), &record);
+            network_error(error)
+        })?;
         let first = State { record: Arc::new(record), status, containers: BTreeMap::new() };
-        match (journal.save(None, &first), &first.status.holds.attachment) {
-            (Ok(()), _) => Ok(first),
-            (Err(error), None) => Err(error.into()),
+        match journal.save(None, &first) {
+            Ok(()) => Ok(first),
             // What cannot be written down cannot be held.
-            (Err(error), Some(reserved)) => {
-                network.abandon(reserved);
+            Err(error) => {
+                release(selinux.as_deref(), &first.record);
+                if let Some(reserved) = &first.status.holds.attachment {
+                    network.abandon(reserved);
+                }
                 Err(error.into())
             }
         }
     })
     .await?;
     engine.adopt(first)
+}
+
+/// Gives back the level of a pod that comes to nothing.
+fn release(selinux: Option<&Selinux>, record: &PodRecord) {
+    if let (Some(selinux), Some(labels)) = (selinux, &record.selinux) {
+        selinux.release(labels);
+    }
 }
 
 /// The request with the node's defaults, as the supervisor gets it.
@@ -223,9 +238,11 @@ async fn launch(
     netns: Option<&NetNs>,
     owned: Option<PodNamespaces>,
 ) -> Result<(), Error> {
-    let driver = engine.driver(&pod.snapshot().state.record.handler)?;
-    let dir = engine.state_dir(pod.id());
-    let launch = PodLaunch { pod: pod.id(), dir: &dir, spec, netns: netns.map(AsFd::as_fd), owned };
+    let record = pod.snapshot().state.record.clone();
+    let (driver, dir) = (engine.driver(&record.handler)?, engine.state_dir(pod.id()));
+    let label = record.selinux.as_ref().map(|labels| &labels.file);
+    let netns = netns.map(AsFd::as_fd);
+    let launch = PodLaunch { pod: pod.id(), dir: &dir, spec, netns, owned, label };
     pod.supervise(driver.launch(launch).await?);
     Ok(())
 }

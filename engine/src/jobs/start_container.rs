@@ -94,6 +94,7 @@ async fn launch(
         mounts,
         cgroup: &container.record.cgroup,
         log,
+        selinux: container.record.selinux.as_ref(),
     };
     cx.step("start process", supervisor.start(launch)).await
 }
@@ -105,7 +106,7 @@ async fn rootfs(engine: &Arc<Engine>, pod: &Arc<Pod>, container: &Container) -> 
     }
     let (images, record) = (engine.images.clone(), container.record.clone());
     let user = pod.supervisor()?.user_namespace();
-    blocking(move || images.mount(&record.id, &rootfs_options(&record.spec, user.as_ref()))).await
+    blocking(move || images.mount(&record.id, &rootfs_options(&record, user.as_ref()))).await
 }
 
 async fn open(
@@ -118,7 +119,7 @@ async fn open(
     let own = engine.journal.container_dir(pod.id(), &record.id);
     let files = engine.state_dir(pod.id());
     let user = pod.supervisor()?.user_namespace();
-    let pod_spec = pod.snapshot().state.record.spec.clone();
+    let pod_record = pod.snapshot().state.record.clone();
     blocking(move || {
         let image = images.find(&record.image_id);
         let request = Request {
@@ -127,11 +128,12 @@ async fn open(
             image_volumes: &record.volumes,
             directory: &own,
             pod_files: &files,
-            user: user.as_ref().zip(pod_spec.security.namespaces.user.as_ref()),
+            user: user.as_ref().zip(pod_record.spec.security.namespaces.user.as_ref()),
+            labels: record.selinux.as_ref().map(|labels| &labels.file).zip(pod_record.selinux.as_ref()),
         };
         let mounts = volumes.prepare(&request)?;
         let logs = !record.log_path.as_os_str().is_empty();
-        let log = logs.then(|| volume::log::open(&pod_spec.log_directory, &record.spec.log_path));
+        let log = logs.then(|| volume::log::open(&pod_record.spec.log_directory, &record.spec.log_path));
         Ok((mounts, log.transpose()?))
     })
     .await

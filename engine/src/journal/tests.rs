@@ -15,6 +15,7 @@ fn state(id: &str) -> State {
         handler: "h".into(),
         cgroup: "/c".into(),
         spec: Arc::new(pod("web")),
+        selinux: None,
     };
     State { record: record.into(), status: PodStatus::default(), containers: Default::default() }
 }

@@ -7,11 +7,12 @@ use super::capabilities;
 use super::child::template;
 use super::listener::Guard;
 use super::lsm::Label;
-use super::plan::{Step, Writer};
+use super::plan::{self, Step, Writer};
 use super::userns;
 use crate::error::Error;
 use crate::exec::wire::int;
 use crate::exec::{PreparedMount, Process};
+use crate::selinux::Context;
 use crate::spec::{ContainerSpec, NamespaceMode, Namespaces, Propagation, UserNamespace};
 
 const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
@@ -65,6 +66,8 @@ pub(crate) struct Container<'a> {
     pub(crate) seccomp: Option<Guard<'a>>,
     /// Labels of security modules.
     pub(crate) labels: &'a [Label],
+    /// SELinux label of the file systems mounted for it; `None`: SELinux is off.
+    pub(crate) mount_label: Option<&'a Context>,
     /// Number of v1 `tasks` files.
     pub(crate) tasks: usize,
     /// The node's /dev/shm is attached behind the mounts.
@@ -259,13 +262,18 @@ pub(crate) fn oom_score(spec: &ContainerSpec) -> u64 {
 /// proc, /dev, devpts, mqueue, shm, sysfs, cgroup.
 fn kernel_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>) {
     let privileged = c.spec.security.privileged;
+    let label = c.mount_label.map(Context::to_string).unwrap_or_default().into_bytes();
     let usual = NOSUID | NODEV | NOEXEC;
     plan.push(Step::Mount { kind: c"proc", options: b"", attributes: usual, at: c"/proc" });
-    let dev = b"mode\x00755\0size\x0065536k\0";
-    plan.push(Step::Mount { kind: c"tmpfs", options: dev, attributes: NOSUID | STRICTATIME, at: c"/dev" });
-    let pts = b"newinstance\0\0ptmxmode\x000666\0mode\x000620\0gid\x005\0";
-    plan.push(Step::Mount { kind: c"devpts", options: pts, attributes: NOSUID | NOEXEC, at: c"/dev/pts" });
+    let dev = plan::labelled(b"mode\x00755\0size\x0065536k\0", &label);
+    plan.push(Step::Mount { kind: c"tmpfs", options: &dev, attributes: NOSUID | STRICTATIME, at: c"/dev" });
+    let pts = plan::labelled(b"newinstance\0\0ptmxmode\x000666\0mode\x000620\0gid\x005\0", &label);
+    plan.push(Step::Mount { kind: c"devpts", options: &pts, attributes: NOSUID | NOEXEC, at: c"/dev/pts" });
     plan.push(Step::Mount { kind: c"mqueue", options: b"", attributes: usual, at: c"/dev/mqueue" });
+    if !label.is_empty() {
+        // It is the IPC namespace's and mounted there already: only its directory can be labelled.
+        plan.push(Step::Relabel { at: c"/dev/mqueue", value: &label });
+    }
     if c.node_shm {
         let fd = (c.tasks + 1 + c.mounts.len()) as u64;
         plan.push(Step::Attach {
@@ -287,19 +295,19 @@ fn kernel_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>) {
     } else {
         plan.push(Step::Mount { kind: c"sysfs", options: b"", attributes: sys, at: c"/sys" });
     }
-    cgroup_mounts(plan, facts, sys);
+    cgroup_mounts(plan, facts, sys, &label);
 }
 
 /// The container's own cgroups: one mount on v2, a directory of mounts otherwise.
-fn cgroup_mounts(plan: &mut Writer, facts: &Facts, attributes: u64) {
+fn cgroup_mounts(plan: &mut Writer, facts: &Facts, attributes: u64, label: &[u8]) {
     if facts.cgroup_v1.is_empty() {
         plan.push(Step::Mount { kind: c"cgroup2", options: b"", attributes, at: c"/sys/fs/cgroup" });
         return;
     }
-    let options = b"mode\x00755\0size\x0064k\0";
+    let options = plan::labelled(b"mode\x00755\0size\x0064k\0", label);
     plan.push(Step::Mount {
         kind: c"tmpfs",
-        options,
+        options: &options,
         attributes: attributes & !RDONLY,
         at: c"/sys/fs/cgroup",
     });

@@ -315,7 +315,7 @@ impl Driver for Native {
     }
 
     fn check(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<(), Error> {
-        self.node.labels(pod, container)?;
+        self.node.labels(container, None)?;
         if self.node.classes.rdt(pod, container)?.is_some() {
             self.node.resctrl.check()?;
         }
@@ -476,6 +476,9 @@ fn setup_message(
         .number(Tag::Has, has)
         .number(Tag::Flags, pod_flags(launch.spec))
         .put(Tag::Hostname, launch.spec.hostname.as_bytes());
+    if let Some(label) = launch.label {
+        message = message.put(Tag::MountLabel, label.to_string().as_bytes());
+    }
     for (key, value) in sysctls::check(launch.spec)? {
         message = message.put(Tag::Sysctl, format!("{key}={value}").as_bytes());
     }

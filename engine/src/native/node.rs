@@ -15,6 +15,7 @@ use crate::exec::classes::Classes;
 use crate::exec::podd::HOLD;
 use crate::exec::rdt::Resctrl;
 use crate::external::Runtime;
+use crate::selinux::ContainerLabels;
 use crate::spec::{ContainerSecurity, ContainerSpec, DeviceSpec, PodSpec, Resources};
 use crate::sys::spawn;
 
@@ -82,8 +83,12 @@ impl Node {
     }
 
     /// The labels of a container's processes; refuses by name what this node's security modules cannot give.
-    pub(crate) fn labels(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<Vec<lsm::Label>, Error> {
-        lsm::labels(&self.modules, &lsm::Request { pod, container })
+    pub(crate) fn labels(
+        &self,
+        container: &ContainerSpec,
+        selinux: Option<&ContainerLabels>,
+    ) -> Result<Vec<lsm::Label>, Error> {
+        lsm::labels(&self.modules, &lsm::Request { container, selinux })
     }
 
     /// The process that was started for this pod; it is given once.

@@ -160,6 +160,8 @@ steps! {
     33 Notify { flags: u64, program: &'p [u8], agent: &'p CStr, state: &'p [u8] } "install the seccomp filter of the agent"
     /// Asks a security module for the label after execve(2), by writing to a file below /proc.
     30 Label { file: &'p CStr, value: &'p [u8] } "set the security label"
+    /// Gives a directory the SELinux label `value`; no part of `at` may be a symlink.
+    34 Relabel { at: &'p CStr, value: &'p [u8] } "set the SELinux label of"
 
     // From here on: what only OCI bundles need (`native::child::bundle`).
     /// Tells the starter that a stage is reached and waits until it says to go on.
@@ -232,6 +234,7 @@ impl Step<'_> {
             | Self::ReadOnly { at }
             | Self::Attributes { at, .. }
             | Self::RootAt { at, .. }
+            | Self::Relabel { at, .. }
             | Self::Bind { at, .. }
             | Self::FileSystem { at, .. } => at,
             Self::Chdir { path }
@@ -247,6 +250,12 @@ impl Step<'_> {
         };
         text.to_string_lossy().into_owned()
     }
+}
+
+/// Mount options with the SELinux label of everything in the file system, as in [`Step::Mount`]; an empty label changes nothing.
+pub(crate) fn labelled(options: &[u8], label: &[u8]) -> Vec<u8> {
+    let parts: &[&[u8]] = if label.is_empty() { &[options] } else { &[options, b"context\0", label, b"\0"] };
+    parts.concat()
 }
 
 /// Builds a plan.
@@ -329,6 +338,16 @@ mod tests {
         assert!(verify(&bytes));
         assert_eq!(steps(&bytes).unwrap().collect::<Vec<_>>(), steps_in);
         assert_eq!(strings(b"sh\0-c\0").collect::<Vec<_>>(), [c"sh", c"-c"]);
+    }
+
+    #[test]
+    fn a_label_is_one_more_mount_option() {
+        let options = b"mode\x00755\0size\x0064k\0";
+        assert_eq!(labelled(options, b""), options);
+        let with = labelled(options, b"u:o:f:s0:c1,c2");
+        let expected = [c"mode", c"755", c"size", c"64k", c"context", c"u:o:f:s0:c1,c2"];
+        assert_eq!(strings(&with).collect::<Vec<_>>(), expected);
+        assert_eq!(strings(&labelled(b"", b"u:o:f")).collect::<Vec<_>>(), [c"context", c"u:o:f"]);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::api::{PodState, PodView, Rendering};
 use crate::container::Container;
+use crate::selinux::PodLabels;
 use crate::spec::{PodSpec, Resources};
 
 /// The immutable half of a pod.
@@ -27,6 +28,9 @@ pub struct PodRecord {
     pub cgroup: String,
     /// As requested.
     pub spec: Arc<PodSpec>,
+    /// Its SELinux labels, with the categories that are its own; `None`: SELinux was off when it was made.
+    #[serde(default)]
+    pub selinux: Option<PodLabels>,
 }
 
 impl PodRecord {

@@ -77,6 +77,7 @@ fn record(spec: PodSpec) -> PodRecord {
         handler: String::new(),
         cgroup: "/c".into(),
         spec: spec.into(),
+        selinux: None,
     }
 }
 

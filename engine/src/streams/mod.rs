@@ -108,6 +108,7 @@ pub(crate) async fn start_exec(
         spec: &container.record.spec,
         pod: &snapshot.state.record.spec,
         cgroup: &container.record.cgroup,
+        selinux: container.record.selinux.as_ref(),
         stdin: wanted.stdin,
         stdout: wanted.stdout,
         stderr: wanted.stderr && !wanted.tty,

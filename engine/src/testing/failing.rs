@@ -17,6 +17,7 @@ use crate::exec::{
     Call, Connection, ContainerLaunch, Driver, Exec, ExecLaunch, Exit, Features, PodLaunch, PreparedMount,
     Process, Started, Stdio, Supervisor,
 };
+use crate::selinux::Context;
 use crate::spec::{ContainerSpec, MountSpec, PodSpec, Resources};
 use crate::volume::Request;
 use crate::{Error, Kind, image, volume};
@@ -234,16 +235,16 @@ impl<D: image::Driver + ?Sized + 'static> image::Driver for Failing<D> {
         self.inner.container_usage(container)
     }
 
-    fn mount_image(&self, image_id: &str, sub_path: &str) -> Result<OwnedFd, Error> {
-        self.block("mount_image", ours, || self.inner.mount_image(image_id, sub_path))
+    fn mount_image(&self, image_id: &str, sub_path: &str, label: Option<&Context>) -> Result<OwnedFd, Error> {
+        self.block("mount_image", ours, || self.inner.mount_image(image_id, sub_path, label))
     }
 }
 
 // === impl Volume ===
 
 impl<D: volume::Driver + ?Sized> volume::Driver for Failing<D> {
-    fn check(&self, mount: &MountSpec) -> Result<(), Error> {
-        self.block("check_mount", ours, || self.inner.check(mount))
+    fn check(&self, mount: &MountSpec, label: Option<&Context>) -> Result<(), Error> {
+        self.block("check_mount", ours, || self.inner.check(mount, label))
     }
 
     fn prepare(&self, request: &Request<'_>) -> Result<Vec<PreparedMount>, Error> {

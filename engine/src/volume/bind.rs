@@ -87,7 +87,7 @@ pub(super) fn image_volume(
     if !directory.exists() {
         let fresh = directory.with_extension("new");
         crate::journal::file::make_dir(&fresh)?;
-        let root = images.mount_image(request.image_id, "")?;
+        let root = images.mount_image(request.image_id, "", None)?;
         take_attributes(&root, path, &fresh).map_err(failed)?;
         std::fs::rename(&fresh, &directory).map_err(failed)?;
     }

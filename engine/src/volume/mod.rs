@@ -5,10 +5,12 @@
 //! container and applies propagation, read-only and option flags there.
 //!
 //! Contract: `check` refuses at CreateContainer what cannot work at StartContainer; `prepare` may be repeated and leaves
-//! nothing but descriptors and the image-declared volumes below the container's directory, which go with it. Both block.
+//! nothing but descriptors and the image-declared volumes below the container's directory, which go with it. Both block. Where SELinux
+//! is on, `prepare` gives what is the container's alone its label, and sources as far as the request says so (`label`).
 
 mod bind;
 mod idmap;
+mod label;
 pub mod log;
 #[cfg(test)]
 mod tests;
@@ -20,13 +22,15 @@ use std::sync::Arc;
 use crate::exec::PreparedMount;
 use crate::image;
 use crate::pod::files::FILES;
+use crate::selinux::{Context, PodLabels};
 use crate::spec::{ContainerSpec, MountSpec, UserNamespace};
 use crate::{Error, Kind};
 
 /// Opens mounts on the node.
 pub trait Driver: Send + Sync + std::fmt::Debug {
-    /// Refuses a mount whose source is missing or cannot be propagated as asked.
-    fn check(&self, mount: &MountSpec) -> Result<(), Error>;
+    /// Refuses a mount whose source is missing, cannot be propagated as asked, or must not have the label of a container. `label`: the
+    /// container's; `None`: SELinux is off.
+    fn check(&self, mount: &MountSpec, label: Option<&Context>) -> Result<(), Error>;
     /// All mounts of a container, in mount order.
     fn prepare(&self, request: &Request<'_>) -> Result<Vec<PreparedMount>, Error>;
 }
@@ -46,6 +50,8 @@ pub struct Request<'a> {
     pub pod_files: &'a Path,
     /// The pod's user namespace and its mapping; `None`: the node's.
     pub user: Option<(&'a OwnedFd, &'a UserNamespace)>,
+    /// SELinux label of the container's files, and the labels of its pod; `None`: SELinux is off.
+    pub labels: Option<(&'a Context, &'a PodLabels)>,
 }
 
 /// Binds, image volumes, image-declared volumes: all local.
@@ -61,7 +67,7 @@ impl Local {
         Self { images, create_missing }
     }
 
-    fn open(&self, mount: &MountSpec) -> Result<PreparedMount, Error> {
+    fn open(&self, mount: &MountSpec, label: Option<&Context>) -> Result<PreparedMount, Error> {
         match &mount.image {
             None => bind::prepare(mount),
             Some(image) => {
@@ -72,7 +78,7 @@ impl Local {
                         format!("image \"{}\" is not on this node", image.image),
                     ))
                 })?;
-                let fd = self.images.mount_image(&found.id, &mount.image_sub_path).map_err(failed)?;
+                let fd = self.images.mount_image(&found.id, &mount.image_sub_path, label).map_err(failed)?;
                 bind::prepared(fd, mount)
             }
         }
@@ -80,20 +86,26 @@ impl Local {
 }
 
 impl Driver for Local {
-    fn check(&self, mount: &MountSpec) -> Result<(), Error> {
+    fn check(&self, mount: &MountSpec, label: Option<&Context>) -> Result<(), Error> {
         if self.create_missing && mount.image.is_none() {
             bind::create_missing(&mount.host_path)?;
         }
-        self.open(mount).map(drop)
+        let opened = self.open(mount, label)?;
+        label.map_or(Ok(()), |_| label::check(&opened))
     }
 
     fn prepare(&self, request: &Request<'_>) -> Result<Vec<PreparedMount>, Error> {
         let requested = &request.spec.mounts;
         let taken = |path: &str| requested.iter().any(|mount| clean(&mount.container_path) == clean(path));
-        let mut mounts = requested.iter().map(|mount| self.open(mount)).collect::<Result<Vec<_>, _>>()?;
+        let label = request.labels.map(|(label, _)| label);
+        let mut mounts =
+            requested.iter().map(|mount| self.open(mount, label)).collect::<Result<Vec<_>, _>>()?;
+        // Before ids are mapped: labels are the node's business.
+        mounts.iter().try_for_each(|mount| label::requested(mount, label))?;
         mounts.iter().try_for_each(|mount| idmap::requested(mount, request.user))?;
         for path in request.image_volumes.iter().filter(|path| !taken(path)) {
             let mount = bind::image_volume(&*self.images, request, path)?;
+            label::own(&mount, label)?;
             idmap::own(&mount, request.user)?;
             mounts.push(mount);
         }
@@ -106,6 +118,7 @@ impl Driver for Local {
                 readonly,
                 ..MountSpec::default()
             })?);
+            mounts.last().map_or(Ok(()), |mount| label::of_the_pod(mount, request.labels))?;
             // Everybody may read them; whose they are matters less than that the pod starts.
             let _ = mounts.last().map(|mount| idmap::own(mount, request.user));
         }

@@ -45,6 +45,7 @@ fn prepare(place: &Place, spec: &ContainerSpec, image_volumes: &[String]) -> Vec
         directory: &directory,
         pod_files: &pod_files,
         user: None,
+        labels: None,
     };
     place.volumes.prepare(&request).unwrap()
 }
@@ -82,13 +83,13 @@ fn the_pods_files_are_mounted_unless_the_request_mounts_there() {
 fn a_missing_source_is_named_or_made() {
     let strict = place(false);
     let missing = strict.dir.join("missing/deep");
-    let error = strict.volumes.check(&bind(&missing)).unwrap_err();
+    let error = strict.volumes.check(&bind(&missing), None).unwrap_err();
     assert_eq!(error.kind(), Kind::InvalidArgument);
     assert!(error.chain().contains("missing/deep"), "{}", error.chain());
     assert!(!missing.exists());
     let lenient = place(true);
     let missing = lenient.dir.join("missing/deep");
-    lenient.volumes.check(&bind(&missing)).unwrap();
+    lenient.volumes.check(&bind(&missing), None).unwrap();
     assert!(missing.is_dir());
 }
 
@@ -98,7 +99,7 @@ fn mounts_cannot_be_propagated_through_a_private_mount() {
     // /proc is private or shared as the node has it; the answer must agree with the kernel's table.
     let shared = table().lines().any(|line| line.contains(" /proc ") && line.contains("shared:"));
     let mount = MountSpec { propagation: Propagation::Bidirectional, ..bind(Path::new("/proc")) };
-    let answer = place.volumes.check(&mount);
+    let answer = place.volumes.check(&mount, None);
     assert_eq!(answer.is_ok(), shared, "{answer:?}");
 }
 
@@ -112,9 +113,9 @@ fn an_image_volume_names_its_image_in_the_kubelets_words() {
         readonly: true,
         ..MountSpec::default()
     };
-    place.volumes.check(&mount(IMAGE, "")).unwrap();
+    place.volumes.check(&mount(IMAGE, ""), None).unwrap();
     for (image, sub_path) in [("absent:1", ""), (IMAGE, "absent")] {
-        let error = place.volumes.check(&mount(image, sub_path)).unwrap_err();
+        let error = place.volumes.check(&mount(image, sub_path), None).unwrap_err();
         assert!(error.chain().starts_with("ImageVolumeMountFailed"), "{}", error.chain());
         assert!(error.chain().contains("absent"), "{}", error.chain());
     }

@@ -32,6 +32,7 @@ async fn a_working_directory_cannot_lie_outside() {
             spec: &spec,
             pod: &pod.spec,
             cgroup: &cgroup,
+            selinux: None,
             stdin: false,
             stdout: false,
             stderr: false,

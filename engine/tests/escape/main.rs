@@ -62,8 +62,15 @@ async fn slow_exec(pod: &Pod, id: &str, spec: &ContainerSpec) -> Exit {
     process.args = vec!["true".into()];
     process.env = vec![format!("PATH={}", long_way()).into_bytes()];
     let cgroup = pod.cgroup(id);
-    let launch =
-        ExecLaunch { spec, pod: &pod.spec, cgroup: &cgroup, stdin: false, stdout: false, stderr: false };
+    let launch = ExecLaunch {
+        spec,
+        pod: &pod.spec,
+        cgroup: &cgroup,
+        selinux: None,
+        stdin: false,
+        stdout: false,
+        stderr: false,
+    };
     let exec = pod.connection.supervisor.exec(id, &process, launch).await;
     exec.unwrap_or_else(|e| panic!("{}", e.chain())).exit.await.unwrap()
 }

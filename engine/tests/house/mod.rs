@@ -18,7 +18,10 @@ use engine::{Config, Engine, Error, Kind, external, image};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rustix::fs::CWD;
-use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, OpenTreeFlags, fsconfig_create, fsconfig_set_string, fsmount,
+    fsopen, open_tree,
+};
 use storage::{Credentials, Image, ImageConfig, PullProgress, RootfsOptions, Usage};
 use tokio::sync::watch;
 
@@ -242,6 +245,22 @@ impl Directory {
     }
 }
 
+impl Directory {
+    /// A writable layer over the directory, in which everything has this SELinux label: a directory by itself cannot be given one.
+    fn labelled(&self, container: &str, label: &str) -> Result<OwnedFd, rustix::io::Errno> {
+        let layer = self.root.with_file_name("layers").join(container);
+        let (upper, work) = (layer.join("upper"), layer.join("work"));
+        [&upper, &work].into_iter().for_each(|dir| fs::create_dir_all(dir).unwrap());
+        let overlay = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        for (key, directory) in [("lowerdir", &self.root), ("upperdir", &upper), ("workdir", &work)] {
+            fsconfig_set_string(&overlay, key, directory)?;
+        }
+        fsconfig_set_string(&overlay, "context", label)?;
+        fsconfig_create(&overlay)?;
+        fsmount(&overlay, FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())
+    }
+}
+
 impl image::Driver for Directory {
     fn pull(
         self: Arc<Self>,
@@ -291,7 +310,12 @@ impl image::Driver for Directory {
         Ok(())
     }
 
-    fn mount(&self, _: &str, options: &RootfsOptions<'_>) -> Result<OwnedFd, Error> {
+    fn mount(&self, container: &str, options: &RootfsOptions<'_>) -> Result<OwnedFd, Error> {
+        if let Some(label) = &options.mount_label {
+            return self
+                .labelled(container, label)
+                .map_err(|e| Error::with(Kind::Internal, "overlay with a label", e));
+        }
         let tree = self.tree()?;
         if let Some(idmap) = &options.idmap {
             (idmap.apply)(tree.as_fd(), idmap.userns).map_err(|e| Error::with(Kind::Internal, "idmap", e))?;
@@ -300,6 +324,7 @@ impl image::Driver for Directory {
     }
 
     fn release(&self, container: &str) -> Result<(), Error> {
+        let _ = fs::remove_dir_all(self.root.with_file_name("layers").join(container));
         self.layers.lock().unwrap().remove(container);
         Ok(())
     }
@@ -315,7 +340,7 @@ impl image::Driver for Directory {
         None
     }
 
-    fn mount_image(&self, _: &str, _: &str) -> Result<OwnedFd, Error> {
+    fn mount_image(&self, _: &str, _: &str, _: Option<&engine::selinux::Context>) -> Result<OwnedFd, Error> {
         self.tree()
     }
 }

@@ -116,7 +116,7 @@ impl Pod {
         let mut owned = driver.namespaces(&spec).unwrap_or_else(|e| panic!("{}", e.chain()));
         let net = owned.as_mut().and_then(|owned| owned.net.take());
         let netns = net.as_ref().map(AsFd::as_fd);
-        let launch = PodLaunch { pod: &id, dir: &dir.join("state"), spec: &spec, netns, owned };
+        let launch = PodLaunch { pod: &id, dir: &dir.join("state"), spec: &spec, netns, owned, label: None };
         let connection = driver.launch(launch).await.unwrap_or_else(|e| panic!("{}", e.chain()));
         let (handler, tried) = (handler.clone(), Mutex::default());
         Self { dir, driver, connection, spec, id, handler, tried }
@@ -164,6 +164,7 @@ impl Pod {
             mounts: container.mounts,
             cgroup: &self.cgroup(&container.id),
             log: Some(log.into()),
+            selinux: None,
         };
         self.connection.supervisor.start(launch).await
     }
@@ -242,6 +243,7 @@ impl Pod {
             spec,
             pod: &self.spec,
             cgroup: &self.cgroup(id),
+            selinux: None,
             stdin: false,
             stdout: true,
             stderr: true,

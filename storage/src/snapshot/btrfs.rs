@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs;
 
 use crate::error::{FileError, SnapshotError};
-use crate::snapshot::vfs::{ROOT, fill, mount_copy, mount_sealed, open};
+use crate::snapshot::vfs::{ROOT, fill, mount_copy, mount_sealed, open, without_labels};
 use crate::snapshot::{Driver, ImageLayers, View, measure};
 use crate::{Kernel, RootfsOptions, Usage};
 
@@ -71,7 +71,8 @@ impl Driver for Btrfs {
         mount_copy(self.name(), &container.join(ROOT), options)
     }
 
-    fn mount_view(&self, view: &View) -> Result<OwnedFd, SnapshotError> {
+    fn mount_view(&self, view: &View, label: Option<&str>) -> Result<OwnedFd, SnapshotError> {
+        without_labels(self.name(), label)?;
         mount_sealed(self.name(), view, &self.kernel)
     }
 

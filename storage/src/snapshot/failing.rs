@@ -65,8 +65,8 @@ impl<D: Driver + ?Sized> Driver for Failing<D> {
     ) -> Result<OwnedFd, SnapshotError> {
         self.then(Step::Mount, self.inner.mount(view, container, options))
     }
-    fn mount_view(&self, view: &View) -> Result<OwnedFd, SnapshotError> {
-        self.then(Step::MountView, self.inner.mount_view(view))
+    fn mount_view(&self, view: &View, label: Option<&str>) -> Result<OwnedFd, SnapshotError> {
+        self.then(Step::MountView, self.inner.mount_view(view, label))
     }
     fn usage(&self, view: Option<&View>, container: &Path) -> Result<Usage, SnapshotError> {
         self.inner.usage(view, container)

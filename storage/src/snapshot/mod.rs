@@ -75,8 +75,8 @@ pub trait Driver: Debug + Send + Sync {
         container: &Path,
         options: &RootfsOptions<'_>,
     ) -> Result<OwnedFd, SnapshotError>;
-    /// Mounts the image alone, read-only and detached.
-    fn mount_view(&self, view: &View) -> Result<OwnedFd, SnapshotError>;
+    /// Mounts the image alone, read-only and detached. `label`: SELinux label of all of its files.
+    fn mount_view(&self, view: &View, label: Option<&str>) -> Result<OwnedFd, SnapshotError>;
     /// Bytes and inodes of a container's writable layer; may walk it. `None`: the image is not open at the moment.
     fn usage(&self, view: Option<&View>, container: &Path) -> Result<Usage, SnapshotError>;
     /// Called for a directory that this driver filled, before it is deleted file by file: whatever is quicker than that.
@@ -153,7 +153,7 @@ fn probe(driver: &dyn Driver, root: &Path) -> Result<(), SnapshotError> {
         let view = driver.view(&layers, &image)?;
         driver.prepare(&view, &container)?;
         let mount = driver.mount(&view, &container, &RootfsOptions::default())?;
-        drop(driver.mount_view(&view)?);
+        drop(driver.mount_view(&view, None)?);
         let (flags, mode) =
             (rustix::fs::OFlags::CREATE | rustix::fs::OFlags::CLOEXEC, rustix::fs::Mode::RUSR);
         rustix::fs::openat(&mount, "probe", flags, mode).map_err(FileError::at("create", "probe"))?;

@@ -63,8 +63,8 @@ impl Driver for Overlay {
         mount_container(self.name(), view, container, options)
     }
 
-    fn mount_view(&self, view: &View) -> Result<OwnedFd, SnapshotError> {
-        mount_lowers("image", view, None)
+    fn mount_view(&self, view: &View, label: Option<&str>) -> Result<OwnedFd, SnapshotError> {
+        mount_lowers("image", view, label)
     }
 
     fn usage(&self, _view: Option<&View>, container: &Path) -> Result<Usage, SnapshotError> {

@@ -83,7 +83,7 @@ impl Bench {
 fn show_with(name: &str, bench: &Bench, tars: &[Tar]) -> Result<Shown, SnapshotError> {
     let image = bench.image(tars)?;
     let (driver, view) = built(name, bench, &image)?;
-    let mount = driver.mount_view(&view)?;
+    let mount = driver.mount_view(&view, None)?;
     Ok(look(&mount))
 }
 
@@ -198,7 +198,7 @@ fn a_container_writes_over_the_image_and_never_into_it() {
         );
         std::fs::write(format!("{root}/a"), "container").unwrap();
         std::fs::write(format!("{root}/b"), "new").unwrap();
-        let seen = look(&driver.mount_view(&view).unwrap());
+        let seen = look(&driver.mount_view(&view, None).unwrap());
         assert_eq!((data(&seen, "/a"), seen.contains_key("/b")), (&b"image"[..], false));
         assert_eq!(driver.usage(Some(&view), &container).unwrap().inodes, 3, "{name}");
         drop(mount);

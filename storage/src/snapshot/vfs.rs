@@ -62,7 +62,8 @@ impl Driver for Vfs {
         mount_copy(self.name(), &container.join(ROOT), options)
     }
 
-    fn mount_view(&self, view: &View) -> Result<OwnedFd, SnapshotError> {
+    fn mount_view(&self, view: &View, label: Option<&str>) -> Result<OwnedFd, SnapshotError> {
+        without_labels(self.name(), label)?;
         mount_sealed(self.name(), view, &self.kernel)
     }
 
@@ -82,15 +83,18 @@ pub(super) fn open(path: &Path) -> Result<OwnedFd, SnapshotError> {
     Ok(fs::open(path, flags, Mode::empty()).map_err(FileError::at("open", path))?)
 }
 
+/// Refuses a label: what is mounted here is a directory like any other, whose files have labels of their own.
+pub(super) fn without_labels(driver: &'static str, label: Option<&str>) -> Result<(), SnapshotError> {
+    label.map_or(Ok(()), |_| Err(SnapshotError::Unsupported { driver, what: "SELinux mount labels" }))
+}
+
 /// A container's own copy, writable; the id mapping lies over the mount.
 pub(super) fn mount_copy(
     driver: &'static str,
     root: &Path,
     options: &RootfsOptions<'_>,
 ) -> Result<OwnedFd, SnapshotError> {
-    if options.mount_label.is_some() {
-        return Err(SnapshotError::Unsupported { driver, what: "SELinux mount labels" });
-    }
+    without_labels(driver, options.mount_label.as_deref())?;
     let target = root.display().to_string();
     let mount = mount::clone(&target, open(root)?)?;
     if let Some(map) = &options.idmap {

@@ -100,9 +100,9 @@ fn a_mount_that_fails_can_be_tried_again() {
     bench.driver.order(Step::Mount, ErrorKind::Other);
     bench.store.mount("c", &RootfsOptions::default()).unwrap_err();
     bench.driver.order(Step::MountView, ErrorKind::Other);
-    bench.store.mount_image(&image.id, "").unwrap_err();
+    bench.store.mount_image(&image.id, "", None).unwrap_err();
     drop(bench.store.mount("c", &RootfsOptions::default()).unwrap());
-    drop(bench.store.mount_image(&image.id, "d").unwrap());
+    drop(bench.store.mount_image(&image.id, "d", None).unwrap());
     bench.store.release("c").unwrap();
     bench.store.remove(&image.id).unwrap();
 }

@@ -102,6 +102,9 @@ impl Podd {
         let (has, owned) = self.owned();
         fds.extend(owned);
         let mut message = message.number(Tag::Has, has | PLAN_FIELDS);
+        if !self.label.is_empty() {
+            message = message.put(Tag::MountLabel, &self.label);
+        }
         message.fds = fds;
         message
     }
@@ -141,6 +144,7 @@ impl Podd {
             rustix::io::write(&tasks, b"0")?;
         }
         thread::unshare(&self.proof, libc::CLONE_NEWNS)?;
+        self.label = message.text(Tag::MountLabel).as_bytes().to_vec();
         self.complete_template(Some(shm), self.user.is_some())?;
         self.ready = true;
         Ok(())

@@ -144,6 +144,8 @@ struct Podd {
     user: Option<OwnedFd>,
     /// First process of the pod's own PID namespace.
     init: Option<OwnedFd>,
+    /// SELinux label of the pod's file systems; empty: none.
+    label: Vec<u8>,
     ready: bool,
     ending: bool,
     /// A container was started, and we have not been idle since.
@@ -201,6 +203,7 @@ impl Podd {
             strays: BTreeMap::new(),
             user: None,
             init: None,
+            label: Vec::new(),
             ready: false,
             ending: false,
             fresh: false,

@@ -17,6 +17,7 @@ use rustix::net::{AddressFamily, SocketFlags, SocketType};
 use super::Podd;
 use crate::exec::wire::{HAS_NETNS, HAS_USER, Message, POD_PID, Tag, int};
 use crate::native::child::{become_root, new_mount, template};
+use crate::native::plan;
 use crate::sys::process::{self, Cloned, SingleThreaded};
 use crate::sys::{mount, socket, thread};
 
@@ -67,6 +68,7 @@ pub(super) fn setup(podd: &mut Podd, message: &mut Message) -> Result<(), (Strin
         let name = message.text(Tag::Hostname).as_bytes();
         rustix::system::sethostname(name).map_err(|e| ("set the host name".into(), e.into()))?;
     }
+    podd.label = message.text(Tag::MountLabel).as_bytes().to_vec();
     podd.complete_template(None, user.is_some()).map_err(step("make the template mount namespace"))?;
     for pair in message.all(Tag::Sysctl) {
         let set = match &user {
@@ -125,12 +127,14 @@ fn as_root_of(
     }
 }
 
-/// Makes the template the only thing this process sees, in a mount namespace that is its own already. What is in it belongs to no pod, and
-/// pods whose supervisors are forked share it.
-pub(super) fn build_template() -> io::Result<()> {
+/// Makes the template the only thing this process sees, in a mount namespace that is its own already. What is in it belongs to no pod
+/// if there is no `label`, and pods whose supervisors are forked share it; with one, everything in it has that SELinux label, for the
+/// containers of its pod to use what they mount of it.
+pub(super) fn build_template(label: &[u8]) -> io::Result<()> {
+    let tmpfs = |options: &[u8], attributes| new_mount(c"tmpfs", &plan::labelled(options, label), attributes);
     // Nothing that happens here may travel to the node.
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-    let root = new_mount(c"tmpfs", b"mode\x00755\0size\x0064k\0", NOSUID | NOEXEC)?;
+    let root = tmpfs(b"mode\x00755\0size\x0064k\0", NOSUID | NOEXEC)?;
     attach(&root, &path(c"/")?, c"")?;
     rustix::process::fchdir(&root)?;
     rustix::process::pivot_root(c".", c".")?;
@@ -142,7 +146,7 @@ pub(super) fn build_template() -> io::Result<()> {
     }
     place(&new_mount(c"proc", b"", NOSUID | NODEV | NOEXEC)?, template::PROC)?;
     let mask = b"mode\x00755\0size\x004k\0nr_inodes\x001\0";
-    place(&new_mount(c"tmpfs", mask, NOSUID | NODEV | NOEXEC | RDONLY)?, template::MASK)?;
+    place(&tmpfs(mask, NOSUID | NODEV | NOEXEC | RDONLY)?, template::MASK)?;
     for (at, major, minor) in template::DEVICES.into_iter().chain([(template::NULL, 1, 3)]) {
         let mode = Mode::from_raw_mode(0o666);
         mknodat(CWD, at, FileType::CharacterDevice, mode, makedev(major, minor))?;
@@ -159,12 +163,13 @@ pub(super) fn build_template() -> io::Result<()> {
 
 impl Podd {
     /// Puts into the template what is the pod's: its /dev/shm, and what a pod with a user namespace cannot make itself. Makes the template
-    /// first if no zygote has; the mount namespace is this process's own.
+    /// first if no zygote has, or if the pod has a label, which the shared one has not; the mount namespace is this process's own.
     pub(super) fn complete_template(&mut self, shm: Option<OwnedFd>, user: bool) -> io::Result<()> {
-        if !self.template {
-            build_template()?;
+        if !self.template || !self.label.is_empty() {
+            build_template(&self.label)?;
         }
-        let fresh = || new_mount(c"tmpfs", b"mode\x001777\0size\x0064m\0", NOSUID | NODEV | NOEXEC);
+        let options = plan::labelled(b"mode\x001777\0size\x0064m\0", &self.label);
+        let fresh = || new_mount(c"tmpfs", &options, NOSUID | NODEV | NOEXEC);
         place(&shm.map_or_else(fresh, Ok)?, template::SHM)?;
         if user {
             place(&new_mount(c"sysfs", b"", NOSUID | NODEV | NOEXEC)?, template::SYS)?;

@@ -48,7 +48,7 @@ impl Podd {
     /// What the next program has to know, with copies of all descriptors; connections last, whose requests it then hears.
     fn left(&self, connection: u64, request: u32) -> Vec<Message> {
         let (has, owned) = self.owned();
-        let mut pod = Message::new(Kind::Adopt, 0).number(Tag::Has, has);
+        let mut pod = Message::new(Kind::Adopt, 0).number(Tag::Has, has).put(Tag::MountLabel, &self.label);
         pod.fds = owned;
         let mut left = vec![pod];
         left.extend(self.processes.iter().map(Process::leave));
@@ -84,6 +84,7 @@ impl Podd {
     fn same_pod(&mut self, mut message: Message) -> io::Result<()> {
         let fds = std::mem::take(&mut message.fds);
         self.own(message.get(Tag::Has), &mut fds.into_iter())?;
+        self.label = message.text(Tag::MountLabel).as_bytes().to_vec();
         self.ready = true;
         Ok(())
     }

@@ -34,7 +34,7 @@ pub(super) fn serve(proof: &SingleThreaded) -> io::Result<Option<Birth>> {
     setup::harden(c"podd-zygote")?;
     let title = Title::find(ROOM)?;
     thread::unshare(proof, libc::CLONE_NEWNS)?;
-    setup::build_template()?;
+    setup::build_template(&[])?;
     let mut bytes = [0; 512];
     loop {
         if poll(&mut [PollFd::new(&line, PollFlags::IN)], Some(&IDLE)) == Ok(0) {

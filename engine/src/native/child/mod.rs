@@ -259,6 +259,7 @@ impl<'p> Child<'p> {
             Step::User { fd, flags } => self.enter_user(fd, flags),
             Step::ShareFile { from, at } => self.share_file(from, at),
             Step::Label { file, value } => self.write_proc(file, value).map_err(plain),
+            Step::Relabel { at, value } => self.relabel(at, value),
             Step::OomScore { value } => self.oom_score(value.cast_signed()),
             Step::Limit { resource, soft, hard } => credentials::limit(resource, soft, hard),
             Step::Stdio { stdin, stdout, stderr, uid } => self.stdio([stdin, stdout, stderr], uid),

@@ -98,6 +98,16 @@ impl Child<'_> {
         attach_to(mount.as_fd(), target.as_fd()).map_err(plain)
     }
 
+    /// Labels a directory that was just mounted.
+    pub(super) fn relabel(&self, at: &CStr, label: &[u8]) -> Done {
+        let target = paths::reach_strictly(self.root()?, at)?;
+        // An O_PATH descriptor cannot be labelled through.
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let open = rustix::fs::openat(&target, c".", flags, Mode::empty()).map_err(plain)?;
+        rustix::fs::fsetxattr(&open, c"security.selinux", label, rustix::fs::XattrFlags::empty())
+            .map_err(plain)
+    }
+
     pub(super) fn attach(
         &self,
         fd: u64,

@@ -36,6 +36,7 @@ fn compiled(
         devices: &[],
         seccomp: None,
         labels: &[],
+        mount_label: None,
         tasks,
         node_shm: false,
         user: None,
@@ -205,6 +206,7 @@ fn requests_that_cannot_be_honoured_are_refused_by_name() {
             devices: &[],
             seccomp: None,
             labels: &[],
+            mount_label: None,
             tasks: 0,
             node_shm: false,
             user: None,
@@ -234,6 +236,7 @@ fn in_a_user_namespace_what_needs_the_nodes_root_comes_first() {
             devices: &[],
             seccomp: None,
             labels: &[],
+            mount_label: None,
             tasks: 2,
             node_shm: false,
             user: Some(User { map: &user, own_network }),
@@ -253,4 +256,34 @@ fn in_a_user_namespace_what_needs_the_nodes_root_comes_first() {
         outline(&compiled(false)).contains(&"Attach /sys".into()),
         "with the node's network it is the node's"
     );
+}
+
+#[test]
+fn where_selinux_is_on_what_is_mounted_for_a_container_has_its_label() {
+    let label: crate::selinux::Context = "u:o:file_t:s0:c1,c2".parse().unwrap();
+    let (spec, process) = (ContainerSpec::default(), process());
+    let c = Container {
+        id: "c1",
+        spec: &spec,
+        process: &process,
+        mounts: &[],
+        devices: &[],
+        seccomp: None,
+        labels: &[],
+        mount_label: Some(&label),
+        tasks: 0,
+        node_shm: false,
+        user: None,
+    };
+    let plan =
+        container(&Facts { cgroup_v1: vec![("cpu".into(), b"cpu\0\0".to_vec())], ..facts() }, &c).unwrap();
+    let context = b"context\0u:o:file_t:s0:c1,c2\0";
+    let labelled = plan::steps(&plan).unwrap().filter_map(|step| match step {
+        Step::Mount { at, options, .. } if options.ends_with(context) => Some(at),
+        _ => None,
+    });
+    // The others are the kernel's, which knows what is in them.
+    assert_eq!(labelled.collect::<Vec<_>>(), [c"/dev", c"/dev/pts", c"/sys/fs/cgroup"]);
+    let relabelled = Step::Relabel { at: c"/dev/mqueue", value: b"u:o:file_t:s0:c1,c2" };
+    assert_eq!(plan::steps(&plan).unwrap().filter(|step| *step == relabelled).count(), 1);
 }

@@ -80,25 +80,25 @@ impl AppArmor {
 }
 
 impl Module for AppArmor {
-    fn label(&self, request: &Request<'_>) -> Result<Option<Label>, Error> {
+    fn labels(&self, request: &Request<'_>) -> Result<Vec<Label>, Error> {
         let security = &request.container.security;
         let unconfined = security.privileged || security.apparmor == Some(Profile::Unconfined);
         let take =
-            |name: &str| Ok(Some(Label { file: ATTRIBUTE, value: format!("exec {name}").into_bytes() }));
+            |name: &str| Ok(vec![Label { file: ATTRIBUTE, value: format!("exec {name}").into_bytes() }]);
         match &security.apparmor {
-            _ if unconfined => Ok(None),
+            _ if unconfined => Ok(Vec::new()),
             Some(Profile::Localhost(name)) if !self.enabled => Err(Error::invalid(
                 "security_context.apparmor",
                 format!("profile \"{name}\" cannot be applied: AppArmor is not enabled on this node"),
             )),
-            _ if !self.enabled => Ok(None),
+            _ if !self.enabled => Ok(Vec::new()),
             Some(Profile::Localhost(name)) if !self.loaded(name)? => Err(Error::invalid(
                 "security_context.apparmor",
                 format!("profile \"{name}\" is not loaded on this node"),
             )),
             Some(Profile::Localhost(name)) => take(name),
             // Nobody asked for it, and a node that cannot load it still has to run pods.
-            None if self.parser.is_none() && !self.loaded(DEFAULT)? => Ok(None),
+            None if self.parser.is_none() && !self.loaded(DEFAULT)? => Ok(Vec::new()),
             Some(Profile::RuntimeDefault | Profile::Unconfined) | None => {
                 self.load_default()?;
                 take(DEFAULT)
@@ -134,7 +134,7 @@ fn compile(parser: &Path, text: &str) -> Result<(), Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{ContainerSpec, PodSpec};
+    use crate::spec::ContainerSpec;
 
     /// A node whose kernel has these profiles; `None`: no AppArmor.
     fn node(directory: &Path, profiles: Option<&str>) -> AppArmor {
@@ -151,8 +151,10 @@ mod tests {
     fn asked(node: &AppArmor, profile: Option<Profile>, privileged: bool) -> Result<Option<String>, String> {
         let mut container = ContainerSpec::default();
         (container.security.apparmor, container.security.privileged) = (profile, privileged);
-        let label = node.label(&Request { pod: &PodSpec::default(), container: &container });
-        label.map(|l| l.map(|l| String::from_utf8(l.value).unwrap())).map_err(|e| e.chain())
+        let request = Request { container: &container, selinux: None };
+        let labels = node.labels(&request).map_err(|e| e.chain())?;
+        assert!(labels.len() <= 1 && labels.iter().all(|label| label.file == ATTRIBUTE));
+        Ok(labels.into_iter().next().map(|label| String::from_utf8(label.value).unwrap()))
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Linux security modules: which label a container's processes take at execve(2).
 //!
-//! A module is asked when a container is made ([`Module::label`] refuses by name what it cannot give) and again at each start and exec;
+//! A module is asked when a container is made ([`Module::labels`] refuses by name what it cannot give) and again at each start and exec;
 //! the label is written to the process's `attr/…exec` by the plan, before the root is changed, and takes effect at execve(2). A module
 //! that the kernel does not have answers as the other runtimes do: what asks for nothing it could give is fine, a profile by name is not.
 
@@ -10,15 +10,16 @@ mod selinux;
 use std::ffi::CStr;
 
 use crate::error::Error;
-use crate::spec::{ContainerSpec, PodSpec};
+use crate::selinux::ContainerLabels;
+use crate::spec::ContainerSpec;
 
 /// What a module decides by.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request<'a> {
-    /// The pod as requested.
-    pub(crate) pod: &'a PodSpec,
     /// The container as requested.
     pub(crate) container: &'a ContainerSpec,
+    /// The SELinux labels in its record; `None`: SELinux is off.
+    pub(crate) selinux: Option<&'a ContainerLabels>,
 }
 
 /// A label to be taken at execve(2).
@@ -32,13 +33,13 @@ pub(crate) struct Label {
 
 /// One security module of the kernel, there or not.
 pub(crate) trait Module: Send + Sync + std::fmt::Debug {
-    /// The label of a container's processes; `None`: they keep the supervisor's.
-    fn label(&self, request: &Request<'_>) -> Result<Option<Label>, Error>;
+    /// The labels of a container's processes; none: they keep the supervisor's, or what the policy makes of it.
+    fn labels(&self, request: &Request<'_>) -> Result<Vec<Label>, Error>;
 }
 
 /// The modules as this kernel has them.
 pub(crate) fn probe() -> Vec<Box<dyn Module>> {
-    vec![Box::new(apparmor::AppArmor::probe()), Box::new(selinux::Selinux::probe())]
+    vec![Box::new(apparmor::AppArmor::probe()), Box::new(selinux::Selinux)]
 }
 
 /// The AppArmor profile that a label asks for, as a bundle names it.
@@ -49,5 +50,6 @@ pub(crate) fn profile(label: &Label) -> Option<String> {
 
 /// The labels of all modules.
 pub(crate) fn labels(modules: &[Box<dyn Module>], request: &Request<'_>) -> Result<Vec<Label>, Error> {
-    modules.iter().filter_map(|module| module.label(request).transpose()).collect()
+    let labels = modules.iter().map(|module| module.labels(request)).collect::<Result<Vec<_>, _>>()?;
+    Ok(labels.into_iter().flatten().collect())
 }

@@ -1,52 +1,47 @@
-//! SELinux: labels of processes. Where it is off, labels are informational, as they are for the other runtimes.
+//! SELinux: the labels in a container's record ([`crate::selinux`]), asked for where the kernel takes such wishes.
 
-use std::path::Path;
+use std::ffi::CStr;
 
 use super::{Label, Module, Request};
-use crate::error::{Error, Kind};
+use crate::error::Error;
 
-/// SELinux as this kernel has it.
+/// Where a process asks for its label after execve(2) (proc_pid_attr(5)).
+const EXEC: &CStr = c"self/attr/exec";
+/// Where it asks for the label of keyrings it makes: the session keyring is to be the container's, not the supervisor's. It does not
+/// outlive execve(2).
+const KEYS: &CStr = c"self/attr/keycreate";
+
+/// SELinux. Whether it is on has been decided with the record.
 #[derive(Debug)]
-pub(crate) struct Selinux {
-    enabled: bool,
-}
-
-impl Selinux {
-    /// Looks for the module's file system, which is there when a policy can be.
-    pub(crate) fn probe() -> Self {
-        Self { enabled: Path::new("/sys/fs/selinux/enforce").exists() }
-    }
-}
+pub(crate) struct Selinux;
 
 impl Module for Selinux {
-    fn label(&self, request: &Request<'_>) -> Result<Option<Label>, Error> {
-        let (pod, container) = (&request.pod.security.selinux, &request.container.security.selinux);
-        let relabel = request.container.mounts.iter().any(|mount| mount.selinux_relabel);
-        let asked = container.is_some() || pod.is_some() || relabel;
-        if self.enabled && asked && !request.container.security.privileged {
-            return Err(Error::new(
-                Kind::Unimplemented,
-                "selinux_options: SELinux is on here, and labels are not built yet",
-            ));
-        }
-        Ok(None)
+    fn labels(&self, request: &Request<'_>) -> Result<Vec<Label>, Error> {
+        let process = request.selinux.and_then(|labels| labels.process.as_ref());
+        let asked = |file| process.map(|label| Label { file, value: label.to_string().into_bytes() });
+        Ok([EXEC, KEYS].into_iter().filter_map(asked).collect())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::spec::{ContainerSpec, PodSpec, SelinuxLabel};
+    use crate::selinux::ContainerLabels;
+    use crate::spec::ContainerSpec;
 
     #[test]
-    fn labels_are_informational_while_selinux_is_off_and_refused_while_it_is_on() {
-        let mut container = ContainerSpec::default();
-        let asked = |enabled, container: &ContainerSpec| {
-            Selinux { enabled }.label(&Request { pod: &PodSpec::default(), container })
+    fn a_process_asks_for_the_label_in_the_record_and_for_none_without() {
+        let asked = |selinux: Option<&ContainerLabels>| {
+            let request = Request { container: &ContainerSpec::default(), selinux };
+            let labels = Selinux.labels(&request).unwrap();
+            labels.into_iter().map(|l| (l.file, String::from_utf8(l.value).unwrap())).collect::<Vec<_>>()
         };
-        assert_eq!(asked(true, &container).unwrap(), None);
-        container.security.selinux = Some(SelinuxLabel::default());
-        assert_eq!(asked(false, &container).unwrap(), None);
-        asked(true, &container).unwrap_err();
+        let label = "u:r:t:s0:c1,c2";
+        let mut labels =
+            ContainerLabels { process: label.parse().ok(), file: "u:o:f:s0:c1,c2".parse().unwrap() };
+        assert_eq!(asked(Some(&labels)), [(EXEC, label.to_owned()), (KEYS, label.to_owned())]);
+        labels.process = None;
+        assert_eq!(asked(Some(&labels)), []);
+        assert_eq!(asked(None), []);
     }
 }

@@ -113,7 +113,7 @@ impl Supervisor {
         let own_network = namespaces.network == NamespaceMode::Pod;
         let map = userns::of(namespaces).filter(|_| user.is_some());
         let node_shm = launch.pod.security.namespaces.ipc == NamespaceMode::Node;
-        let labels = self.node.labels(launch.pod, launch.spec)?;
+        let labels = self.node.labels(launch.spec, launch.selinux)?;
         let plan = compile::container(
             &self.node.facts,
             &compile::Container {
@@ -124,6 +124,7 @@ impl Supervisor {
                 devices: nodes,
                 seccomp: filter.as_deref().map(|filter| Guard::new(filter, agent.as_ref())),
                 labels: &labels,
+                mount_label: launch.selinux.map(|labels| &labels.file),
                 tasks: entrance.tasks.len(),
                 node_shm,
                 user: map.map(|map| compile::User { map, own_network }),
@@ -171,7 +172,7 @@ impl Supervisor {
         entrance.tasks.extend(self.node.rdt(launch.pod, launch.spec, false)?);
         let streams = [launch.stdin, launch.stdout, launch.stderr].map(|wanted| wanted && !process.tty);
         let (filter, agent) = self.guarded(container, launch.spec, "running").await?;
-        let labels = self.node.labels(launch.pod, launch.spec)?;
+        let labels = self.node.labels(launch.spec, launch.selinux)?;
         let plan = compile::exec(
             &self.node.facts,
             &compile::Exec {

@@ -142,7 +142,12 @@ impl Driver for FakeImages {
         self.world.things().layers.contains_key(container).then(Usage::default)
     }
 
-    fn mount_image(&self, _: &str, sub_path: &str) -> Result<OwnedFd, Error> {
+    fn mount_image(
+        &self,
+        _: &str,
+        sub_path: &str,
+        _: Option<&crate::selinux::Context>,
+    ) -> Result<OwnedFd, Error> {
         if sub_path.is_empty() { self.rootfs() } else { Err(Error::not_found("path", sub_path)) }
     }
 }

@@ -10,7 +10,7 @@ use crate::volume::{Driver, Request};
 pub struct FakeVolumes;
 
 impl Driver for FakeVolumes {
-    fn check(&self, _: &MountSpec) -> Result<(), Error> {
+    fn check(&self, _: &MountSpec, _: Option<&crate::selinux::Context>) -> Result<(), Error> {
         Ok(())
     }
 

@@ -90,6 +90,7 @@ fn pull(image: &str) {
         pull_memory: 256 << 20,
         kernel: storage::Kernel::default(),
         keep_blobs: false,
+        label: None,
         policy: Vec::new(),
         verifiers: None,
     };

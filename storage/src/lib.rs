@@ -94,6 +94,19 @@ pub struct Config {
     pub kernel: Kernel,
     /// Keep each layer's blob beside its tar, so that save and push need no registry; costs the compressed size on disk.
     pub keep_blobs: bool,
+    /// SELinux label of everything stored; `None`: what the node gives it.
+    pub label: Option<Label>,
+}
+
+/// A SELinux label for layers, and the call that gives it to a directory and what is in it already; what is made there later has it
+/// from its parent. A container's root has the label of its mount, but the kernel maps programs from the layers themselves, and asks
+/// about their label.
+#[derive(Clone, Debug)]
+pub struct Label {
+    /// `user:role:type[:level]`.
+    pub text: String,
+    /// Labels a directory (first) with everything below it, unless it has the label (second).
+    pub apply: fn(BorrowedFd<'_>, &str) -> std::io::Result<()>,
 }
 
 /// Credentials for one pull; `Debug` never prints them.

@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -19,7 +19,7 @@ use crate::flight::{Flights, Staging};
 use crate::graph::{self, Index};
 use crate::registry::{Clients, Timing};
 use crate::snapshot::{self, Driver, ImageLayers, View};
-use crate::{Config, Image, Usage, files};
+use crate::{Config, Image, Label, Usage, files};
 
 /// Partial blobs are kept this long for somebody to continue them.
 const PARTIAL_AGE: Duration = Duration::from_secs(24 * 3600);
@@ -67,7 +67,8 @@ impl Store {
     /// As [`Self::open`].
     pub fn open_with(config: Config, timing: Timing) -> Result<Arc<Self>, OpenError> {
         let (wanted, kernel) = (config.driver.clone(), config.kernel);
-        Self::open_driver(config, timing, |root| snapshot::choose(wanted.as_deref(), root, kernel))
+        let label = config.label.as_ref().map(|label| label.text.clone());
+        Self::open_driver(config, timing, |root| snapshot::choose(wanted.as_deref(), root, kernel, label))
     }
 
     /// [`Self::open_with`] with a driver of the caller's choice.
@@ -92,6 +93,9 @@ impl Store {
             "trash",
         ] {
             files::directory(&root.join(name))?;
+        }
+        for name in ["layers", "images", "containers", "staging"] {
+            put_label(config.label.as_ref(), &root.join(name))?;
         }
         sweep_staging(&root)?;
         let driver = choose(&root)?;
@@ -367,6 +371,13 @@ fn lock(root: &Path) -> Result<File, OpenError> {
             Err(error) => return Err(FileError::at("lock", &path)(error).into()),
         }
     }
+}
+
+/// Gives a directory of the store its SELinux label, if there is one to give.
+fn put_label(label: Option<&Label>, directory: &Path) -> Result<(), FileError> {
+    let Some(label) = label else { return Ok(()) };
+    let open = File::open(directory).map_err(FileError::at("open", directory))?;
+    (label.apply)(open.as_fd(), &label.text).map_err(FileError::at("label", directory))
 }
 
 /// Empties `staging/`, but for partial blobs that are still worth continuing.

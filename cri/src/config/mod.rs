@@ -231,6 +231,7 @@ impl file::Image {
             pull_memory: pull_memory.unwrap_or(256 << 20),
             kernel: engine::image::kernel(),
             keep_blobs: self.keep_blobs.unwrap_or(false),
+            label: None,
             policy: self
                 .policy
                 .map_or_else(|| POLICIES.iter().map(PathBuf::from).collect(), |path| vec![path]),

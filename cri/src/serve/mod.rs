@@ -62,6 +62,9 @@ pub enum Error {
     /// The image store does not open.
     #[error("cannot open the image store")]
     Store(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// What the SELinux policy says of containers makes no sense.
+    #[error("cannot read the SELinux policy's labels for containers: {}", .0.chain())]
+    Selinux(engine::Error),
     /// The network does not open.
     #[error("cannot open the pod network")]
     Network(#[source] Box<dyn std::error::Error + Send + Sync>),
@@ -186,7 +189,11 @@ async fn settle() {
 
 /// Opens the four drivers and the engine on top of them.
 async fn open(config: &Config) -> Result<Arc<Engine>, Error> {
-    let (storage, network) = (config.storage.clone(), config.network.clone());
+    let (mut storage, network) = (config.storage.clone(), config.network.clone());
+    let selinux = config.engine.selinux.clone();
+    let label =
+        blocking(move || selinux.map(|place| engine::selinux::image_label(&place)).transpose()).await?;
+    storage.label = label.map_err(Error::Selinux)?.flatten();
     let store = blocking(move || storage::Store::open(storage)).await?.map_err(|e| Error::Store(e.into()))?;
     let network = blocking(move || netplugins::open(network)).await?.map_err(|e| Error::Network(e.into()))?;
     let (native, handlers) = (config.native.clone(), config.handlers.clone());

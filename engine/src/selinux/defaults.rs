@@ -21,6 +21,9 @@ const PROCESS: (&str, &str, &str) = ("system_u", "system_r", "container_t");
 /// What files have where no file says otherwise.
 const FILE: (&str, &str, &str) = ("system_u", "object_r", "container_file_t");
 
+/// What images have where no file says anything.
+const IMAGE: (&str, &str, &str) = ("system_u", "object_r", "container_ro_file_t");
+
 /// The labels of a container that asks for nothing, before its pod's categories.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Defaults {
@@ -28,6 +31,8 @@ pub(super) struct Defaults {
     pub(super) process: Context,
     /// Of its files.
     pub(super) file: Context,
+    /// Of images, which all containers may read.
+    pub(super) image: Context,
 }
 
 /// Reads what the policy in use says. `levels`: it has levels.
@@ -89,7 +94,13 @@ fn parse(text: &str, levels: bool) -> Result<Defaults, Error> {
         let level = context.level.filter(|_| levels).or_else(|| levels.then(|| "s0".into()));
         Ok::<_, Error>(Context { level, ..context })
     };
-    Ok(Defaults { process: label("process", PROCESS)?, file: label("file", FILE)? })
+    // Policies older than the type for images have one type for all files.
+    let image = if pairs(text).next().is_none() || pairs(text).any(|(key, _)| key == "ro_file") {
+        label("ro_file", IMAGE)?
+    } else {
+        label("file", FILE)?
+    };
+    Ok(Defaults { process: label("process", PROCESS)?, file: label("file", FILE)?, image })
 }
 
 #[cfg(test)]
@@ -113,6 +124,14 @@ mod tests {
         let old = "  process=  \"u:r:svirt_lxc_net_t:s0\"  \n";
         let mixed = ["u:r:svirt_lxc_net_t:s0", "system_u:object_r:container_file_t:s0"].map(str::to_owned);
         assert_eq!(labels(old, true), Ok(mixed));
+    }
+
+    #[test]
+    fn images_have_a_type_of_their_own_where_the_policy_has_one() {
+        let image = |text: &str| parse(text, true).unwrap().image.to_string();
+        assert_eq!(image(""), "system_u:object_r:container_ro_file_t:s0");
+        assert_eq!(image("ro_file = \"u:o:ro:s0\"\nfile = \"u:o:f:s0\""), "u:o:ro:s0");
+        assert_eq!(image("process = \"u:r:t:s0\"\nfile = \"u:o:f:s0\""), "u:o:f:s0");
     }
 
     #[test]

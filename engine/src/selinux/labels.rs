@@ -31,7 +31,7 @@ pub struct ContainerLabels {
 
 /// The labels of a pod that asks for this. `level`: its own pair of categories, when it asks for no level.
 pub(super) fn pod(defaults: &Defaults, asked: &SelinuxLabel, level: Option<&str>) -> PodLabels {
-    let Defaults { process, file } = defaults.clone();
+    let Defaults { process, file, .. } = defaults.clone();
     let mut labels = merge(&PodLabels { process, file }, asked);
     if let Some(level) = level {
         (labels.process.level, labels.file.level) = (Some(level.into()), Some(level.into()));
@@ -107,7 +107,12 @@ mod tests {
     use super::*;
 
     fn defaults() -> Defaults {
-        Defaults { process: "u:r:container_t:s0".parse().unwrap(), file: "u:o:file_t:s0".parse().unwrap() }
+        let label = |text: &str| text.parse().unwrap();
+        Defaults {
+            process: label("u:r:container_t:s0"),
+            file: label("u:o:file_t:s0"),
+            image: label("u:o:ro_t:s0"),
+        }
     }
 
     fn asked(user: &str, role: &str, kind: &str, level: &str) -> SelinuxLabel {
@@ -142,7 +147,8 @@ mod tests {
 
     #[test]
     fn a_policy_without_levels_gets_labels_without() {
-        let flat = Defaults { process: "u:r:t".parse().unwrap(), file: "u:o:f".parse().unwrap() };
+        let label = |text: &str| text.parse().unwrap();
+        let flat = Defaults { process: label("u:r:t"), file: label("u:o:f"), image: label("u:o:i") };
         assert_eq!(texts(&pod(&flat, &SelinuxLabel::default(), None)), pair("u:r:t", "u:o:f"));
     }
 

@@ -37,6 +37,16 @@ impl Default for Place {
     }
 }
 
+/// The label of images and containers' layers, for the image store; `None`: SELinux is off. The kernel maps programs past the label of a
+/// container's root, and then asks about what lies below.
+pub fn image_label(place: &Place) -> Result<Option<storage::Label>, Error> {
+    let Some(selinux) = Selinux::probe(place)? else { return Ok(None) };
+    let Defaults { image, file, .. } = &selinux.defaults;
+    let known = selinux.kernel.knows(image).map_err(|e| unanswered(image, e))?;
+    let text = if known { image } else { file }.to_string();
+    Ok(Some(storage::Label { text, apply: relabel::store }))
+}
+
 /// SELinux on a node that has it on, with a policy.
 #[derive(Debug)]
 pub(crate) struct Selinux {

@@ -92,6 +92,15 @@ pub(crate) fn tree(source: BorrowedFd<'_>, label: &str) -> io::Result<Outcome> {
     }
 }
 
+/// Gives a directory of the store and everything below it this label. What is made in it has the label from its parent, so one that has
+/// it is done, and never walked again.
+pub(super) fn store(directory: BorrowedFd<'_>, label: &str) -> io::Result<()> {
+    match current(directory) {
+        Ok(Some(now)) if now == label.as_bytes() => Ok(()),
+        _ => tree(directory, label).map(drop),
+    }
+}
+
 /// The label of an open file, without its NUL; `None`: it has none.
 pub(crate) fn current(file: BorrowedFd<'_>) -> Result<Option<Vec<u8>>, Errno> {
     let mut bytes = vec![0; MAX_LABEL];
@@ -247,6 +256,13 @@ mod tests {
         tree(place.open("volume").as_fd(), LABEL).unwrap();
         tree(place.open("volume/file").as_fd(), LABEL).unwrap();
         assert_eq!(changed("volume/file"), before);
+        fs::write(place.0.join("volume/later"), "").unwrap();
+        store(place.open("volume").as_fd(), LABEL).unwrap();
+        assert_eq!(
+            place.label("volume/later"),
+            None,
+            "a directory of the store that has the label is not walked"
+        );
         assert_eq!(place.label("volume/deep").as_deref(), Some(LABEL));
     }
 

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use engine::jobs::{CreateContainer, RemovePod, RunPod, StartContainer};
 use engine::native::{self, Native};
 use engine::spec::{ContainerSpec, ImageSpec, NamespaceMode, PodSpec};
-use engine::{Config, Engine, Error, Kind, external, image};
+use engine::{Config, Engine, Error, Kind, external, image, selinux};
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rustix::fs::CWD;
@@ -39,6 +39,13 @@ impl House {
         let name = format!("{:x}{:x}", std::process::id() & 0xfff, COUNT.fetch_add(1, Ordering::Relaxed));
         let dir = PathBuf::from(format!("/tmp/core-{name}"));
         make_root(&dir.join("root"));
+        // What the store does with its directories where SELinux is on.
+        fs::create_dir_all(dir.join("layers")).unwrap();
+        if let Some(label) = ok(selinux::image_label(&selinux::Place::default())) {
+            for name in ["root", "layers"] {
+                (label.apply)(fs::File::open(dir.join(name)).unwrap().as_fd(), &label.text).unwrap();
+            }
+        }
         let images = Arc::new(Directory { root: dir.join("root"), layers: Mutex::default() });
         Self { dir, name, images }
     }
@@ -340,7 +347,7 @@ impl image::Driver for Directory {
         None
     }
 
-    fn mount_image(&self, _: &str, _: &str, _: Option<&engine::selinux::Context>) -> Result<OwnedFd, Error> {
+    fn mount_image(&self, _: &str, _: &str, _: Option<&selinux::Context>) -> Result<OwnedFd, Error> {
         self.tree()
     }
 }

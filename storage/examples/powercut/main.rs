@@ -62,7 +62,17 @@ fn open(root: &Path) -> Result<Arc<Store>, storage::OpenError> {
     let (driver, registry_config) = (Some("vfs".into()), Vec::new());
     let (root, pull_memory, keep_blobs) = (root.to_owned(), 64 << 20, false);
     let (policy, verifiers) = (Vec::new(), None);
-    Store::open(Config { root, driver, registry_config, policy, verifiers, pull_memory, keep_blobs, kernel })
+    Store::open(Config {
+        root,
+        driver,
+        registry_config,
+        policy,
+        verifiers,
+        pull_memory,
+        keep_blobs,
+        kernel,
+        label: None,
+    })
 }
 
 /// Contents of one file of an image: any other byte in its place shows.

@@ -18,7 +18,10 @@ const INDEX: &str = "index.erofs";
 
 /// The driver; it keeps no state.
 #[derive(Debug)]
-pub(super) struct Erofs;
+pub(super) struct Erofs {
+    /// SELinux label of all files of all images.
+    pub(super) label: Option<String>,
+}
 
 fn tars(image: &ImageLayers) -> Vec<PathBuf> {
     image.layers.iter().map(|layer| layer.join("tar")).collect()
@@ -67,7 +70,7 @@ impl Driver for Erofs {
         }
         let tars = tars(image);
         let devices: Vec<&Path> = tars.iter().map(PathBuf::as_path).collect();
-        let mount = mount::erofs(&image.id, &directory.join(INDEX), &devices)?;
+        let mount = mount::erofs(&image.id, &directory.join(INDEX), &devices, self.label.as_deref())?;
         Ok(View { lowers: vec![mount], image: image.clone() })
     }
 

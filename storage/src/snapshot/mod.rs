@@ -88,21 +88,23 @@ pub trait Driver: Debug + Send + Sync {
 /// The drivers, best first.
 const DRIVERS: [&str; 4] = ["erofs", "overlay", "btrfs", "vfs"];
 
-/// The configured driver, or the first that works in `root`; each is tried for real, with a mount.
+/// The configured driver, or the first that works in `root`; each is tried for real, with a mount. `label`: SELinux label of images.
 pub(crate) fn choose(
     wanted: Option<&str>,
     root: &Path,
     kernel: Kernel,
+    label: Option<String>,
 ) -> Result<Arc<dyn Driver>, OpenError> {
+    let by_name = |name: &str| by_name(name, kernel, label.clone());
     if let Some(name) = wanted {
         let refuse = |reason: String| OpenError::Driver { name: name.to_owned(), reason };
-        let Some(driver) = by_name(name, kernel) else {
+        let Some(driver) = by_name(name) else {
             return Err(refuse(format!("there is none of that name; there are: {}", DRIVERS.join(", "))));
         };
         return probe(&*driver, root).map(|()| driver).map_err(|error| refuse(chain(&error)));
     }
     let mut reasons = Vec::new();
-    for driver in DRIVERS.iter().filter_map(|name| by_name(name, kernel)) {
+    for driver in DRIVERS.iter().filter_map(|name| by_name(name)) {
         match probe(&*driver, root) {
             Ok(()) => return Ok(driver),
             Err(error) => reasons.push(format!("{}: {}", driver.name(), chain(&error))),
@@ -111,9 +113,9 @@ pub(crate) fn choose(
     Err(OpenError::Driver { name: "any".into(), reason: reasons.join("; ") })
 }
 
-fn by_name(name: &str, kernel: Kernel) -> Option<Arc<dyn Driver>> {
+fn by_name(name: &str, kernel: Kernel, label: Option<String>) -> Option<Arc<dyn Driver>> {
     match name {
-        "erofs" => Some(Arc::new(erofs::Erofs)),
+        "erofs" => Some(Arc::new(erofs::Erofs { label })),
         "overlay" => Some(Arc::new(overlay::Overlay)),
         "btrfs" => Some(Arc::new(btrfs::Btrfs { kernel })),
         "vfs" => Some(Arc::new(vfs::Vfs { kernel })),

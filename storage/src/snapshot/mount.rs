@@ -22,14 +22,22 @@ fn c_path(path: &Path) -> Result<CString, Errno> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::INVAL)
 }
 
-/// A file-backed EROFS image and its device files, read-only and detached.
-pub(super) fn erofs(id: &str, image: &Path, devices: &[&Path]) -> Result<OwnedFd, SnapshotError> {
+/// A file-backed EROFS image and its device files, read-only and detached. `label`: SELinux label of all of its files.
+pub(super) fn erofs(
+    id: &str,
+    image: &Path,
+    devices: &[&Path],
+    label: Option<&str>,
+) -> Result<OwnedFd, SnapshotError> {
     let fs = fsopen("erofs", FsOpenFlags::FSOPEN_CLOEXEC).map_err(failed(id, "erofs: fsopen"))?;
     let source = c_path(image).map_err(failed(id, "erofs: source path"))?;
     fsconfig_set_string(&fs, "source", &source).map_err(failed(id, "erofs: source"))?;
     for device in devices {
         let path = c_path(device).map_err(failed(id, "erofs: device path"))?;
         fsconfig_set_string(&fs, "device", &path).map_err(failed(id, "erofs: device"))?;
+    }
+    if let Some(label) = label {
+        fsconfig_set_string(&fs, "context", label).map_err(failed(id, "erofs: context"))?;
     }
     // The image cannot be written anyway; the flag keeps the kernel from asking.
     fsconfig_set_flag(&fs, "ro").map_err(failed(id, "erofs: ro"))?;

@@ -92,7 +92,7 @@ fn built(
     bench: &Bench,
     image: &ImageLayers,
 ) -> Result<(Arc<dyn Driver>, super::View), SnapshotError> {
-    let driver = by_name(name, KERNEL).unwrap();
+    let driver = by_name(name, KERNEL, None).unwrap();
     let directory = bench.join("image");
     files::directory(&directory)?;
     driver.build(image, &directory)?;

@@ -27,6 +27,7 @@ impl Bench {
             registry_config: Vec::new(),
             pull_memory: 64 << 20,
             keep_blobs: false,
+            label: None,
             policy: Vec::new(),
             verifiers: None,
             kernel,

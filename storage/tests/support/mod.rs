@@ -207,6 +207,7 @@ pub fn config(root: &Path, driver: Option<&str>) -> Config {
         pull_memory: 256 << 20,
         kernel: kernel::KERNEL,
         keep_blobs: false,
+        label: None,
         policy: Vec::new(),
         verifiers: None,
     }

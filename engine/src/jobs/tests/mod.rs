@@ -2,6 +2,7 @@
 
 mod containers;
 mod exec;
+mod labels;
 mod model;
 mod pods;
 mod restart;

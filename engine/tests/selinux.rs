@@ -10,6 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use engine::api::ContainerState;
 use engine::jobs::{CreateContainer, ExecSync, RunPod, StartContainer};
 use engine::spec::{ContainerSpec, MountSpec, NamespaceMode, SelinuxLabel};
 use engine::{Engine, Kind};
@@ -37,6 +38,17 @@ fn label(kind: &str, level: &str) -> Option<SelinuxLabel> {
 /// A container that stays.
 fn idle(house: &House, name: &str) -> ContainerSpec {
     house.shell(name, "exec sleep 1000")
+}
+
+/// Waits for a container's end by the engine's events.
+async fn ended(engine: &Engine, id: &str) {
+    let mut events = engine.events();
+    let wait = async {
+        while engine.container(id).unwrap().state != ContainerState::Exited {
+            events.recv().await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), wait).await.unwrap();
 }
 
 /// What a script in a container says.
@@ -79,16 +91,18 @@ async fn the_containers_of_a_pod_share_a_label_that_no_other_pod_has() {
     let house = House::new();
     let engine = house.engine().await;
     let (one, two) = (run_pod(&engine, house.pod("one")).await, run_pod(&engine, house.pod("two")).await);
-    let a =
-        start(&engine, &one, house.shell("a", "cat /proc/self/attr/current; echo; exec sleep 1000")).await;
+    let a = start(&engine, &one, idle(&house, "a")).await;
     let (b, c) =
         (start(&engine, &one, idle(&house, "b")).await, start(&engine, &two, idle(&house, "c")).await);
+    let tells = house.shell("tells", "cat /proc/self/attr/current; echo");
+    ended(&engine, &start(&engine, &one, tells).await).await;
     let [a_label, b_label, c_label] = [
         process_label(&engine, &a).await,
         process_label(&engine, &b).await,
         process_label(&engine, &c).await,
     ];
-    assert_eq!(house.log("one", "a").replace('\0', "").trim(), format!("stdout F {a_label}"), "by itself");
+    let told = house.log("one", "tells").replace('\0', "");
+    assert_eq!(told.trim(), format!("stdout F {a_label}"), "what a container sees of itself");
     assert_eq!(a_label, b_label);
     assert_ne!(a_label, c_label);
     let level = a_label.strip_prefix("system_u:system_r:container_t:").unwrap();

@@ -236,7 +236,7 @@ async fn a_supervisor_that_is_killed_during_a_start_leaves_no_runtime_behind() {
     let native = support::config(Path::new(env!("CARGO_BIN_EXE_podd")), &group);
     let driver = Native::with_runtimes(native, vec![config]).unwrap().pop().unwrap();
     let (state, spec) = (dir.join("state"), support::pod_spec());
-    let launch = PodLaunch { pod: "killed", dir: &state, spec: &spec, netns: None, owned: None };
+    let launch = PodLaunch { pod: "killed", dir: &state, spec: &spec, netns: None, owned: None, label: None };
     let connection = ok(driver.launch(launch).await);
     let (mut container, process) = (engine::spec::ContainerSpec::default(), support::shell("sleep 1000"));
     container.security.namespaces.pid = NamespaceMode::Container;
@@ -250,6 +250,7 @@ async fn a_supervisor_that_is_killed_during_a_start_leaves_no_runtime_behind() {
         mounts: Vec::new(),
         cgroup: &cgroup,
         log: None,
+        selinux: None,
     });
     let pid = connection.supervisor.pid();
     let kill = async {

@@ -67,7 +67,8 @@ async fn a_supervisor_is_its_own_process_and_the_zygote_can_be_missed() {
         let dir = first.dir.join(name);
         let owned = next.namespaces(&spec).unwrap();
         let id = format!("{}-{name}", first.id);
-        let launch = engine::exec::PodLaunch { pod: &id, dir: &dir, spec: &spec, netns: None, owned, label: None };
+        let launch =
+            engine::exec::PodLaunch { pod: &id, dir: &dir, spec: &spec, netns: None, owned, label: None };
         let pod = next.launch(launch).await.unwrap_or_else(|e| panic!("{}", e.chain()));
         assert_eq!(words(pod.supervisor.pid()), ["berth", "podd", &id]);
         assert_eq!(children("podd-zygote").len(), usize::from(name == "with"), "{name}");

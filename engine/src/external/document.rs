@@ -14,6 +14,7 @@ use crate::exec::{PreparedMount, Process};
 use crate::native::capabilities;
 use crate::native::compile::{Facts, Node};
 use crate::native::lsm::{self, Label};
+use crate::selinux::Context;
 use crate::spec::{ContainerSpec, NamespaceMode, Propagation};
 
 /// A version that also the oldest runtimes in use take; nothing here is newer.
@@ -36,6 +37,8 @@ pub(crate) struct Container<'a> {
     pub(crate) rules: &'a Rules,
     /// Labels of security modules.
     pub(crate) labels: &'a [Label],
+    /// SELinux label of the file systems mounted for it; `None`: SELinux is off.
+    pub(crate) mount_label: Option<&'a Context>,
     /// Seccomp profile, in the specification's spelling.
     pub(crate) seccomp: Option<Value>,
     /// Cgroup, in cgroupfs spelling.
@@ -63,6 +66,9 @@ pub(crate) fn config(c: &Container<'_>) -> Result<Value, Error> {
     });
     if let Some(seccomp) = &c.seccomp {
         linux["seccomp"] = seccomp.clone();
+    }
+    if let Some(label) = c.mount_label {
+        linux["mountLabel"] = label.to_string().into();
     }
     Ok(json!({
         "ociVersion": VERSION,
@@ -112,6 +118,9 @@ pub(crate) fn process(
     });
     if let Some(profile) = labels.iter().find_map(lsm::profile) {
         out["apparmorProfile"] = profile.into();
+    }
+    if let Some(label) = labels.iter().find_map(lsm::context) {
+        out["selinuxLabel"] = label.into();
     }
     Ok(out)
 }

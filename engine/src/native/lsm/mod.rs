@@ -48,6 +48,11 @@ pub(crate) fn profile(label: &Label) -> Option<String> {
     Some(String::from_utf8_lossy(name).into_owned())
 }
 
+/// The SELinux label of a process that a label asks for, as a bundle names it.
+pub(crate) fn context(label: &Label) -> Option<String> {
+    (label.file == selinux::EXEC).then(|| String::from_utf8_lossy(&label.value).into_owned())
+}
+
 /// The labels of all modules.
 pub(crate) fn labels(modules: &[Box<dyn Module>], request: &Request<'_>) -> Result<Vec<Label>, Error> {
     let labels = modules.iter().map(|module| module.labels(request)).collect::<Result<Vec<_>, _>>()?;

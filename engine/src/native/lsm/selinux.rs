@@ -6,7 +6,7 @@ use super::{Label, Module, Request};
 use crate::error::Error;
 
 /// Where a process asks for its label after execve(2) (proc_pid_attr(5)).
-const EXEC: &CStr = c"self/attr/exec";
+pub(super) const EXEC: &CStr = c"self/attr/exec";
 /// Where it asks for the label of keyrings it makes: the session keyring is to be the container's, not the supervisor's. It does not
 /// outlive execve(2).
 const KEYS: &CStr = c"self/attr/keycreate";

@@ -84,7 +84,8 @@ impl Supervisor {
             mounts: &launch.mounts,
             devices: &devices,
             rules: &rules,
-            labels: &self.node.labels(launch.pod, launch.spec)?,
+            labels: &self.node.labels(launch.spec, launch.selinux)?,
+            mount_label: launch.selinux.map(|labels| &labels.file),
             seccomp: self.node.profile(&launch.spec.security)?,
             cgroup: launch.cgroup,
             pid: self.pid_of(launch)?,
@@ -137,7 +138,7 @@ impl Supervisor {
             oom_score: compile::oom_score(launch.spec),
             suffix: &suffix,
         };
-        let labels = self.node.labels(launch.pod, launch.spec)?;
+        let labels = self.node.labels(launch.spec, launch.selinux)?;
         let about = document::process(&self.node.facts, launch.spec, process, &labels)?;
         bundle.write(&common.file("process"), &about)?;
         let started = self.try_exec_outside(&common, process, launch, id, tasks).await;

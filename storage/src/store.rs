@@ -68,7 +68,9 @@ impl Store {
     pub fn open_with(config: Config, timing: Timing) -> Result<Arc<Self>, OpenError> {
         let (wanted, kernel) = (config.driver.clone(), config.kernel);
         let label = config.label.as_ref().map(|label| label.text.clone());
-        Self::open_driver(config, timing, |root| snapshot::choose(wanted.as_deref(), root, kernel, label))
+        Self::open_driver(config, timing, |root| {
+            snapshot::choose(wanted.as_deref(), root, kernel, label.as_deref())
+        })
     }
 
     /// [`Self::open_with`] with a driver of the caller's choice.

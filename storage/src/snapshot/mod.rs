@@ -93,9 +93,9 @@ pub(crate) fn choose(
     wanted: Option<&str>,
     root: &Path,
     kernel: Kernel,
-    label: Option<String>,
+    label: Option<&str>,
 ) -> Result<Arc<dyn Driver>, OpenError> {
-    let by_name = |name: &str| by_name(name, kernel, label.clone());
+    let by_name = |name: &str| by_name(name, kernel, label);
     if let Some(name) = wanted {
         let refuse = |reason: String| OpenError::Driver { name: name.to_owned(), reason };
         let Some(driver) = by_name(name) else {
@@ -113,9 +113,9 @@ pub(crate) fn choose(
     Err(OpenError::Driver { name: "any".into(), reason: reasons.join("; ") })
 }
 
-fn by_name(name: &str, kernel: Kernel, label: Option<String>) -> Option<Arc<dyn Driver>> {
+fn by_name(name: &str, kernel: Kernel, label: Option<&str>) -> Option<Arc<dyn Driver>> {
     match name {
-        "erofs" => Some(Arc::new(erofs::Erofs { label })),
+        "erofs" => Some(Arc::new(erofs::Erofs { label: label.map(Into::into) })),
         "overlay" => Some(Arc::new(overlay::Overlay)),
         "btrfs" => Some(Arc::new(btrfs::Btrfs { kernel })),
         "vfs" => Some(Arc::new(vfs::Vfs { kernel })),

@@ -17,7 +17,7 @@ use crate::error::{Error, Kind};
 use crate::exec::podd::zygote::{ROOM, ZYGOTE};
 use crate::exec::wire::{self, HAS_CGROUP, Message, Tag};
 use crate::exec::{self, cgroup};
-use crate::sys::{socket, spawn};
+use crate::sys::{process, socket, spawn};
 
 /// How long a zygote may take for a fork.
 const FORK_TIME: Duration = Duration::from_secs(5);
@@ -28,8 +28,16 @@ pub(super) struct Nursery {
     program: Arc<OwnedFd>,
     /// The words that make the program a supervisor.
     role: Vec<OsString>,
-    /// The line to the zygote; none before the first pod, and after the zygote was lost.
-    zygote: Mutex<Option<OwnedFd>>,
+    /// None after it was lost.
+    zygote: Mutex<Option<Zygote>>,
+}
+
+/// The process that supervisors are forked from.
+#[derive(Debug)]
+struct Zygote {
+    line: OwnedFd,
+    /// Until somebody has undertaken to reap it.
+    pidfd: Option<OwnedFd>,
 }
 
 /// A supervisor that listens, and waits for its `Setup`.
@@ -41,11 +49,19 @@ pub(super) struct Born {
 }
 
 impl Nursery {
+    /// Starts the zygote. Blocking, some milliseconds.
     pub(super) fn new(program: Arc<OwnedFd>, role: Vec<OsString>) -> Self {
-        Self { program, role, zygote: Mutex::default() }
+        let mut nursery = Self { program, role, zygote: Mutex::default() };
+        match nursery.zygote() {
+            Ok(zygote) => nursery.zygote = Mutex::new(Some(zygote)),
+            Err(error) => {
+                tracing::warn!(%error, "there is no zygote; supervisors are executed by themselves")
+            }
+        }
+        nursery
     }
 
-    /// Starts a supervisor for a pod. Blocking, less than a millisecond but for the first one.
+    /// Starts a supervisor for a pod. Blocking, less than a millisecond while there is a zygote.
     pub(super) fn bear(&self, entrance: &cgroup::Entrance, pod: &str, dir: &Path) -> Result<Born, Error> {
         let failed =
             |what: &str, e: io::Error| Error::with(Kind::Internal, format!("{what} of pod {pod}"), e);
@@ -74,34 +90,37 @@ impl Nursery {
         processes: &mut Vec<OwnedFd>,
     ) -> io::Result<OwnedFd> {
         let mut zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
-        let line = match zygote.take() {
-            Some(line) => line,
-            None => {
-                let (line, pidfd) = self.zygote()?;
-                processes.push(pidfd);
-                line
-            }
-        };
+        let mut here = zygote.take().map_or_else(|| self.zygote(), Ok)?;
+        processes.extend(here.pidfd.take());
+        let line = &here.line;
         let has = if cgroup.is_some() { HAS_CGROUP } else { 0 };
         let message =
             Message::new(wire::Kind::Fork, 1).put(Tag::Container, pod.as_bytes()).number(Tag::Has, has);
         let fds: Vec<_> = fds.into_iter().chain(cgroup).collect();
-        socket::send(&line, message.bytes(), &fds)?;
-        let (mut bytes, mut fds) = ([0; 1024], Vec::new());
-        let length = socket::receive(&line, &mut bytes, &mut fds)?;
-        let mut answer = Message::parse(&bytes[..length], fds).ok_or(io::ErrorKind::UnexpectedEof)?;
-        *zygote = Some(line);
+        socket::send(line, message.bytes(), &fds)?;
+        let mut answer = answer(line)?;
+        *zygote = Some(here);
         answer.fds.pop().ok_or_else(|| io::Error::other(answer.text(Tag::Message).to_owned()))
     }
 
-    /// Starts a zygote: our end of its line, and its pidfd.
-    fn zygote(&self) -> io::Result<(OwnedFd, OwnedFd)> {
+    /// Starts a zygote, and waits until it can be asked.
+    fn zygote(&self) -> io::Result<Zygote> {
         let (ours, theirs) =
             socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
         for timeout in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(&ours, timeout, Some(FORK_TIME))?;
         }
-        Ok((ours, self.execute(&[ROOM, ZYGOTE], &[theirs.as_fd()], None)?))
+        let pidfd = self.execute(&[ROOM, ZYGOTE], &[theirs.as_fd()], None)?;
+        // Else its end would not be noticed.
+        drop(theirs);
+        match answer(&ours) {
+            Ok(_) => Ok(Zygote { line: ours, pidfd: Some(pidfd) }),
+            Err(e) => {
+                let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
+                let _ = process::wait(&pidfd);
+                Err(e)
+            }
+        }
     }
 
     /// Executes the program with these words behind those of its role, and with these descriptors from 3 on.
@@ -117,6 +136,13 @@ impl Nursery {
         let fds: Vec<_> = [null.as_fd(); 3].into_iter().chain(fds.iter().copied()).collect();
         spawn::spawn(self.program.as_fd(), &arguments, &fds, cgroup).map(|(_, pidfd)| pidfd)
     }
+}
+
+/// What a zygote says next.
+fn answer(line: &OwnedFd) -> io::Result<Message> {
+    let (mut bytes, mut fds) = ([0; 1024], Vec::new());
+    let length = socket::receive(line, &mut bytes, &mut fds)?;
+    Message::parse(&bytes[..length], fds).ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
 /// The arguments of a supervisor, or of a process in its stead.

@@ -28,13 +28,14 @@ pub(super) struct Birth {
     pub(super) dir: OwnedFd,
 }
 
-/// Serves the daemon at the other end of descriptor 3. Comes back in each supervisor, and with `None` when the daemon has gone.
+/// Serves the daemon at the other end of descriptor 3, to which it says `Ok` first. Comes back in each supervisor, and with `None` when the daemon has gone.
 pub(super) fn serve(proof: &SingleThreaded) -> io::Result<Option<Birth>> {
     let line = process::inherited(proof, 3)?;
     setup::harden(c"podd-zygote")?;
     let title = Title::find(ROOM)?;
     thread::unshare(proof, libc::CLONE_NEWNS)?;
     setup::build_template(&[])?;
+    socket::send(&line, Message::new(Kind::Ok, 0).bytes(), &[])?;
     let mut bytes = [0; 512];
     loop {
         if poll(&mut [PollFd::new(&line, PollFlags::IN)], Some(&IDLE)) == Ok(0) {

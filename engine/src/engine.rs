@@ -208,6 +208,11 @@ impl Engine {
         self.config.load_full()
     }
 
+    /// The daemon ends: pods go on, what the drivers have beside them goes with it. Blocking, a second at most.
+    pub fn leave(&self) {
+        self.exec.iter().for_each(|driver| driver.leave());
+    }
+
     /// The execution driver of a handler.
     pub(crate) fn driver(&self, handler: &str) -> Result<Arc<dyn Execution>, Error> {
         let driver = match handler {

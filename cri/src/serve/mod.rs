@@ -131,7 +131,7 @@ async fn run(config: Config, set_log: SetLog, started: Instant) -> Result<(), Er
     // Calls that do not end in time are cut off.
     let _ = tokio::time::timeout(FAREWELL, &mut serving).await;
     streaming.stop().await;
-    Ok(())
+    blocking(move || service.engine.leave()).await
 }
 
 /// What a signal asks for.

@@ -278,6 +278,8 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     /// Changes the limits of the cgroup that a pod's containers are made in, and makes it if no container has been started
     /// yet. Blocking.
     fn update_pod_cgroup(&self, cgroup: &str, resources: &crate::spec::Resources) -> Result<(), Error>;
+    /// The daemon ends: pods go on, what is the driver's own goes with it. Blocking, a second at most.
+    fn leave(&self) {}
 }
 
 /// A pod's supervisor. All calls are safe to repeat; every call has an internal deadline of its own.

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, socketpair,
@@ -21,6 +22,8 @@ use crate::sys::{process, socket, spawn};
 
 /// How long a zygote may take for a fork.
 const FORK_TIME: Duration = Duration::from_secs(5);
+/// How long it may take to end.
+const END_TIME: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
 
 /// What all supervisors of a driver are made from.
 #[derive(Debug)]
@@ -36,8 +39,9 @@ pub(super) struct Nursery {
 #[derive(Debug)]
 struct Zygote {
     line: OwnedFd,
-    /// Until somebody has undertaken to reap it.
-    pidfd: Option<OwnedFd>,
+    pidfd: OwnedFd,
+    /// Somebody has undertaken to reap it.
+    watched: bool,
 }
 
 /// A supervisor that listens, and waits for its `Setup`.
@@ -81,6 +85,17 @@ impl Nursery {
         Ok(Born { pidfd, connection, processes })
     }
 
+    /// Lets the zygote go, and sees it end.
+    pub(super) fn close(&self) {
+        let zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(Zygote { line, pidfd, .. }) = zygote else { return };
+        drop(line);
+        if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&END_TIME)) == Ok(1) {
+            // Whoever else undertook that may have been quicker.
+            let _ = process::wait(&pidfd);
+        }
+    }
+
     /// Has the zygote bear a supervisor. One that fails is let go of, and ends; the next pod has a new one.
     fn fork(
         &self,
@@ -91,7 +106,10 @@ impl Nursery {
     ) -> io::Result<OwnedFd> {
         let mut zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
         let mut here = zygote.take().map_or_else(|| self.zygote(), Ok)?;
-        processes.extend(here.pidfd.take());
+        if !here.watched {
+            processes.push(here.pidfd.try_clone()?);
+            here.watched = true;
+        }
         let line = &here.line;
         let has = if cgroup.is_some() { HAS_CGROUP } else { 0 };
         let message =
@@ -114,7 +132,7 @@ impl Nursery {
         // Else its end would not be noticed.
         drop(theirs);
         match answer(&ours) {
-            Ok(_) => Ok(Zygote { line: ours, pidfd: Some(pidfd) }),
+            Ok(_) => Ok(Zygote { line: ours, pidfd, watched: false }),
             Err(e) => {
                 let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
                 let _ = process::wait(&pidfd);

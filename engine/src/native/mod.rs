@@ -390,6 +390,10 @@ impl Driver for Native {
         self.node.cgroups.prepare(cgroup, resources)?;
         self.node.cgroups.update(cgroup, resources, &[], &[])
     }
+
+    fn leave(&self) {
+        self.nursery.close();
+    }
 }
 
 /// What this kernel lets the driver do, found by trying.

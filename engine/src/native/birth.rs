@@ -40,16 +40,24 @@ pub(super) struct Nursery {
 struct Zygote {
     line: OwnedFd,
     pidfd: OwnedFd,
-    /// Somebody has undertaken to reap it.
-    watched: bool,
 }
 
 /// A supervisor that listens, and waits for its `Setup`.
 pub(super) struct Born {
     pub(super) pidfd: OwnedFd,
     pub(super) connection: OwnedFd,
-    /// All that was started and is to be reaped when it ends.
-    pub(super) processes: Vec<OwnedFd>,
+}
+
+impl Zygote {
+    /// Lets it go, and sees it end.
+    fn end(self) {
+        let Self { line, pidfd } = self;
+        drop(line);
+        if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&END_TIME)) != Ok(1) {
+            let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
+        }
+        let _ = process::wait(&pidfd);
+    }
 }
 
 impl Nursery {
@@ -73,52 +81,46 @@ impl Nursery {
         let directory = File::open(dir).map_err(|e| failed("open the directory", e))?;
         let listener = listen_in(&directory).map_err(|e| failed("make the control socket", e))?;
         let cgroup = entrance.v2.as_ref().map(AsFd::as_fd);
-        let mut processes = Vec::new();
-        let forked = self.fork(pod, [listener.as_fd(), directory.as_fd()], cgroup, &mut processes);
+        let forked = self.fork(pod, [listener.as_fd(), directory.as_fd()], cgroup);
         let pidfd = forked.or_else(|error| {
             tracing::warn!(pod, %error, "the zygote does not bear a supervisor; it is executed by itself");
             self.execute(&[pod], &[listener.as_fd(), directory.as_fd()], cgroup)
         });
         let pidfd = pidfd.map_err(|e| failed("start the supervisor", e))?;
-        processes.push(pidfd.try_clone().map_err(|e| failed("watch the supervisor", e))?);
         let connection = connect_in(&directory).map_err(|e| failed("connect to the supervisor", e))?;
-        Ok(Born { pidfd, connection, processes })
+        Ok(Born { pidfd, connection })
     }
 
-    /// Lets the zygote go, and sees it end.
+    /// Ends the zygote.
     pub(super) fn close(&self) {
-        let zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(Zygote { line, pidfd, .. }) = zygote else { return };
-        drop(line);
-        if poll(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&END_TIME)) == Ok(1) {
-            // Whoever else undertook that may have been quicker.
-            let _ = process::wait(&pidfd);
+        if let Some(zygote) = self.zygote.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            zygote.end();
         }
     }
 
-    /// Has the zygote bear a supervisor. One that fails is let go of, and ends; the next pod has a new one.
+    /// Has the zygote bear a supervisor. One that does not answer is let go of, and ends; the next pod has a new one.
     fn fork(
         &self,
         pod: &str,
         fds: [BorrowedFd<'_>; 2],
         cgroup: Option<BorrowedFd<'_>>,
-        processes: &mut Vec<OwnedFd>,
     ) -> io::Result<OwnedFd> {
         let mut zygote = self.zygote.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut here = zygote.take().map_or_else(|| self.zygote(), Ok)?;
-        if !here.watched {
-            processes.push(here.pidfd.try_clone()?);
-            here.watched = true;
-        }
-        let line = &here.line;
+        let here = zygote.take().map_or_else(|| self.zygote(), Ok)?;
         let has = if cgroup.is_some() { HAS_CGROUP } else { 0 };
         let message =
             Message::new(wire::Kind::Fork, 1).put(Tag::Container, pod.as_bytes()).number(Tag::Has, has);
         let fds: Vec<_> = fds.into_iter().chain(cgroup).collect();
-        socket::send(line, message.bytes(), &fds)?;
-        let mut answer = answer(line)?;
-        *zygote = Some(here);
-        answer.fds.pop().ok_or_else(|| io::Error::other(answer.text(Tag::Message).to_owned()))
+        match socket::send(&here.line, message.bytes(), &fds).and_then(|()| answer(&here.line)) {
+            Ok(mut answer) => {
+                *zygote = Some(here);
+                answer.fds.pop().ok_or_else(|| io::Error::other(answer.text(Tag::Message).to_owned()))
+            }
+            Err(e) => {
+                here.end();
+                Err(e)
+            }
+        }
     }
 
     /// Starts a zygote, and waits until it can be asked.
@@ -131,11 +133,11 @@ impl Nursery {
         let pidfd = self.execute(&[ROOM, ZYGOTE], &[theirs.as_fd()], None)?;
         // Else its end would not be noticed.
         drop(theirs);
-        match answer(&ours) {
-            Ok(_) => Ok(Zygote { line: ours, pidfd, watched: false }),
+        let zygote = Zygote { line: ours, pidfd };
+        match answer(&zygote.line) {
+            Ok(_) => Ok(zygote),
             Err(e) => {
-                let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
-                let _ = process::wait(&pidfd);
+                zygote.end();
                 Err(e)
             }
         }

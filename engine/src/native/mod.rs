@@ -238,9 +238,7 @@ impl Native {
     async fn start(&self, pod: &str, dir: &Path, entrance: Arc<cgroup::Entrance>) -> Result<Started, Error> {
         let (nursery, pod, dir) = (self.nursery.clone(), pod.to_owned(), dir.to_owned());
         let born = supervisor::blocking(move || nursery.bear(&entrance, &pod, &dir)).await?;
-        for process in born.processes {
-            supervisor::reap(&process)?;
-        }
+        supervisor::reap(&born.pidfd)?;
         Ok((born.pidfd, born.connection))
     }
 

@@ -67,7 +67,7 @@ impl Nursery {
         match nursery.zygote() {
             Ok(zygote) => nursery.zygote = Mutex::new(Some(zygote)),
             Err(error) => {
-                tracing::warn!(%error, "there is no zygote; supervisors are executed by themselves")
+                tracing::warn!(%error, "there is no zygote; supervisors are executed by themselves");
             }
         }
         nursery

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use engine::exec::{ExecLaunch, PreparedMount};
+use engine::exec::PreparedMount;
 use engine::spec::NamespaceMode;
 use support::handlers::Handler;
 use support::*;
@@ -98,19 +98,9 @@ async fn the_descriptors_of_a_process_are_0_1_and_2_however_it_is_started(on: &H
             executed(started.pid, "sleep").await;
             assert_eq!(descriptors(started.pid), [0, 1, 2], "{pid:?}, terminal {tty}, stdin {stdin}");
 
-            let cgroup = pod.cgroup(&id);
             let mut process = shell("");
             (process.args, process.tty) = (["sleep", "1000"].map(Into::into).into(), tty);
-            let launch = ExecLaunch {
-                spec: &spec,
-                pod: &pod.spec,
-                cgroup: &cgroup,
-                selinux: None,
-                stdin,
-                stdout: true,
-                stderr: !tty,
-            };
-            let exec = pod.connection.supervisor.exec(&id, &process, launch).await.unwrap();
+            let exec = pod.try_exec(&id, &spec, &process, [stdin, true, !tty]).await.unwrap();
             executed(exec.pid, "sleep").await;
             assert_eq!(descriptors(exec.pid), [0, 1, 2], "exec, {pid:?}, terminal {tty}, stdin {stdin}");
             pod.connection.supervisor.kill(&id).await.unwrap();
@@ -318,17 +308,7 @@ async fn an_exec_can_have_a_terminal(on: &Handler) {
     pod.start(container).await;
     let mut process = shell("tty; read line; echo got $line; stty size");
     process.tty = true;
-    let cgroup = pod.cgroup(&id);
-    let launch = engine::exec::ExecLaunch {
-        spec: &spec,
-        pod: &pod.spec,
-        cgroup: &cgroup,
-        selinux: None,
-        stdin: true,
-        stdout: true,
-        stderr: false,
-    };
-    let exec = pod.connection.supervisor.exec(&id, &process, launch).await.unwrap();
+    let exec = pod.try_exec(&id, &spec, &process, [true, true, false]).await.unwrap();
     pod.connection.supervisor.resize(&id, Some(exec.id), 80, 24).await.unwrap();
     let master = exec.stdio.stdout.unwrap();
     rustix::io::write(&master, b"hello\n").unwrap();
@@ -433,11 +413,8 @@ async fn a_daemon_that_does_not_listen_for_a_while_is_told_every_exit(on: &Handl
     pod.start(container).await;
     let mut execs = Vec::new();
     for _ in 0..TOGETHER {
-        let cgroup = pod.cgroup(&id);
-        let (stdin, stdout, stderr) = (true, false, false);
-        let launch =
-            ExecLaunch { spec: &spec, pod: &pod.spec, cgroup: &cgroup, selinux: None, stdin, stdout, stderr };
-        execs.push(pod.connection.supervisor.exec(&id, &shell("read line; exit 7"), launch).await.unwrap());
+        let process = shell("read line; exit 7");
+        execs.push(pod.try_exec(&id, &spec, &process, [true, false, false]).await.unwrap());
     }
     let (pids, exits): (Vec<_>, Vec<_>) = execs.into_iter().map(|exec| (exec.pid, exec.exit)).unzip();
     // This runtime has one thread, so nobody reads what the supervisor says until it is free again.

@@ -8,7 +8,7 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use engine::exec::{Driver, Exec, ExecLaunch};
+use engine::exec::{Driver, Exec};
 use engine::spec::ContainerSpec;
 use futures_util::future::join_all;
 use support::{Pod, driver_of, load, read_all, shell, text};
@@ -48,17 +48,7 @@ async fn upgrade(pod: &mut Pod, driver: Arc<dyn Driver>) -> engine::exec::Connec
 
 /// Starts a command in a container.
 async fn exec(pod: &Pod, id: &str, spec: &ContainerSpec, script: &str) -> Exec {
-    let cgroup = pod.cgroup(id);
-    let launch = ExecLaunch {
-        spec,
-        pod: &pod.spec,
-        cgroup: &cgroup,
-        selinux: None,
-        stdin: false,
-        stdout: true,
-        stderr: true,
-    };
-    let started = pod.connection.supervisor.exec(id, &shell(script), launch).await;
+    let started = pod.try_exec(id, spec, &shell(script), [false, true, true]).await;
     started.unwrap_or_else(|e| panic!("{}", e.chain()))
 }
 

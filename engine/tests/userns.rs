@@ -7,7 +7,6 @@ use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 
-use engine::exec::ExecLaunch;
 use engine::spec::{IdMapping, NamespaceMode, PodSpec, UserNamespace};
 use support::{Container, Pod, clone_tree, no_user_namespaces, pod_spec, shell, skip, text};
 
@@ -116,17 +115,7 @@ async fn execs_terminals_and_a_new_supervisor_find_their_way_in() {
 
     let mut process = shell("tty; id -u");
     process.tty = true;
-    let cgroup = pod.cgroup(&id);
-    let launch = ExecLaunch {
-        spec: &container_spec,
-        pod: &pod.spec,
-        cgroup: &cgroup,
-        selinux: None,
-        stdin: true,
-        stdout: true,
-        stderr: false,
-    };
-    let exec = pod.connection.supervisor.exec(&id, &process, launch).await.unwrap();
+    let exec = pod.try_exec(&id, &container_spec, &process, [true, true, false]).await.unwrap();
     let shown = support::read_all(exec.stdio.stdout.unwrap()).await;
     assert_eq!(shown, "/dev/pts/0\r\n0\r\n");
     exec.exit.await.unwrap();

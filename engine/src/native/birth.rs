@@ -14,6 +14,7 @@ use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, socketpair,
 };
 
+use super::node::Started;
 use crate::error::{Error, Kind};
 use crate::exec::podd::zygote::{ROOM, ZYGOTE};
 use crate::exec::wire::{self, HAS_CGROUP, Message, Tag};
@@ -42,12 +43,6 @@ struct Zygote {
     pidfd: OwnedFd,
 }
 
-/// A supervisor that listens, and waits for its `Setup`.
-pub(super) struct Born {
-    pub(super) pidfd: OwnedFd,
-    pub(super) connection: OwnedFd,
-}
-
 impl Zygote {
     /// Lets it go, and sees it end.
     fn end(self) {
@@ -73,8 +68,8 @@ impl Nursery {
         nursery
     }
 
-    /// Starts a supervisor for a pod. Blocking, less than a millisecond while there is a zygote.
-    pub(super) fn bear(&self, entrance: &cgroup::Entrance, pod: &str, dir: &Path) -> Result<Born, Error> {
+    /// Starts a supervisor for a pod: it listens, and waits for its `Setup`. Blocking, less than a millisecond while there is a zygote.
+    pub(super) fn bear(&self, entrance: &cgroup::Entrance, pod: &str, dir: &Path) -> Result<Started, Error> {
         let failed =
             |what: &str, e: io::Error| Error::with(Kind::Internal, format!("{what} of pod {pod}"), e);
         crate::journal::file::make_dir(dir)?;
@@ -88,7 +83,7 @@ impl Nursery {
         });
         let pidfd = pidfd.map_err(|e| failed("start the supervisor", e))?;
         let connection = connect_in(&directory).map_err(|e| failed("connect to the supervisor", e))?;
-        Ok(Born { pidfd, connection })
+        Ok((pidfd, connection))
     }
 
     /// Ends the zygote.
@@ -143,19 +138,30 @@ impl Nursery {
         }
     }
 
-    /// Executes the program with these words behind those of its role, and with these descriptors from 3 on.
+    /// Executes the program as [`execute`] does: its pidfd.
     fn execute(
         &self,
         more: &[&str],
         fds: &[BorrowedFd<'_>],
         cgroup: Option<BorrowedFd<'_>>,
     ) -> io::Result<OwnedFd> {
-        let null = File::options().read(true).write(true).open("/dev/null")?;
-        let words = words(&self.role, more)?;
-        let arguments: Vec<_> = words.iter().map(CString::as_c_str).collect();
-        let fds: Vec<_> = [null.as_fd(); 3].into_iter().chain(fds.iter().copied()).collect();
-        spawn::spawn(self.program.as_fd(), &arguments, &fds, cgroup).map(|(_, pidfd)| pidfd)
+        execute(&self.program, &self.role, more, fds, cgroup).map(|(_, pidfd)| pidfd)
     }
+}
+
+/// Executes the supervisors' program, with these words behind those of its role and these descriptors from 3 on: its pid and pidfd.
+pub(super) fn execute(
+    program: &OwnedFd,
+    role: &[OsString],
+    more: &[&str],
+    fds: &[BorrowedFd<'_>],
+    cgroup: Option<BorrowedFd<'_>>,
+) -> io::Result<(i32, OwnedFd)> {
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    let words = words(role, more)?;
+    let arguments: Vec<_> = words.iter().map(CString::as_c_str).collect();
+    let fds: Vec<_> = [null.as_fd(); 3].into_iter().chain(fds.iter().copied()).collect();
+    spawn::spawn(program.as_fd(), &arguments, &fds, cgroup)
 }
 
 /// What a zygote says next.

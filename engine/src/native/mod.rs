@@ -237,9 +237,9 @@ impl Native {
     /// Starts a supervisor's process.
     async fn start(&self, pod: &str, dir: &Path, entrance: Arc<cgroup::Entrance>) -> Result<Started, Error> {
         let (nursery, pod, dir) = (self.nursery.clone(), pod.to_owned(), dir.to_owned());
-        let born = supervisor::blocking(move || nursery.bear(&entrance, &pod, &dir)).await?;
-        supervisor::reap(&born.pidfd)?;
-        Ok((born.pidfd, born.connection))
+        let started = supervisor::blocking(move || nursery.bear(&entrance, &pod, &dir)).await?;
+        supervisor::reap(&started.0)?;
+        Ok(started)
     }
 
     async fn prepare_supervisor(&self, pod: &str, dir: &Path) -> Result<(), Error> {

@@ -1,12 +1,11 @@
 //! What the driver and the clients of its supervisors share: facts, caches, and what is made ahead.
 
 use std::collections::{HashMap, VecDeque};
-use std::ffi::{CString, OsString};
-use std::fs::File;
+use std::ffi::OsString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use super::birth::words;
+use super::birth::execute;
 use super::compile::{self, Facts};
 use super::{capabilities, devices, lsm, seccomp, supervisor};
 use crate::error::{Error, Kind};
@@ -17,7 +16,6 @@ use crate::exec::rdt::Resctrl;
 use crate::external::Runtime;
 use crate::selinux::ContainerLabels;
 use crate::spec::{ContainerSecurity, ContainerSpec, DeviceSpec, PodSpec, Resources};
-use crate::sys::spawn;
 
 /// What supervisors' clients share.
 #[derive(Debug)]
@@ -151,12 +149,9 @@ impl Node {
         };
         let (end, line) =
             rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(|e| failed(e.into()))?;
-        let null = File::options().read(true).write(true).open("/dev/null").map_err(failed)?;
         let unit = cgroup.rsplit('/').next().unwrap_or_default();
-        let words = words(&self.arguments, &[unit, HOLD]).map_err(|e| failed(e.into()))?;
-        let arguments: Vec<_> = words.iter().map(CString::as_c_str).collect();
-        let fds = [null.as_fd(), null.as_fd(), null.as_fd(), end.as_fd()];
-        let (pid, pidfd) = spawn::spawn(self.program.as_fd(), &arguments, &fds, None).map_err(failed)?;
+        let started = execute(&self.program, &self.arguments, &[unit, HOLD], &[end.as_fd()], None);
+        let (pid, pidfd) = started.map_err(failed)?;
         Ok(cgroup::Holder::new(pid, pidfd, line))
     }
 

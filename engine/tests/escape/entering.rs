@@ -27,17 +27,7 @@ async fn a_working_directory_cannot_lie_outside() {
         assert!(pod.try_start(container).await.is_err(), "run in {cwd}");
         let mut process = shell("pwd");
         process.cwd = cwd.clone();
-        let cgroup = pod.cgroup(&id);
-        let launch = engine::exec::ExecLaunch {
-            spec: &spec,
-            pod: &pod.spec,
-            cgroup: &cgroup,
-            selinux: None,
-            stdin: false,
-            stdout: false,
-            stderr: false,
-        };
-        assert!(pod.connection.supervisor.exec(&id, &process, launch).await.is_err(), "exec in {cwd}");
+        assert!(pod.try_exec(&id, &spec, &process, [false; 3]).await.is_err(), "exec in {cwd}");
     }
     pod.connection.supervisor.kill(&id).await.unwrap();
     pod.exit(&id).await;

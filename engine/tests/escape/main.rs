@@ -17,7 +17,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use engine::exec::{ExecLaunch, Exit, PreparedMount};
+use engine::exec::{Exit, PreparedMount};
 use engine::spec::{ContainerSpec, MountSpec};
 use support::{Pod, clone_tree, shell};
 
@@ -61,16 +61,6 @@ async fn slow_exec(pod: &Pod, id: &str, spec: &ContainerSpec) -> Exit {
     let mut process = shell("");
     process.args = vec!["true".into()];
     process.env = vec![format!("PATH={}", long_way()).into_bytes()];
-    let cgroup = pod.cgroup(id);
-    let launch = ExecLaunch {
-        spec,
-        pod: &pod.spec,
-        cgroup: &cgroup,
-        selinux: None,
-        stdin: false,
-        stdout: false,
-        stderr: false,
-    };
-    let exec = pod.connection.supervisor.exec(id, &process, launch).await;
+    let exec = pod.try_exec(id, spec, &process, [false; 3]).await;
     exec.unwrap_or_else(|e| panic!("{}", e.chain())).exit.await.unwrap()
 }

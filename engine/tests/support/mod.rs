@@ -23,7 +23,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use engine::exec::{
-    Connection, ContainerLaunch, Driver, Event, ExecLaunch, Exit, PodLaunch, PreparedMount, Process,
+    Connection, ContainerLaunch, Driver, Event, Exec, ExecLaunch, Exit, PodLaunch, PreparedMount, Process,
     ResolvedUser, Started,
 };
 use engine::native::{Config, Native};
@@ -237,23 +237,23 @@ impl Pod {
         log.lines().map(|l| format!("{}\n", l.split_once(' ').unwrap().1)).collect()
     }
 
+    /// Starts a process in a container, with these of stdin, stdout and stderr.
+    pub async fn try_exec(
+        &self,
+        id: &str,
+        spec: &ContainerSpec,
+        process: &Process,
+        [stdin, stdout, stderr]: [bool; 3],
+    ) -> Result<Exec, engine::Error> {
+        let (pod, cgroup) = (&self.spec, &self.cgroup(id));
+        let launch = ExecLaunch { spec, pod, cgroup, selinux: None, stdin, stdout, stderr };
+        self.connection.supervisor.exec(id, process, launch).await
+    }
+
     /// Runs a command in a container: code and standard output.
     pub async fn exec(&self, id: &str, spec: &ContainerSpec, script: &str) -> (Exit, String) {
-        let launch = ExecLaunch {
-            spec,
-            pod: &self.spec,
-            cgroup: &self.cgroup(id),
-            selinux: None,
-            stdin: false,
-            stdout: true,
-            stderr: true,
-        };
-        let exec = self
-            .connection
-            .supervisor
-            .exec(id, &shell(script), launch)
-            .await
-            .unwrap_or_else(|e| panic!("{}", e.chain()));
+        let exec = self.try_exec(id, spec, &shell(script), [false, true, true]).await;
+        let exec = exec.unwrap_or_else(|e| panic!("{}", e.chain()));
         let (out, err) =
             tokio::join!(read_all(exec.stdio.stdout.unwrap()), read_all(exec.stdio.stderr.unwrap()));
         (exec.exit.await.unwrap(), out + &err)

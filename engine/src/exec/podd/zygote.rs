@@ -28,7 +28,8 @@ pub(super) struct Birth {
     pub(super) dir: OwnedFd,
 }
 
-/// Serves the daemon at the other end of descriptor 3, to which it says `Ok` first. Comes back in each supervisor, and with `None` when the daemon has gone.
+/// Serves the daemon at the other end of descriptor 3, to which it says `Ok` first. Comes back in each supervisor, and with `None` when
+/// the daemon has gone.
 pub(super) fn serve(proof: &SingleThreaded) -> io::Result<Option<Birth>> {
     let line = process::inherited(proof, 3)?;
     setup::harden(c"podd-zygote")?;

@@ -21,6 +21,23 @@ fn process() -> Process {
     }
 }
 
+/// A container with nothing beside its request and its process.
+fn plain<'a>(id: &'a str, spec: &'a ContainerSpec, process: &'a Process) -> Container<'a> {
+    Container {
+        id,
+        spec,
+        process,
+        mounts: &[],
+        devices: &[],
+        seccomp: None,
+        labels: &[],
+        mount_label: None,
+        tasks: 0,
+        node_shm: false,
+        user: None,
+    }
+}
+
 fn compiled(
     facts: &Facts,
     spec: &ContainerSpec,
@@ -28,19 +45,7 @@ fn compiled(
     mounts: &[PreparedMount],
     tasks: usize,
 ) -> Vec<u8> {
-    let c = Container {
-        id: "c1",
-        spec,
-        process,
-        mounts,
-        devices: &[],
-        seccomp: None,
-        labels: &[],
-        mount_label: None,
-        tasks,
-        node_shm: false,
-        user: None,
-    };
+    let c = Container { mounts, tasks, ..plain("c1", spec, process) };
     container(facts, &c).unwrap()
 }
 
@@ -198,19 +203,7 @@ fn a_filter_is_installed_while_it_still_may_be() {
 #[test]
 fn requests_that_cannot_be_honoured_are_refused_by_name() {
     let refused = |spec: &ContainerSpec, process: &Process| {
-        let c = Container {
-            id: "c",
-            spec,
-            process,
-            mounts: &[],
-            devices: &[],
-            seccomp: None,
-            labels: &[],
-            mount_label: None,
-            tasks: 0,
-            node_shm: false,
-            user: None,
-        };
+        let c = plain("c", spec, process);
         container(&facts(), &c).unwrap_err().chain()
     };
     let spec = ContainerSpec::default();
@@ -229,17 +222,9 @@ fn in_a_user_namespace_what_needs_the_nodes_root_comes_first() {
     let (spec, process) = (ContainerSpec::default(), process());
     let compiled = |own_network| {
         let c = Container {
-            id: "c1",
-            spec: &spec,
-            process: &process,
-            mounts: &[],
-            devices: &[],
-            seccomp: None,
-            labels: &[],
-            mount_label: None,
             tasks: 2,
-            node_shm: false,
             user: Some(User { map: &user, own_network }),
+            ..plain("c1", &spec, &process)
         };
         container(&facts(), &c).unwrap()
     };
@@ -262,19 +247,7 @@ fn in_a_user_namespace_what_needs_the_nodes_root_comes_first() {
 fn where_selinux_is_on_what_is_mounted_for_a_container_has_its_label() {
     let label: crate::selinux::Context = "u:o:file_t:s0:c1,c2".parse().unwrap();
     let (spec, process) = (ContainerSpec::default(), process());
-    let c = Container {
-        id: "c1",
-        spec: &spec,
-        process: &process,
-        mounts: &[],
-        devices: &[],
-        seccomp: None,
-        labels: &[],
-        mount_label: Some(&label),
-        tasks: 0,
-        node_shm: false,
-        user: None,
-    };
+    let c = Container { mount_label: Some(&label), ..plain("c1", &spec, &process) };
     let plan =
         container(&Facts { cgroup_v1: vec![("cpu".into(), b"cpu\0\0".to_vec())], ..facts() }, &c).unwrap();
     let context = b"context\0u:o:file_t:s0:c1,c2\0";

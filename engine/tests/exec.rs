@@ -73,6 +73,14 @@ async fn the_entrypoint_sees_its_own_world(on: &Handler) {
     // Over v1 hierarchies others mount a tmpfs of the container's own, which it may write to.
     let sealed = pod.output("touch /sys/x /sys/fs/cgroup/x 2>&1 | grep -c Read-only").await;
     assert!(sealed == "2\n" || (!on.is_native() && sealed == "1\n"), "{sealed}");
+    // Each hierarchy begins where the container is, and nothing that is mounted there on the node shows up (mountinfo of proc(5)).
+    let hierarchies =
+        pod.output("grep -E ' - cgroup2? ' /proc/self/mountinfo | cut -d ' ' -f 4,7 | sort -u").await;
+    assert_eq!(hierarchies, "/ -\n");
+    assert_eq!(
+        pod.output("grep -L '^1$' $(find /sys/fs/cgroup/ -maxdepth 2 -name cgroup.procs); true").await,
+        ""
+    );
     pod.end().await;
 }
 

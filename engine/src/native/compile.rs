@@ -72,7 +72,8 @@ pub(crate) struct Container<'a> {
     pub(crate) tasks: usize,
     /// The node's /dev/shm is attached behind the mounts.
     pub(crate) node_shm: bool,
-    /// The pod's user namespace, attached behind that; then, with the node's network, a copy of the node's /sys.
+    /// The pod's user namespace, attached behind that; then, with the node's network, a copy of the node's /sys. Last come the mounts of its
+    /// cgroups, one for each v1 hierarchy.
     pub(crate) user: Option<User<'a>>,
 }
 
@@ -91,14 +92,14 @@ impl Container<'_> {
         (self.tasks + 1 + self.mounts.len() + usize::from(self.node_shm)) as u64
     }
 
-    /// Index behind all descriptors of the daemon.
-    fn last_fd(&self) -> u64 {
+    /// Index of the first of the cgroups' mounts.
+    fn cgroups_fd(&self) -> u64 {
         self.user_fd() + self.user.map_or(0, |user| 1 + u64::from(!user.own_network))
     }
 
-    /// Whether it sees cgroups of its own. In a user namespace it may mount no other.
-    fn private_cgroups(&self) -> bool {
-        self.user.is_some() || private_cgroups(self.spec)
+    /// Index behind all descriptors of the daemon.
+    fn last_fd(&self, facts: &Facts) -> u64 {
+        self.cgroups_fd() + facts.cgroup_v1.len() as u64
     }
 }
 
@@ -139,9 +140,9 @@ pub(crate) fn list<'a>(field: &str, strings: impl Iterator<Item = &'a [u8]>) -> 
     Ok(out)
 }
 
-/// Whether a container sees cgroups of its own.
-fn private_cgroups(spec: &ContainerSpec) -> bool {
-    !spec.security.privileged
+/// Whether a container sees cgroups of its own; `user`: it has a user namespace, in which it may mount no other.
+pub(crate) fn private_cgroups(spec: &ContainerSpec, user: bool) -> bool {
+    user || !spec.security.privileged
 }
 
 /// The plan of a container. The order of the steps is the order of their needs; each says why where it is not plain.
@@ -154,11 +155,11 @@ pub(crate) fn container(facts: &Facts, c: &Container<'_>) -> Result<Vec<u8>, Err
     labels(&mut plan, c.labels);
     if c.user.is_some() {
         // What only the node's root may do is done; the rest is done as the pod's.
-        container_streams(&mut plan, c)?;
+        container_streams(&mut plan, facts, c)?;
         let flags = pid_namespace(&security.namespaces).0 | int(libc::CLONE_NEWNS);
         plan.push(Step::User { fd: c.user_fd(), flags });
     }
-    if c.private_cgroups() {
+    if private_cgroups(c.spec, c.user.is_some()) {
         // After joining: the namespace's root is where we are.
         plan.push(Step::Unshare { flags: int(libc::CLONE_NEWCGROUP) });
     }
@@ -177,7 +178,7 @@ pub(crate) fn container(facts: &Facts, c: &Container<'_>) -> Result<Vec<u8>, Err
     if c.process.tty {
         plan.push(Step::Terminal { uid: c.process.user.uid.into(), mount: 1 });
     } else if c.user.is_none() {
-        container_streams(&mut plan, c)?;
+        container_streams(&mut plan, facts, c)?;
     }
     if !security.privileged {
         for path in &security.masked_paths {
@@ -216,7 +217,7 @@ pub(crate) fn exec(facts: &Facts, e: &Exec<'_>) -> Result<Vec<u8>, Error> {
         plan.push(Step::Stdio { stdin, stdout, stderr, uid });
     }
     let user = if e.user.is_some() { libc::CLONE_NEWUSER } else { 0 };
-    let private = e.user.is_some() || private_cgroups(e.spec);
+    let private = private_cgroups(e.spec, e.user.is_some());
     let cgroup = if private { libc::CLONE_NEWCGROUP } else { 0 };
     plan.push(Step::JoinProcess { pidfd: next, flags: int(libc::CLONE_NEWNS | cgroup | user) });
     if e.process.tty {
@@ -228,12 +229,12 @@ pub(crate) fn exec(facts: &Facts, e: &Exec<'_>) -> Result<Vec<u8>, Error> {
 
 /// Where the standard streams of a container come from: the descriptors behind those of the plan, which the supervisor adds in the
 /// order stdout, stderr, stdin.
-fn container_streams(plan: &mut Writer, c: &Container<'_>) -> Result<(), Error> {
+fn container_streams(plan: &mut Writer, facts: &Facts, c: &Container<'_>) -> Result<(), Error> {
     if c.process.tty {
         return Ok(());
     }
     let uid = node_id(c.user.map(|user| user.map), c.process.user.uid)?;
-    let first = c.last_fd();
+    let first = c.last_fd(facts);
     let stdin = if c.process.stdin { first + 2 } else { u64::MAX };
     plan.push(Step::Stdio { stdin, stdout: first, stderr: first + 1, uid });
     Ok(())
@@ -295,11 +296,11 @@ fn kernel_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>) {
     } else {
         plan.push(Step::Mount { kind: c"sysfs", options: b"", attributes: sys, at: c"/sys" });
     }
-    cgroup_mounts(plan, facts, sys, &label);
+    cgroup_mounts(plan, facts, c, sys, &label);
 }
 
 /// The container's own cgroups: one mount on v2, a directory of mounts otherwise.
-fn cgroup_mounts(plan: &mut Writer, facts: &Facts, attributes: u64, label: &[u8]) {
+fn cgroup_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>, attributes: u64, label: &[u8]) {
     if facts.cgroup_v1.is_empty() {
         plan.push(Step::Mount { kind: c"cgroup2", options: b"", attributes, at: c"/sys/fs/cgroup" });
         return;
@@ -311,9 +312,10 @@ fn cgroup_mounts(plan: &mut Writer, facts: &Facts, attributes: u64, label: &[u8]
         attributes: attributes & !RDONLY,
         at: c"/sys/fs/cgroup",
     });
-    for (name, options) in &facts.cgroup_v1 {
+    for ((name, _), fd) in facts.cgroup_v1.iter().zip(c.cgroups_fd()..) {
         if let Ok(at) = CString::new(format!("/sys/fs/cgroup/{name}")) {
-            plan.push(Step::Mount { kind: c"cgroup", options, attributes, at: &at });
+            let (set, propagation) = (attributes, libc::MS_PRIVATE);
+            plan.push(Step::Attach { fd, at: &at, directory: 1, set, propagation, recursive: 0 });
         }
     }
     if facts.cgroup_v2 {

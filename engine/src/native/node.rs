@@ -54,6 +54,8 @@ pub(crate) struct Prepared {
     devices: Vec<DeviceSpec>,
     pub(crate) nodes: Vec<compile::Node>,
     pub(crate) entrance: cgroup::Entrance,
+    /// The cgroup as the container will see it, on v1.
+    pub(crate) views: Vec<OwnedFd>,
     /// To be let go when the container is in there.
     pub(crate) holder: Option<cgroup::Holder>,
 }
@@ -64,11 +66,17 @@ impl Prepared {
         let (nodes, rules) = devices::resolve(spec)?;
         let wanted = cgroup::Wanted::new(cgroup, &spec.resources, &rules);
         let made = node.cgroups.create(&wanted, || node.hold(cgroup))?;
+        let views = match node.runtime {
+            // Another runtime mounts for itself.
+            Some(_) => Vec::new(),
+            None => cgroup::views(cgroup).or_else(|e| node.cgroups.remove(cgroup).and(Err(e)))?,
+        };
         Ok(Self {
             resources: spec.resources.clone(),
             devices: spec.devices.clone(),
             nodes,
             entrance: made.entrance,
+            views,
             holder: made.holder,
         })
     }

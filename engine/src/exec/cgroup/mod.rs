@@ -23,6 +23,7 @@ use std::sync::OnceLock;
 
 use rustix::fs::{Mode, OFlags, mkdirat, openat};
 use rustix::io::Errno;
+use rustix::mount::{OpenTreeFlags, open_tree};
 
 use self::devices::Rules;
 use self::hierarchy::{Hierarchies, Hierarchy, read, relative, write};
@@ -141,6 +142,19 @@ pub(crate) fn enter(cgroup: &str) -> Result<Entrance, Error> {
         }
     }
     Ok(entrance)
+}
+
+/// A cgroup as it is seen in each v1 hierarchy, as detached mounts in the order of the hierarchies; "/": the whole of each. What mounts a
+/// hierarchy anew instead waits in the kernel for all cgroups of the node to be looked at (`cgroup_lock_and_drain_offline`).
+pub(crate) fn views(cgroup: &str) -> Result<Vec<OwnedFd>, Error> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let view = |v1: &Hierarchy| {
+        open_tree(&v1.dir, relative(cgroup), flags).map_err(|e| {
+            let controllers = v1.controllers.join(",");
+            Error::with(Kind::Internal, format!("copy the mount of cgroup {cgroup} ({controllers})"), e)
+        })
+    };
+    node()?.v1.iter().map(view).collect()
 }
 
 /// Makes a cgroup that will have no processes of its own, where it does not exist yet; it goes with what is made in it.
@@ -413,10 +427,14 @@ fn delegate(node: &Hierarchies, v2: &Hierarchy, dir: &OwnedFd, r: &Resources) {
     }
 }
 
-/// A v1 cpuset is born empty and takes no member before it has CPUs and memory nodes.
+/// A v1 cpuset is born empty and takes no member before it has CPUs and memory nodes; unless it was told above that children have
+/// those of their parent, which is told to all that will be made below. For what is written the kernel looks at all cpusets of the node.
 fn inherit_cpuset(parent: impl AsFd, child: impl AsFd) -> io::Result<()> {
     for file in ["cpuset.cpus", "cpuset.mems"] {
-        write(&child, file, read(&parent, file)?.trim())?;
+        if read(&child, file)?.trim().is_empty() {
+            write(&child, file, read(&parent, file)?.trim())?;
+            write(&child, "cgroup.clone_children", "1")?;
+        }
     }
     Ok(())
 }

@@ -26,11 +26,11 @@ impl Supervisor {
     /// Makes the cgroup if it is not prepared, and has the process made in it.
     pub(super) async fn start(&self, launch: ContainerLaunch<'_>) -> Result<Started, Error> {
         let (id, cgroup) = (launch.id.to_owned(), launch.cgroup.to_owned());
-        let Prepared { nodes, entrance, holder, .. } = self.node.cgroup(&cgroup, launch.spec).await?;
+        let Prepared { nodes, entrance, views, holder, .. } = self.node.cgroup(&cgroup, launch.spec).await?;
         let classed = self.classes(&launch, &cgroup).await;
         let started = match (classed, self.node.runtime.clone()) {
             (Ok(rdt), Some(runtime)) => self.start_outside(&runtime, launch, entrance, rdt).await,
-            (Ok(rdt), None) => self.start_native(launch, nodes, entrance, rdt).await,
+            (Ok(rdt), None) => self.start_native(launch, nodes, (entrance, views), rdt).await,
             (Err(e), _) => Err(e),
         };
         match started {
@@ -69,7 +69,7 @@ impl Supervisor {
         &self,
         mut launch: ContainerLaunch<'_>,
         mut nodes: Vec<compile::Node>,
-        mut entrance: cgroup::Entrance,
+        (mut entrance, mut views): (cgroup::Entrance, Vec<OwnedFd>),
         rdt: Option<OwnedFd>,
     ) -> Result<Message, Error> {
         let user = self.user();
@@ -84,7 +84,10 @@ impl Supervisor {
         let guarded = self.guarded(launch.id, launch.spec, "creating").await?;
         launch.mounts.splice(0..0, shared?);
         entrance.tasks.extend(rdt);
-        let (message, plan) = self.start_message(launch, &nodes, entrance, user, guarded)?;
+        if !compile::private_cgroups(launch.spec, user.is_some()) {
+            views = blocking(|| cgroup::views("/")).await?;
+        }
+        let (message, plan) = self.start_message(launch, &nodes, (entrance, views), user, guarded)?;
         self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer))
     }
 
@@ -104,7 +107,7 @@ impl Supervisor {
         &self,
         launch: ContainerLaunch<'_>,
         nodes: &[compile::Node],
-        entrance: cgroup::Entrance,
+        (entrance, views): (cgroup::Entrance, Vec<OwnedFd>),
         user: Option<OwnedFd>,
         (filter, agent): Guarded,
     ) -> Result<(Message, Vec<u8>), Error> {
@@ -154,6 +157,7 @@ impl Supervisor {
         message.fds.push(launch.rootfs);
         message.fds.extend(launch.mounts.into_iter().map(|mount| mount.fd));
         message.fds.extend(of_the_node(node_shm, user, own_network)?);
+        message.fds.extend(views);
         if message.fds.len() > socket::MAX_FDS {
             let why = format!("{} mounts are more than one container can have", message.fds.len());
             return Err(Error::invalid("mounts", why));

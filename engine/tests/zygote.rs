@@ -4,10 +4,13 @@
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use engine::exec::{Connection, PodLaunch};
+use futures_util::future::join_all;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use support::*;
 
@@ -41,6 +44,24 @@ fn words(pid: i32) -> Vec<String> {
     line.split('\0').filter(|word| !word.is_empty()).map(Into::into).collect()
 }
 
+/// The device of the procfs a process has at /proc (mountinfo of proc(5)).
+fn procfs(pid: i32) -> String {
+    let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap();
+    let mut devices =
+        table.lines().filter(|line| line.contains(" - proc ")).map(|line| line.split(' ').nth(2));
+    let device = devices.next().flatten().unwrap().to_owned();
+    assert_eq!(devices.next(), None, "{table}");
+    device
+}
+
+/// One more pod of a driver.
+async fn launched(of: &Pod, name: &str) -> Connection {
+    let (spec, dir, id) = (pod_spec(), of.dir.join(name), format!("{}-{name}", of.id));
+    let owned = of.driver.namespaces(&spec).unwrap();
+    let launch = PodLaunch { pod: &id, dir: &dir, spec: &spec, netns: None, owned, label: None };
+    of.driver.launch(launch).await.unwrap_or_else(|e| panic!("{}", e.chain()))
+}
+
 #[tokio::test]
 async fn a_supervisor_is_its_own_process_and_the_zygote_can_be_missed() {
     let first = Pod::new().await;
@@ -61,23 +82,28 @@ async fn a_supervisor_is_its_own_process_and_the_zygote_can_be_missed() {
     let end = pidfd(zygote);
     pidfd_send_signal(&end, Signal::KILL).unwrap();
     ended(end).await;
-    let next = first.driver.clone();
     for name in ["without", "with"] {
-        let spec = pod_spec();
-        let dir = first.dir.join(name);
-        let owned = next.namespaces(&spec).unwrap();
-        let id = format!("{}-{name}", first.id);
-        let launch =
-            engine::exec::PodLaunch { pod: &id, dir: &dir, spec: &spec, netns: None, owned, label: None };
-        let pod = next.launch(launch).await.unwrap_or_else(|e| panic!("{}", e.chain()));
-        assert_eq!(words(pod.supervisor.pid()), ["berth", "podd", &id]);
+        let pod = launched(&first, name).await;
+        assert_eq!(words(pod.supervisor.pid()), ["berth", "podd", &format!("{}-{name}", first.id)]);
         assert_eq!(children("podd-zygote").len(), usize::from(name == "with"), "{name}");
+        pod.supervisor.shutdown().await.unwrap();
+    }
+
+    // So many at once that the zygote renews what they have in common while some of them are being born.
+    let names: Vec<_> = (0..80).map(|number| format!("many{number}")).collect();
+    let pods = join_all(names.iter().map(|name| launched(&first, name))).await;
+    let mut with: BTreeMap<String, usize> = BTreeMap::new();
+    for pod in &pods {
+        *with.entry(procfs(pod.supervisor.pid())).or_default() += 1;
+    }
+    assert!(with.values().all(|pods| *pods <= 32), "they share a procfs: {with:?}");
+    assert!(with.len() <= 4, "most have one in common: {with:?}");
+    for pod in pods {
         pod.supervisor.shutdown().await.unwrap();
     }
 
     let [zygote] = children("podd-zygote")[..] else { panic!("there is one zygote again") };
     let end = pidfd(zygote);
-    drop(next);
     first.end().await;
     ended(end).await;
 }

@@ -144,7 +144,7 @@ pub(super) fn build_template(label: &[u8]) -> io::Result<()> {
     for directory in [template::PROC, template::MASK, template::SHM, template::SYS] {
         mkdirat(CWD, directory, Mode::from_raw_mode(0o755))?;
     }
-    place(&new_mount(c"proc", b"", NOSUID | NODEV | NOEXEC)?, template::PROC)?;
+    place_proc()?;
     let mask = b"mode\x00755\0size\x004k\0nr_inodes\x001\0";
     place(&tmpfs(mask, NOSUID | NODEV | NOEXEC | RDONLY)?, template::MASK)?;
     for (at, major, minor) in template::DEVICES.into_iter().chain([(template::NULL, 1, 3)]) {
@@ -159,6 +159,21 @@ pub(super) fn build_template(label: &[u8]) -> io::Result<()> {
     mount::set_attributes(null.as_fd(), false, &read_only)?;
     place(&null, template::NULL)?;
     mount::set_attributes(root.as_fd(), false, &read_only)
+}
+
+/// Mounts a procfs in the template, over the one that may be there.
+fn place_proc() -> io::Result<()> {
+    place(&new_mount(c"proc", b"", NOSUID | NODEV | NOEXEC)?, template::PROC)
+}
+
+/// Gives the template another procfs. What is looked up below /proc/sys/net stays in the kernel's memory once for each network namespace
+/// that it was looked up for, all under one name, for as long as the procfs and the namespace live: with hundreds of pods that have one
+/// procfs in common, the search for the right one takes longer than everything else that is done to set a sysctl. Supervisors that were
+/// born before keep the mount namespace they were born in, until they make their own.
+pub(super) fn renew_proc(proof: &SingleThreaded) -> io::Result<()> {
+    thread::unshare(proof, libc::CLONE_NEWNS)?;
+    unmount(template::PROC, UnmountFlags::DETACH)?;
+    place_proc()
 }
 
 impl Podd {

@@ -28,6 +28,9 @@ pub(super) struct Birth {
     pub(super) dir: OwnedFd,
 }
 
+/// So many pods have one procfs in common; see [`setup::renew_proc`].
+const PODS_PER_PROC: u32 = 32;
+
 /// Serves the daemon at the other end of descriptor 3, to which it says `Ok` first. Comes back in each supervisor, and with `None` when
 /// the daemon has gone.
 pub(super) fn serve(proof: &SingleThreaded) -> io::Result<Option<Birth>> {
@@ -38,6 +41,7 @@ pub(super) fn serve(proof: &SingleThreaded) -> io::Result<Option<Birth>> {
     setup::build_template(&[])?;
     socket::send(&line, Message::new(Kind::Ok, 0).bytes(), &[])?;
     let mut bytes = [0; 512];
+    let mut born = 0;
     loop {
         if poll(&mut [PollFd::new(&line, PollFlags::IN)], Some(&IDLE)) == Ok(0) {
             footprint::forget_program();
@@ -57,6 +61,7 @@ pub(super) fn serve(proof: &SingleThreaded) -> io::Result<Option<Birth>> {
                 return birth.in_place().map(Some);
             }
             Ok(Born::Child(pidfd)) => {
+                born += 1;
                 let mut answer = Message::new(Kind::Ok, request);
                 answer.fds.push(pidfd);
                 answer
@@ -65,6 +70,10 @@ pub(super) fn serve(proof: &SingleThreaded) -> io::Result<Option<Birth>> {
         };
         let fds: Vec<_> = answer.fds.iter().map(AsFd::as_fd).collect();
         socket::send(&line, answer.bytes(), &fds)?;
+        if born == PODS_PER_PROC {
+            born = 0;
+            setup::renew_proc(proof)?;
+        }
     }
 }
 

@@ -64,9 +64,10 @@ pub(crate) enum Op {
     NoIngress(String),
     /// Sets a link up.
     Up(String),
-    /// Sets a link of the node up: without an IPv6 link-local address of its own (`quiet`), and willing to deliver
-    /// packets to 127/8 that come in by it (`localnet`: route_localnet of ip-sysctl).
-    Raise {
+    /// What a link of the node has to know before it is set up: to have no IPv6 link-local address of its own (`quiet`), and to deliver
+    /// packets to 127/8 that come in by it (`localnet`: route_localnet of ip-sysctl). Told to one that is up but has no carrier yet, the
+    /// kernel looks at each IPv6 route of the node for those that lead there.
+    Prepare {
         /// The link.
         link: String,
         /// No IPv6 address generation; for kernels with IPv6.
@@ -198,10 +199,10 @@ impl fmt::Display for Op {
             Self::Ingress(link) => write!(f, "add qdisc dev {link} ingress"),
             Self::NoIngress(link) => write!(f, "delete qdisc dev {link} ingress"),
             Self::Divert { link, to } => write!(f, "add filter dev {link} ingress redirect to {to}"),
-            Self::Raise { link, quiet, localnet } => {
-                let quiet = if *quiet { " without link-local address" } else { "" };
-                let localnet = if *localnet { " with route_localnet" } else { "" };
-                write!(f, "set {link} up{quiet}{localnet}")
+            Self::Prepare { link, quiet, localnet } => {
+                let quiet = if *quiet { " addrgenmode none" } else { "" };
+                let localnet = if *localnet { " route_localnet" } else { "" };
+                write!(f, "set {link}{quiet}{localnet}")
             }
             Self::Veth { name, mac, mtu, peer, peer_mac } => write!(
                 f,

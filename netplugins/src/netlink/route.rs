@@ -58,18 +58,30 @@ pub(crate) struct Link {
     pub(crate) kind: String,
 }
 
+/// Index of each link whose name has been asked for.
+pub(crate) type Known = HashMap<String, u32>;
+
 /// Carries out the operations in order through `socket`. `target` is the namespace a veth's other end is born in.
 ///
 /// Everything up to an unknown link name goes in one datagram, which ends with the question for that name.
 pub(crate) fn run(socket: &mut Socket, ops: &[Op], target: Option<BorrowedFd<'_>>) -> Result<(), Error> {
-    let mut index = HashMap::new();
+    go_on(socket, ops, target, &mut Known::new())
+}
+
+/// As [`run`], where links may be known from operations before.
+pub(crate) fn go_on(
+    socket: &mut Socket,
+    ops: &[Op],
+    target: Option<BorrowedFd<'_>>,
+    index: &mut Known,
+) -> Result<(), Error> {
     let mut next = 0;
     while next < ops.len() {
         let mut batch = Batch::default();
         let begin = next;
         let mut wanted = None;
         while let Some(op) = ops.get(next) {
-            match message(op, &index, target) {
+            match message(op, index, target) {
                 Ok((flags, message)) => push(&mut batch, flags, &message),
                 Err(link) => {
                     wanted = Some(link);
@@ -224,7 +236,7 @@ fn message(
         Op::Ingress(link) => (new, Message::NewQueueDiscipline(tc::ingress(known(link)?))),
         Op::NoIngress(link) => (0, Message::DelQueueDiscipline(tc::ingress(known(link)?))),
         Op::Divert { link, to } => (new, Message::NewTrafficFilter(tc::divert(known(link)?, known(to)?))),
-        Op::Raise { link, quiet, localnet } => (0, Message::SetLink(raise(link, *quiet, *localnet))),
+        Op::Prepare { link, quiet, localnet } => (0, Message::SetLink(prepare(link, *quiet, *localnet))),
         Op::Up(link) => {
             let mut message = by_name(link);
             set_up(&mut message);
@@ -293,13 +305,12 @@ fn veth(op: &Op, target: Option<BorrowedFd<'_>>) -> LinkMessage {
     message
 }
 
-fn raise(link: &str, quiet: bool, localnet: bool) -> LinkMessage {
+fn prepare(link: &str, quiet: bool, localnet: bool) -> LinkMessage {
     /// `IFLA_INET_CONF`, which holds one attribute per setting to change.
     const CONF: u16 = 1;
     /// `IPV4_DEVCONF_ROUTE_LOCALNET` of `linux/ip.h`.
     const ROUTE_LOCALNET: u16 = 26;
     let mut message = by_name(link);
-    set_up(&mut message);
     let mut families = Vec::new();
     if localnet {
         let mut settings = Vec::new();
@@ -309,9 +320,7 @@ fn raise(link: &str, quiet: bool, localnet: bool) -> LinkMessage {
     if quiet {
         families.push(AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]));
     }
-    if !families.is_empty() {
-        message.attributes.push(LinkAttribute::AfSpecUnspec(families));
-    }
+    message.attributes.push(LinkAttribute::AfSpecUnspec(families));
     message
 }
 

@@ -9,7 +9,7 @@ use super::{Failure, NETLINK_ROUTE, Socket, failed};
 const RTNLGRP_LINK: u32 = 1;
 const RTNLGRP_IPV6_IFADDR: u32 = 9;
 
-/// A subscription to link changes in the namespace of the thread that made it.
+/// A subscription to link changes in one namespace: that of the thread that made it, unless it was given a socket of another.
 #[derive(Debug)]
 pub(crate) struct LinkWatch {
     socket: Socket,
@@ -18,16 +18,20 @@ pub(crate) struct LinkWatch {
 impl LinkWatch {
     /// Subscribes. Look at the state of things *after* this, and nothing is missed.
     pub(crate) fn open() -> Result<Self, Failure> {
-        Self::of(RTNLGRP_LINK)
+        Self::on(Socket::open(NETLINK_ROUTE)?)
+    }
+
+    /// Subscribes a route socket.
+    pub(crate) fn on(socket: Socket) -> Result<Self, Failure> {
+        Self::of(socket, RTNLGRP_LINK)
     }
 
     /// The same for IPv6 addresses.
     pub(crate) fn addresses() -> Result<Self, Failure> {
-        Self::of(RTNLGRP_IPV6_IFADDR)
+        Self::of(Socket::open(NETLINK_ROUTE)?, RTNLGRP_IPV6_IFADDR)
     }
 
-    fn of(group: u32) -> Result<Self, Failure> {
-        let socket = Socket::open(NETLINK_ROUTE)?;
+    fn of(socket: Socket, group: u32) -> Result<Self, Failure> {
         socket.socket.add_membership(group).map_err(failed("NETLINK_ADD_MEMBERSHIP"))?;
         Ok(Self { socket })
     }

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::plan::Private;
+use super::plan::{Private, prepared};
 use super::{Routed, State};
 use crate::cidr::{Cidr, width};
 use crate::error::Error;
@@ -16,10 +16,9 @@ use crate::netlink::route::{self, Op};
 /// What makes the anchor have these addresses.
 fn plan(link: &str, gateways: &BTreeSet<IpAddr>, quiet: bool) -> Vec<Op> {
     let link = link.to_owned();
-    let mut ops = vec![
-        Op::Bridge { name: link.clone(), mac: None, mtu: None },
-        Op::Raise { link: link.clone(), quiet, localnet: false },
-    ];
+    let mut ops = vec![Op::Bridge { name: link.clone(), mac: None, mtu: None }];
+    ops.extend(prepared(&link, quiet, false));
+    ops.push(Op::Up(link.clone()));
     ops.extend(gateways.iter().map(|gateway| Op::Address {
         link: link.clone(),
         address: *gateway,
@@ -57,7 +56,8 @@ mod tests {
             lines,
             [
                 "add link ntgw type bridge",
-                "set ntgw up without link-local address",
+                "set ntgw addrgenmode none",
+                "set ntgw up",
                 "add address 10.0.0.1/32 to ntgw",
                 "add address fd00::1/128 to ntgw",
             ]

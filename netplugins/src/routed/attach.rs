@@ -10,13 +10,15 @@ use super::{Routed, State};
 use crate::error::Error;
 use crate::netlink::conntrack::{self, Flow};
 use crate::netlink::op::Op;
+use crate::netlink::route::Known;
 use crate::netlink::watch::LinkWatch;
 use crate::netlink::{Failure, Refusal, Socket, route};
+use crate::netns::socket_in;
 use crate::nft::Transaction;
 use crate::nft::element::Element;
 use crate::{Attachment, HostPort, NetNs, Protocol, sysctl};
 
-/// The kernel brings the node's end up within a millisecond of the pod's; a second means that it never will.
+/// The kernel brings the pod's end up within a millisecond of the node's; a second means that it never will.
 const CARRIER: Duration = Duration::from_secs(1);
 
 impl Routed {
@@ -35,8 +37,8 @@ impl Routed {
         let made = made.and_then(|()| self.add_elements(attachment, &plan.elements));
         let Err(error) = made else {
             self.forget_flows(attachment, private);
-            // Until the kernel has noticed the carrier, the node's end drops what is sent.
-            return self.await_carrier(link).inspect_err(|_| {
+            // Until the kernel has noticed the carrier, the pod's end drops what is sent.
+            return await_carrier(ns, pod, &attachment.interface).inspect_err(|_| {
                 self.report(attachment, self.remove_elements(attachment));
                 self.report(attachment, self.delete_link(link));
                 self.report(attachment, self.delete_shaper(attachment, private));
@@ -56,15 +58,16 @@ impl Routed {
         attachment: &Attachment,
     ) -> Result<(), Error> {
         let link = &attachment.host_interface;
-        // The pair, and the way to the pod.
-        self.with_route(|socket| route::run(socket, &plan.host, Some(ns.as_fd())))?;
+        let mut known = Known::new();
+        self.with_route(|socket| route::go_on(socket, &plan.links, Some(ns.as_fd()), &mut known))?;
         // A pod must not announce itself as the node's router (CVE-2020-13401). A forwarding node does not listen,
         // unless it was told to do so on every link.
         if self.state().hears_routers {
             sysctl::set(&format!("ipv6/conf/{link}/accept_ra"), "0")?;
         }
         // Addresses, link, default routes inside.
-        route::run(pod, &plan.pod, None)
+        route::run(pod, &plan.pod, None)?;
+        self.with_route(|socket| route::go_on(socket, &plan.host, None, &mut known))
     }
 
     pub(super) fn delete_link(&self, link: &str) -> Result<(), Error> {
@@ -165,29 +168,28 @@ impl Routed {
         transaction.delete_elements(elements);
         transaction.commit(socket)
     }
+}
 
-    fn await_carrier(&self, link: &str) -> Result<(), Error> {
-        let doing = || Error::kernel(format!("wait for link {link} to come up"));
-        let up = || {
-            self.with_route(|socket| {
-                Ok(route::link(socket, link).map_err(doing())?.is_some_and(|l| l.operational))
-            })
-        };
-        if up()? {
-            return Ok(());
-        }
-        let deadline = Instant::now() + CARRIER;
-        let mut watch = LinkWatch::open().map_err(doing())?;
-        while !up()? {
-            if !watch.changed(deadline).map_err(doing())? {
-                return Err(doing()(Failure::Refused {
-                    errno: Errno::TIMEDOUT.into(),
-                    text: "no carrier".into(),
-                }));
-            }
-        }
-        Ok(())
+/// Waits until a link that is up, and whose other end is, can send; asking makes the kernel look at once.
+fn await_carrier(ns: &NetNs, socket: &mut Socket, link: &str) -> Result<(), Error> {
+    let doing = || Error::kernel(format!("wait for link {link} to come up"));
+    let up = |socket: &mut Socket| {
+        Ok(route::link(socket, link).map_err(doing())?.is_some_and(|link| link.operational))
+    };
+    if up(socket)? {
+        return Ok(());
     }
+    let deadline = Instant::now() + CARRIER;
+    let mut watch = LinkWatch::on(socket_in(ns.as_fd())?).map_err(doing())?;
+    while !up(socket)? {
+        if !watch.changed(deadline).map_err(doing())? {
+            return Err(doing()(Failure::Refused {
+                errno: Errno::TIMEDOUT.into(),
+                text: "no carrier".into(),
+            }));
+        }
+    }
+    Ok(())
 }
 
 fn forget_if_failed(state: &mut State, attachment: &Attachment, outcome: &Result<(), Error>) {

@@ -48,13 +48,16 @@ pub(crate) struct Private {
     pub(crate) shaper: String,
 }
 
-/// Everything one pod adds to the node.
+/// Everything one pod adds to the node, in the order in which it is done: the node's end is set up when the pod's is, and so has a carrier
+/// at once. For one without, the kernel looks at each IPv6 route of the node.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Plan {
-    /// In the node's namespace.
-    pub(crate) host: Vec<Op>,
+    /// In the node's namespace: the links.
+    pub(crate) links: Vec<Op>,
     /// In the pod's.
     pub(crate) pod: Vec<Op>,
+    /// In the node's namespace: the way to the pod.
+    pub(crate) host: Vec<Op>,
     /// In the nft table.
     pub(crate) elements: Vec<Element>,
 }
@@ -112,10 +115,11 @@ pub(crate) fn plan(attachment: &Attachment, private: &Private) -> Result<Plan, E
     // Replies to a node process that used 127.0.0.1 come back by this link; the guard chain drops every other packet to
     // 127/8 from it.
     let localnet = !private.ports.is_empty();
-    let mut on_host = vec![pair, Op::Raise { link: host.clone(), quiet: private.quiet, localnet }];
-    let mut in_pod = Vec::new();
+    let mut links = vec![pair];
+    links.extend(prepared(host, private.quiet, localnet));
+    let (mut on_host, mut in_pod) = (vec![Op::Up(host.clone())], Vec::new());
     for (address, prefix) in &attachment.addresses {
-        on_host.push(Op::Neighbour { link: host.clone(), address: *address, mac: private.mac });
+        links.push(Op::Neighbour { link: host.clone(), address: *address, mac: private.mac });
         on_host.push(Op::Route { link: host.clone(), to: (*address, width(*address)), via: None });
         in_pod.push(Op::Address { link: pod.clone(), address: *address, prefix: *prefix });
     }
@@ -126,7 +130,12 @@ pub(crate) fn plan(attachment: &Attachment, private: &Private) -> Result<Plan, E
         in_pod.push(Op::Neighbour { link: pod.clone(), address: *gateway, mac: private.host_mac });
         in_pod.push(Op::Route { link: pod.clone(), to: (everywhere, 0), via: Some(*gateway) });
     }
-    Ok(Plan { host: on_host, pod: in_pod, elements: elements(attachment, private)? })
+    Ok(Plan { links, pod: in_pod, host: on_host, elements: elements(attachment, private)? })
+}
+
+/// [`Op::Prepare`], if there is something to say.
+pub(super) fn prepared(link: &str, quiet: bool, localnet: bool) -> Option<Op> {
+    (quiet || localnet).then(|| Op::Prepare { link: link.to_owned(), quiet, localnet })
 }
 
 /// Keeps the pod's traffic within its limits. Nothing of it is in the pod, where it could be taken off again.
@@ -137,9 +146,10 @@ fn shaping(host: &str, private: &Private) -> Vec<Op> {
     }
     if let Some(bits) = private.limits.egress {
         let shaper = || private.shaper.clone();
+        ops.push(Op::Ifb { name: shaper(), mtu: private.mtu });
+        ops.extend(prepared(&private.shaper, private.quiet, false));
         ops.extend([
-            Op::Ifb { name: shaper(), mtu: private.mtu },
-            Op::Raise { link: shaper(), quiet: private.quiet, localnet: false },
+            Op::Up(shaper()),
             Op::Limit { link: shaper(), bucket: Bucket::of(bits) },
             Op::Ingress(host.to_owned()),
             Op::Divert { link: host.to_owned(), to: shaper() },

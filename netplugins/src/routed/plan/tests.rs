@@ -52,15 +52,17 @@ fn a_dual_stack_pod_is_one_veth_two_addresses_and_two_default_routes() {
         attachment(&["10.88.0.5", "fd00:10:88::5"], vec![port(None, 80), port(Some("192.0.2.2"), 81)]);
     let plan = plan(&a, &p).unwrap();
     assert_eq!(
-        lines(&plan.host),
+        lines(&plan.links),
         [
             "add link ntabc address 0e:58:0a:58:00:05 mtu 1400 type veth peer eth0 address 0a:58:0a:58:00:05",
-            "set ntabc up without link-local address with route_localnet",
+            "set ntabc addrgenmode none route_localnet",
             "add neighbour 10.88.0.5 at 0a:58:0a:58:00:05 on ntabc",
-            "add route 10.88.0.5/32 dev ntabc",
             "add neighbour fd00:10:88::5 at 0a:58:0a:58:00:05 on ntabc",
-            "add route fd00:10:88::5/128 dev ntabc",
         ]
+    );
+    assert_eq!(
+        lines(&plan.host),
+        ["set ntabc up", "add route 10.88.0.5/32 dev ntabc", "add route fd00:10:88::5/128 dev ntabc"]
     );
     assert_eq!(
         lines(&plan.pod),
@@ -102,7 +104,8 @@ fn limits_are_kept_on_the_node_and_only_where_there_are_any() {
         [
             "add qdisc dev ntabc root tbf rate 1000000bps burst 50000 limit 150000",
             "add link ntifb mtu 1400 type ifb",
-            "set ntifb up without link-local address",
+            "set ntifb addrgenmode none",
+            "set ntifb up",
             "add qdisc dev ntifb root tbf rate 10000000bps burst 500000 limit 1500000",
             "add qdisc dev ntabc ingress",
             "add filter dev ntabc ingress redirect to ntifb",
@@ -114,7 +117,7 @@ fn limits_are_kept_on_the_node_and_only_where_there_are_any() {
 fn a_pod_without_ipv6_has_no_trace_of_it() {
     let (a, p) = attachment(&["10.88.0.5"], vec![]);
     let plan = plan(&a, &Private { quiet: false, ..p }).unwrap();
-    let all = [lines(&plan.host), lines(&plan.pod), lines(&plan.elements)].concat();
+    let all = [lines(&plan.links), lines(&plan.host), lines(&plan.pod), lines(&plan.elements)].concat();
     assert!(all.iter().all(|line| !line.contains("::") && !line.contains("localnet")), "{all:?}");
 }
 

@@ -5,6 +5,7 @@
 //! - [`reads`]: the same for what a kubelet reads, while pods are being made, and for exec
 //! - [`machine`]: memory, processor time and mounts, as the kernel counts them
 //! - [`run`]: the rounds; [`density`] and [`growth`]: nodes full of pods; [`pull`]: big images; [`memory`]: who holds it
+//! - [`remount`]: proof that what was pulled is on the disk
 //! - [`net`]: the network of pods alone, against the reference CNI plugins
 //! - [`start`]: a container and an exec alone, against OCI runtimes as commands; [`witness`]: what critest itself measures
 //! - [`profile`]: where the time goes, by the daemon's own account
@@ -24,6 +25,7 @@ pub mod plot;
 pub mod profile;
 pub mod pull;
 pub mod reads;
+pub mod remount;
 pub mod run;
 pub mod sample;
 pub mod start;

@@ -255,10 +255,11 @@ pub async fn log(client: &mut Client, pod: &Pod, name: &str, logs: &Path) -> Res
     Ok(taken)
 }
 
-/// PullImage until it is durable: the time includes a `sync` of the file system, so that no one can defer the work.
+/// PullImage until it is durable: the time includes a `sync` of the file system, so that no one can defer the work. That the files are
+/// there then is for [`remount`](super::remount) to prove.
 ///
 /// # Errors
-/// The call fails, or a container of the image does not find its files.
+/// The call fails, or the image is not what was pulled.
 pub async fn pull(client: &mut Client, image: &str, dir: &Path) -> Result<f64> {
     let start = Instant::now();
     client.pull(image).await?;

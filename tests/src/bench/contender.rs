@@ -6,7 +6,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 use crate::client::{self, Client};
 use crate::node::{Node, tail};
@@ -135,20 +136,35 @@ impl Contender {
     /// # Errors
     /// It does not come back within 30 seconds.
     pub fn restart(&mut self) -> Result<f64> {
-        let start = match &mut self.daemon {
-            Daemon::Berth(node) => {
-                node.end(Signal::SIGKILL)?;
-                let start = Instant::now();
-                node.launch()?;
-                start
+        self.end(Signal::SIGKILL)?;
+        self.begin()
+    }
+
+    /// Ends the daemon by a signal, and waits for its end.
+    ///
+    /// # Errors
+    /// It does not end within 20 seconds.
+    pub fn end(&mut self, signal: Signal) -> Result<()> {
+        match &mut self.daemon {
+            Daemon::Berth(node) => node.end(signal).map(drop),
+            Daemon::Containerd { child, .. } => {
+                let mut child = child.take().context("the daemon is not running")?;
+                kill(Pid::from_raw(i32::try_from(child.id())?), signal)?;
+                shell::eventually("the daemon ends", 20, || Ok(child.try_wait()?)).map(drop)
             }
-            Daemon::Containerd { child, path } => {
-                end(child);
-                let start = Instant::now();
-                *child = Some(containerd(&self.dir, path)?);
-                start
-            }
-        };
+        }
+    }
+
+    /// Starts the daemon on what is there; milliseconds until its first answer that it is ready.
+    ///
+    /// # Errors
+    /// It does not come back within 30 seconds.
+    pub fn begin(&mut self) -> Result<f64> {
+        let start = Instant::now();
+        match &mut self.daemon {
+            Daemon::Berth(node) => node.launch()?,
+            Daemon::Containerd { child, path } => *child = Some(containerd(&self.dir, path)?),
+        }
         while wait(self.probe()).is_err() {
             anyhow::ensure!(start.elapsed().as_secs() < 30, "{} does not come back", self.name);
             std::thread::sleep(Duration::from_millis(1));
@@ -161,13 +177,6 @@ impl Contender {
 fn volatile(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir)?;
     shell::run(10, "mount", &["-t", "tmpfs", "-o", "mode=700", "tmpfs", &dir.display().to_string()]).map(drop)
-}
-
-fn end(child: &mut Option<Child>) {
-    if let Some(mut child) = child.take() {
-        let _ = child.kill();
-        let _ = child.wait();
-    }
 }
 
 fn containerd(dir: &Path, path: &str) -> Result<Child> {
@@ -186,8 +195,9 @@ fn containerd(dir: &Path, path: &str) -> Result<Child> {
 
 impl Drop for Contender {
     fn drop(&mut self) {
-        if let Daemon::Containerd { child, .. } = &mut self.daemon {
-            end(child);
+        if let Daemon::Containerd { child: Some(child), .. } = &mut self.daemon {
+            let _ = child.kill();
+            let _ = child.wait();
         }
         // Lazily: shims and supervisors of pods that are left end with the machine.
         let _ = shell::run(10, "umount", &["--lazy", &self.dir.join("state").display().to_string()]);

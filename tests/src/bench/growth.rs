@@ -1,6 +1,8 @@
 //! How latencies grow with the number of pods on a node.
 
 use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 
@@ -9,17 +11,21 @@ use super::contender::Contender;
 use super::machine::number;
 use super::run::{remove_together, start_together};
 use super::sample::Sample;
+use crate::client::Client;
 use crate::images::BUSYBOX;
 use crate::report::line;
 use crate::suites::wait;
 
-/// Values of each latency in each step.
-const VALUES: usize = 40;
+/// Values of each latency in each step, on the way up and again on the way down.
+const VALUES: usize = 50;
+/// What pods that come or go by the hundred leave to be done in the background is done by then.
+const SETTLED: Duration = Duration::from_secs(2);
 
 /// What is measured, then pods on the node and the median in milliseconds.
 pub type Growth = BTreeMap<String, Vec<(usize, f64)>>;
 
-/// Measures at each number of pods.
+/// Measures at each number of pods, as the node fills and as it empties: so that a machine that slows down meanwhile is not taken for
+/// a node that does.
 ///
 /// # Errors
 /// An action fails.
@@ -28,42 +34,47 @@ pub fn measure(contender: &Contender, steps: &[usize]) -> Result<Growth> {
         let mut client = contender.client().await?;
         client.pull(BUSYBOX).await?;
         let logs = contender.dir.join("logs/growth");
-        let mut growth = Growth::new();
+        let mut samples: BTreeMap<&str, BTreeMap<usize, Sample>> = BTreeMap::new();
         let mut pods: Vec<Pod> = Vec::new();
-        for &step in steps {
-            let more = start_together(&client, pods.len()..step, 10, &logs).await?;
+        for &step in steps.iter().chain(steps.iter().rev()) {
+            let more = start_together(&client, pods.len()..step.max(pods.len()), 10, &logs).await?;
             for pod in &more {
                 action::up(pod, &logs).await?;
             }
             pods.extend(more);
-            let mut samples: BTreeMap<&str, Sample> = BTreeMap::new();
-            for index in 0..VALUES {
-                let (start, pod) = action::pod(&mut client, &format!("growth{index}"), &logs).await?;
-                action::up(&pod, &logs).await?;
-                let parts = [
-                    ("pod ready", start.run + start.create + start.start),
-                    ("RunPodSandbox", start.run),
-                    ("CreateContainer", start.create),
-                    ("StartContainer", start.start),
-                ];
-                for (what, took) in parts {
-                    samples.entry(what).or_default().push(took);
+            remove_together(&client, pods.split_off(step), 10).await?;
+            tokio::time::sleep(SETTLED).await;
+            for _ in 0..VALUES {
+                for (what, took) in cycle(&mut client, &logs).await? {
+                    samples.entry(what).or_default().entry(step).or_default().push(took);
                 }
-                samples.entry("ExecSync true").or_default().push(action::exec(&mut client, &pod).await?);
-                samples.entry("ContainerStatus").or_default().push(action::status(&mut client, &pod).await?);
-                samples
-                    .entry("pod stopped and removed")
-                    .or_default()
-                    .push(action::remove(&mut client, &pod).await?);
-                std::fs::remove_dir_all(logs.join(&pod.name))?;
-            }
-            for (what, sample) in samples {
-                growth.entry(what.to_owned()).or_default().push((step, sample.median()));
             }
         }
         remove_together(&client, pods, 10).await?;
-        Ok(growth)
+        let medians = |steps: BTreeMap<usize, Sample>| {
+            steps.into_iter().map(|(step, sample)| (step, sample.median())).collect()
+        };
+        Ok(samples.into_iter().map(|(what, steps)| (what.to_owned(), medians(steps))).collect())
     })
+}
+
+/// One more pod, an exec in it, and its end: what each of them took, in milliseconds.
+async fn cycle(client: &mut Client, logs: &Path) -> Result<[(&'static str, f64); 7]> {
+    let (start, pod) = action::pod(client, "growth", logs).await?;
+    action::up(&pod, logs).await?;
+    let exec = action::exec(client, &pod).await?;
+    let status = action::status(client, &pod).await?;
+    let removed = action::remove(client, &pod).await?;
+    std::fs::remove_dir_all(logs.join(&pod.name))?;
+    Ok([
+        ("pod ready", start.run + start.create + start.start),
+        ("RunPodSandbox", start.run),
+        ("CreateContainer", start.create),
+        ("StartContainer", start.start),
+        ("ExecSync true", exec),
+        ("ContainerStatus", status),
+        ("pod stopped and removed", removed),
+    ])
 }
 
 /// Prints each latency with its exponent.

@@ -14,8 +14,8 @@ use anyhow::{Context, Result, ensure};
 
 use super::action;
 use super::contender::Contender;
-use super::machine;
 use super::run::Results;
+use super::{machine, remount};
 use crate::images::{self, BIG, FORTY_LAYERS, Image, SHARED};
 use crate::report::line;
 use crate::shell;
@@ -30,8 +30,8 @@ const STARTS: usize = 15;
 /// Pulls by every contender.
 ///
 /// # Errors
-/// A pull fails, Berth takes more memory than it may, or fetches a blob twice.
-pub fn all(world: &World, contenders: &[Contender], rounds: usize) -> Result<Results> {
+/// A pull fails or is not durable, Berth takes more memory than it may, or fetches a blob twice.
+pub fn all(world: &World, contenders: &mut [Contender], rounds: usize) -> Result<Results> {
     let cache = std::env::var("BENCH_IMAGES").context("BENCH_IMAGES is not set: use tests/bench")?;
     let cache = Path::new(&cache);
     let asked = std::env::var("BENCH_PULLS").unwrap_or_else(|_| "big forty shared cold".to_owned());
@@ -47,7 +47,7 @@ pub fn all(world: &World, contenders: &[Contender], rounds: usize) -> Result<Res
     let mut results = Results::new();
     for round in 0..rounds {
         line(format_args!("round {} of {rounds}", round + 1));
-        for contender in contenders {
+        for contender in &*contenders {
             let mut bench = Bench { contender, results: &mut results, log: &log };
             let whose = || contender.name.clone();
             if let Some(big) = &big {
@@ -60,6 +60,9 @@ pub fn all(world: &World, contenders: &[Contender], rounds: usize) -> Result<Res
                 bench.ten(&shared).with_context(whose)?;
             }
         }
+    }
+    if let Some(big) = &big {
+        remount::all(contenders, big)?;
     }
     for contender in contenders.iter().filter(|_| wants("cold")) {
         cold::all(contender, &mut results, STARTS).with_context(|| contender.name.clone())?;
@@ -180,7 +183,7 @@ fn packed(image: &Image) -> Result<u64> {
 }
 
 /// Digests and sizes of the layers of an image of one platform.
-fn layers(image: &Image) -> Result<Vec<(String, u64)>> {
+pub(super) fn layers(image: &Image) -> Result<Vec<(String, u64)>> {
     let read = |path: &Path| -> Result<serde_json::Value> { Ok(serde_json::from_slice(&fs::read(path)?)?) };
     let index = read(&image.layout.join("index.json"))?;
     let digest = index["manifests"][0]["digest"].as_str().context("no digest")?;

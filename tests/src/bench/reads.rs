@@ -2,9 +2,9 @@
 //!
 //! Fifty clients make pods, one after the other each. First as fast as the runtime lets them: then a call is always in progress for each of
 //! them, every processor is taken, and a fast runtime has to bear many times the pods of a slow one. Then held to so many pods a second
-//! together, the same for every runtime. Whoever asks does so from a thread that goes before all others (nice -20), and so does not wait for
-//! the pods' own processes; how long it waited for a processor all the same is told, and so is what the machine takes for the least there
-//! can be: [`FLOOR`].
+//! together, the same for every runtime. Whoever asks does so from a thread that goes before all others (nice -20, and slices short enough
+//! to interrupt theirs), and so does not wait for the pods' own processes; how long it waited for a processor all the same is told, and so
+//! is what the machine takes for the least there can be: [`FLOOR`].
 
 use std::fs;
 use std::io::{Read, Write};
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use engine::sys::thread;
 use k8s_cri::v1 as api;
 
 use super::action::{self, milliseconds};
@@ -122,9 +123,10 @@ async fn under(contender: &Contender, client: &mut Client, load: Load, rate: Opt
     }
     let (before, begun) = (makers.made.load(Ordering::Relaxed), Instant::now());
     // The pods have been given all processors, but whoever holds the clock must not wait for one: that would be measured as well.
-    rustix::process::setpriority_process(None, -20).context("go before all others")?;
+    thread::go_ahead(-20).context("go before all others")?;
     let rows = measure(client, load, contender.rival(), rate).await;
     rustix::process::setpriority_process(None, 0)?;
+    thread::fall_back()?;
     let made = number(makers.made.load(Ordering::Relaxed) - before);
     line(format_args!(
         "  {:.1} pods were made and removed a second meanwhile",
@@ -204,7 +206,7 @@ impl Echo {
     fn start() -> Result<Self> {
         let (near, mut far) = UnixStream::pair()?;
         std::thread::spawn(move || -> Result<()> {
-            rustix::process::setpriority_process(None, -20)?;
+            thread::go_ahead(-20)?;
             let mut byte = [0];
             loop {
                 far.read_exact(&mut byte)?;

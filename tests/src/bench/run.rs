@@ -11,7 +11,7 @@ use super::contender::Contender;
 use super::machine::{self, number};
 use super::sample::Sample;
 use crate::client::Client;
-use crate::images::BUSYBOX;
+use crate::images::{BIG, BUSYBOX};
 use crate::report::line;
 use crate::suites::wait;
 
@@ -46,7 +46,7 @@ pub struct Bench<'a> {
 ///
 /// # Errors
 /// An action fails: a benchmark of something that does not work is worth nothing.
-pub fn all(contenders: &mut [Contender], effort: Effort, big: Option<&str>) -> Result<Results> {
+pub fn all(contenders: &mut [Contender], effort: Effort) -> Result<Results> {
     let mut results = Results::new();
     for contender in &mut *contenders {
         wait(async { Ok(contender.client().await?.pull(BUSYBOX).await.map(drop)?) })?;
@@ -61,12 +61,12 @@ pub fn all(contenders: &mut [Contender], effort: Effort, big: Option<&str>) -> R
             wait(bench.burst(effort.burst)).with_context(|| name)?;
         }
     }
-    for round in 0..if big.is_some() { effort.pulls } else { 0 } {
+    for round in 0..effort.pulls {
         line(format_args!("pull {} of {}", round + 1, effort.pulls));
         for contender in &mut *contenders {
             let name = contender.name.clone();
             let mut bench = Bench::new(contender, &mut results, "pull");
-            wait(bench.image(big.unwrap_or_default())).with_context(|| name)?;
+            wait(bench.image(BIG)).with_context(|| name)?;
         }
     }
     Ok(results)

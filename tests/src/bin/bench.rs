@@ -9,7 +9,7 @@ use tests::bench::growth::{self, Growth};
 use tests::bench::reads::{self, Load};
 use tests::bench::run::{self, Effort, Results};
 use tests::bench::table::{self, Table};
-use tests::bench::{density, memory, net, plot, profile, pull, start, witness};
+use tests::bench::{density, memory, net, plot, profile, pull, remount, start, witness};
 use tests::report::line;
 use tests::world::World;
 
@@ -58,16 +58,19 @@ fn everybody(world: &World) -> Result<Vec<Contender>> {
 
 fn compare(world: &World, effort: Effort, whole: bool) -> Result<()> {
     let mut contenders = everybody(world)?;
-    let big = (effort.pulls > 0).then_some(tests::images::BIG);
-    if big.is_some() {
-        let cache = std::env::var("BENCH_IMAGES").context("BENCH_IMAGES is not set: use tests/bench")?;
-        world.registry()?.push(&tests::images::big(cache.as_ref())?)?;
+    let cache = std::env::var("BENCH_IMAGES").context("BENCH_IMAGES is not set: use tests/bench")?;
+    let big = (effort.pulls > 0).then(|| tests::images::big(cache.as_ref())).transpose()?;
+    if let Some(big) = &big {
+        world.registry()?.push(big)?;
     }
-    let mut results = run::all(&mut contenders, effort, big)?;
+    let mut results = run::all(&mut contenders, effort)?;
     let mut growth = None;
     if whole {
         growth = contenders.first().map(|berth| growth::measure(berth, &STEPS)).transpose()?;
         density::all(&mut contenders, &mut results)?;
+    }
+    if let Some(big) = &big {
+        remount::all(&mut contenders, big)?;
     }
     publish(&results, growth.as_ref(), &contenders, "bench")
 }
@@ -95,7 +98,7 @@ fn pull(world: &World) -> Result<()> {
     if let Some(runtime) = std::env::var("OCI_RUNTIMES")?.split(':').find(|path| !path.is_empty()) {
         contenders.push(Contender::containerd(world, runtime)?);
     }
-    let results = pull::all(world, &contenders, number_from("BENCH_ROUNDS", 2)?)?;
+    let results = pull::all(world, &mut contenders, number_from("BENCH_ROUNDS", 2)?)?;
     publish(&results, None, &contenders, "pull")
 }
 

@@ -32,6 +32,8 @@ impl Child<'_> {
             Step::Console { fd } => self.console(fd),
             Step::Successor { path } => self.successor(path),
             Step::Done {} => {
+                // The container may end before this process does, and then its streams have to be at their ends.
+                thread::close_others(self.proof, 0, &[self.channel.as_fd()]).map_err(plain)?;
                 rustix::io::write(&self.channel, &[READY]).map_err(plain)?;
                 process::exit(0)
             }

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::action;
 use super::contender::Contender;
-use super::machine::number;
+use super::machine::{self, number};
 use super::sample::Sample;
 use crate::images::BUSYBOX;
 use crate::report::line;
@@ -46,6 +46,7 @@ pub fn run(world: &World, count: usize) -> Result<()> {
     wait(async {
         let mut client = berth.client().await?;
         client.pull(BUSYBOX).await?;
+        machine::rest();
         for index in 0..count {
             let (taken, pod) = action::pod(&mut client, &format!("pod{index}"), &logs).await?;
             ready.push(taken.run + taken.create + taken.start);

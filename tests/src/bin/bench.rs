@@ -9,7 +9,7 @@ use tests::bench::growth::{self, Growth};
 use tests::bench::reads::{self, Load};
 use tests::bench::run::{self, Effort, Results};
 use tests::bench::table::{self, Table};
-use tests::bench::{density, memory, net, plot, profile, pull, remount, start, witness};
+use tests::bench::{density, machine, memory, net, plot, profile, pull, remount, start, witness};
 use tests::report::line;
 use tests::world::World;
 
@@ -63,9 +63,13 @@ fn compare(world: &World, effort: Effort, whole: bool) -> Result<()> {
     if let Some(big) = &big {
         world.registry()?.push(big)?;
     }
+    if whole {
+        machine::rest();
+    }
     let mut results = run::all(&mut contenders, effort)?;
     let mut growth = None;
     if whole {
+        machine::rest();
         growth = contenders.first().map(|berth| growth::measure(berth, &STEPS)).transpose()?;
         density::all(&mut contenders, &mut results)?;
     }
@@ -132,7 +136,9 @@ fn second_witness(world: &World) -> Result<()> {
 
 /// Latencies on a node that fills up.
 fn grow(world: &World) -> Result<()> {
-    growth::print(&growth::measure(&Contender::berth(world)?, &STEPS)?);
+    let berth = Contender::berth(world)?;
+    machine::rest();
+    growth::print(&growth::measure(&berth, &STEPS)?);
     Ok(())
 }
 

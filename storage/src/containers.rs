@@ -182,7 +182,7 @@ impl Store {
         drop(known);
         // Unmounting waits for nothing we hold.
         drop(gone);
-        self.empty_trash(None);
+        self.empty_trash();
         Ok(())
     }
 

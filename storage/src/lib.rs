@@ -64,7 +64,6 @@ pub mod store;
 #[cfg(test)]
 mod support;
 mod tree;
-mod views;
 
 pub use collect::Collected;
 pub use digest::Digest;

@@ -120,13 +120,6 @@ impl Store {
         for file in ["tar", "entries"] {
             files::mend(&directory.join(file), &staging.0.join(file))?;
         }
-        let index = self.index.load();
-        for (id, image) in &index.images {
-            if image.record.layers.iter().any(|one| one.diff_id == layer.diff_id) {
-                // The next container is to read the file, not what was read of it before.
-                drop(self.views.forget(id));
-            }
-        }
         Ok(self.measure_layer(&layer.diff_id)?)
     }
 }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -19,7 +19,6 @@ use crate::flight::{Flights, Staging};
 use crate::graph::{self, Index};
 use crate::registry::{Clients, Timing};
 use crate::snapshot::{self, Driver, ImageLayers, View};
-use crate::views::Views;
 use crate::{Config, Image, Label, Usage, files};
 
 /// Partial blobs are kept this long for somebody to continue them.
@@ -38,7 +37,7 @@ pub struct Store {
     pub(crate) containers: Containers,
     /// Layers and images (as their config digests) that running pulls rely on, with how many do.
     pub(crate) pins: Arc<Mutex<HashMap<Digest, u32>>>,
-    pub(crate) views: Views,
+    views: Mutex<HashMap<String, Weak<View>>>,
     trash_number: AtomicU64,
     /// Held, with its lock, as long as the store is open.
     _lock: File,
@@ -114,7 +113,7 @@ impl Store {
             index: ArcSwap::from_pointee(index),
             write: Mutex::default(),
             pins: Arc::default(),
-            views: Views::default(),
+            views: Mutex::default(),
             trash_number: AtomicU64::new(0),
             _lock: lock,
         });
@@ -171,10 +170,10 @@ impl Store {
         for layer in &layers {
             self.discard(&graph::layer_directory(&self.config.root, layer))?;
         }
-        let view = self.views.forget(id.as_str());
+        self.views.lock().unwrap_or_else(PoisonError::into_inner).remove(id.as_str());
         self.index.store(Arc::new(index));
         drop(guard);
-        self.empty_trash(view);
+        self.empty_trash();
         Ok(())
     }
 
@@ -254,17 +253,22 @@ impl Store {
     /// The image as a tree, shared by all who use it.
     pub(crate) fn view(&self, id: &str) -> Result<Arc<View>, SnapshotError> {
         let layers = self.image_layers(id)?;
-        self.views.get(id, || {
-            let built = graph::image_directory(&self.config.root, id).join(self.driver.name());
-            if !built.exists() {
-                // Pulled under another driver.
-                let staging = self.flights.stage()?;
-                let directory = staging.0.join("built");
-                self.build(&layers, &directory)?;
-                files::publish(&directory, &built)?;
-            }
-            self.driver.view(&layers, &built)
-        })
+        let mut views = self.views.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(view) = views.get(id).and_then(Weak::upgrade) {
+            return Ok(view);
+        }
+        let built = graph::image_directory(&self.config.root, id).join(self.driver.name());
+        if !built.exists() {
+            // Pulled under another driver.
+            let staging = self.flights.stage()?;
+            let directory = staging.0.join("built");
+            self.build(&layers, &directory)?;
+            files::publish(&directory, &built)?;
+        }
+        let view = Arc::new(self.driver.view(&layers, &built)?);
+        views.retain(|_, view| view.strong_count() > 0);
+        views.insert(id.to_owned(), Arc::downgrade(&view));
+        Ok(view)
     }
 
     /// A read-only detached mount of an image, or of one path in it. `label`: SELinux label that all of its files have in this mount.
@@ -295,13 +299,10 @@ impl Store {
         }
     }
 
-    /// Lets go of a view and deletes what is in the trash, on a thread of its own: it may take long to unmount a large image.
-    pub(crate) fn empty_trash(&self, view: Option<Arc<View>>) {
+    /// Deletes what is in the trash, on a thread of its own.
+    pub(crate) fn empty_trash(&self) {
         let (trash, driver) = (self.config.root.join("trash"), self.driver.clone());
-        let spawned = std::thread::Builder::new().name("trash".into()).spawn(move || {
-            drop(view);
-            empty(&trash, &*driver);
-        });
+        let spawned = std::thread::Builder::new().name("trash".into()).spawn(move || empty(&trash, &*driver));
         if let Err(error) = spawned {
             tracing::warn!(%error, "the trash is emptied at the next start");
         }
@@ -325,7 +326,7 @@ impl Store {
                 }
             }
         }
-        self.empty_trash(None);
+        self.empty_trash();
         Ok(())
     }
 }

@@ -10,7 +10,7 @@
 //!    everything it wrote is flushed. It sees complete, verified layers and merges them by the rules in `tree`; all drivers
 //!    show the same names, contents and attributes.
 //! 2. [`Driver::view`] may run at any time after that, any number of times, also after a restart; the store shares one view among all
-//!    users of an image and keeps it for a while after the last. A view is read-only, and stays what it is until it is dropped.
+//!    users of an image and drops it after the last. A view is read-only, and stays what it is while a container uses it.
 //! 3. [`Driver::prepare`] makes a container's directory ready; a repeat changes nothing. [`Driver::mount`] returns a new detached
 //!    mount; nothing appears in the host's mount table. Dropping it undoes it.
 //! 4. A failed call leaves its directory to the caller to delete, and no mount.

@@ -196,12 +196,25 @@ pub struct Psi {
     pub full_total: u64,
 }
 
+/// How much of a cgroup is read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Detail {
+    /// What statistics show.
+    #[default]
+    Statistics,
+    /// That, and what only metrics show.
+    Metrics,
+}
+
 /// One reading of a cgroup. `None`: this kernel or hierarchy does not say.
 #[derive(Clone, Debug, Default)]
 pub struct CgroupStats {
     /// Nanoseconds since the epoch of the reading.
     pub at: i64,
-    /// CPU time in nanoseconds: all, user, system.
+    /// Whether it has the values that only metrics show, which are marked with (m). Without them a reading opens and reads half as many
+    /// files.
+    pub detail: Detail,
+    /// CPU time in nanoseconds: all, user (m), system (m).
     pub cpu: Option<[u64; 3]>,
     /// CPU use in nano-cores between the last two readings.
     pub nano_cores: Option<u64>,
@@ -211,19 +224,19 @@ pub struct CgroupStats {
     pub memory: Option<[u64; 6]>,
     /// Memory limit; `None`: none.
     pub memory_limit: Option<u64>,
-    /// Highest memory use.
+    /// Highest memory use (m).
     pub memory_peak: Option<u64>,
     /// Page faults: minor and major.
     pub faults: Option<[u64; 2]>,
-    /// Times the limit was hit; OOM kills.
+    /// Times the limit was hit; OOM kills (m).
     pub memory_failures: Option<[u64; 2]>,
     /// Swap in use; limit.
     pub swap: Option<(u64, Option<u64>)>,
-    /// Processes and threads now; limit of tasks.
+    /// Processes and threads (m) now; limit of tasks (m).
     pub tasks: Option<(u64, u64, Option<u64>)>,
-    /// Bytes read, written, operations read, written per device `major:minor`.
+    /// Bytes read, written, operations read, written per device `major:minor` (m).
     pub io: Vec<(String, [u64; 4])>,
-    /// Huge pages: size, use, highest use in bytes.
+    /// Huge pages: size, use, highest use in bytes (m).
     pub hugetlb: Vec<(String, u64, u64)>,
     /// cpu, memory, io pressure.
     pub psi: [Option<Psi>; 3],

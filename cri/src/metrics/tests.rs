@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use engine::api::{ContainerState, PodState, Psi, Rendering};
+use engine::api::{ContainerState, Detail, PodState, Psi, Rendering};
 use engine::exec::ResolvedUser;
 use engine::spec::{ContainerSpec, PodSpec};
 
@@ -35,6 +35,7 @@ fn running_container() -> ContainerView {
 /// A reading in which every value is known.
 fn complete() -> PodStats {
     let cgroup = CgroupStats {
+        detail: Detail::Metrics,
         at: 9_000_000_000,
         cpu: Some([3_000_000_000, 2_000_000_000, 1_000_000_000]),
         nano_cores: Some(7),

@@ -1,5 +1,6 @@
 //! ListPodSandboxMetrics and StreamPodSandboxMetrics.
 
+use engine::api::Detail;
 use engine::{Error, Kind};
 
 use super::Service;
@@ -26,7 +27,7 @@ pub(super) async fn stream(
 }
 
 async fn list(service: &Service) -> Result<Vec<PodSandboxMetrics>, Error> {
-    let stats = service.engine.all_pod_stats().await;
+    let stats = service.engine.all_pod_stats(Detail::Metrics).await;
     let layers = service.engine.store().root().to_owned();
     let collect = move || stats.iter().map(|pod| metrics::collect(pod, &layers)).collect();
     let task = tokio::task::spawn_blocking(collect).await;

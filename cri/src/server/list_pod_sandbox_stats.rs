@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use engine::Error;
-use engine::api::PodStats;
+use engine::api::{Detail, PodStats};
 
 use super::Service;
 use super::batch::{Batches, batches};
@@ -36,7 +36,7 @@ pub(super) async fn stream(
 
 async fn list(service: &Service, filter: Option<PodSandboxStatsFilter>) -> Vec<Arc<PodStats>> {
     let filter = filter::Pods::of_stats(filter);
-    let mut all = service.engine.all_pod_stats().await;
+    let mut all = service.engine.all_pod_stats(Detail::Statistics).await;
     all.retain(|s| filter.shows(&s.pod));
     all
 }

@@ -9,7 +9,7 @@ use super::args::Parsed;
 use super::lifecycle::pidfd_of;
 use super::store::Status;
 use super::{Context, Outcome, say, wait};
-use crate::api::CgroupStats;
+use crate::api::{CgroupStats, Detail};
 use crate::error::{Error, Kind};
 use crate::exec::cgroup::Reader;
 
@@ -22,12 +22,12 @@ pub(super) fn events(context: &Context, parsed: &Parsed) -> Outcome {
             format!("container with id \"{}\" is not running", record.id),
         ));
     }
-    let mut reader = Reader::open(&record.cgroup)?;
+    let mut reader = Reader::open(&record.cgroup, Detail::Metrics)?;
     let stats = |stats: &CgroupStats| {
         say(&format!("{}\n", json!({ "type": "stats", "id": record.id, "data": data(stats) })));
     };
     if parsed.has("stats") {
-        stats(&reader.read()?);
+        stats(&reader.read(Detail::Metrics)?);
         return Ok(0);
     }
     let interval = interval(parsed.string("interval")?.as_deref().unwrap_or("5s"))?;
@@ -38,7 +38,7 @@ pub(super) fn events(context: &Context, parsed: &Parsed) -> Outcome {
             Timespec { tv_sec: interval.as_secs().cast_signed(), tv_nsec: interval.subsec_nanos().into() };
         let ended = wait::ready(&mut [PollFd::new(&pidfd, PollFlags::IN)], Some(&limit))
             .map_err(|e| Error::with(Kind::Internal, "wait for the container", e))?;
-        match reader.read() {
+        match reader.read(Detail::Metrics) {
             Ok(now) => {
                 let count = now.memory_failures.map_or(0, |[_, kills]| kills);
                 if kills.is_some_and(|before| before < count) {

@@ -12,7 +12,7 @@ use storage::Usage;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::sampler::{Ask, Board, Demand, FRESH};
-use crate::api::{CgroupStats, PodState, Reading};
+use crate::api::{CgroupStats, Detail, PodState, Reading};
 use crate::engine::absent_is_fine;
 use crate::exec::cgroup::Reader;
 use crate::pod::Snapshot;
@@ -29,7 +29,7 @@ const LAYER_AGE: Duration = Duration::from_secs(10);
 const LAYER_SHARE: u32 = 50;
 
 /// One part of this many of the descriptors the process may have (RLIMIT_NOFILE) is for files that stay open between readings.
-const FILES_SHARE: u64 = 4;
+const FILES_SHARE: u64 = 3;
 
 /// Gauges by cgroup, and the last readings.
 #[derive(Debug, Default)]
@@ -75,6 +75,8 @@ struct Calls {
     last: Option<Instant>,
     /// How many have come one after the other, each within [`FRESH`] of the one before.
     row: u32,
+    /// The last one that wanted everything.
+    metrics: Option<Instant>,
     sampler: Option<Sender<Ask>>,
 }
 
@@ -99,9 +101,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Meter {
     /// A reading of a cgroup, taken now; `Ok(None)`: there is no such cgroup.
-    pub(super) fn read(&self, cgroup: &str) -> Result<Option<CgroupStats>, Error> {
+    pub(super) fn read(&self, cgroup: &str, detail: Detail) -> Result<Option<CgroupStats>, Error> {
         let gauge = lock(&self.gauges).entry(cgroup.to_owned()).or_default().clone();
-        let stats = absent_is_fine(lock(&gauge).read(cgroup, &self.files))?;
+        let stats = absent_is_fine(lock(&gauge).read(cgroup, detail, &self.files))?;
         if stats.is_none() {
             self.forget(cgroup);
         }
@@ -189,12 +191,16 @@ impl Meter {
         lock(&self.layers).retain(|id, _| container(id));
     }
 
-    /// Somebody asks for all readings; whether they are read ahead.
-    pub(super) fn called(&self) -> bool {
+    /// Somebody asks for all readings; whether they are read ahead with that detail.
+    pub(super) fn called(&self, detail: Detail) -> bool {
         let mut calls = lock(&self.calls);
+        let read = calls.detail() >= detail;
+        if detail == Detail::Metrics {
+            calls.metrics = Some(Instant::now());
+        }
         let soon = calls.last.replace(Instant::now()).is_some_and(|last| last.elapsed() < FRESH);
         calls.row = if soon { calls.row.saturating_add(1) } else { 1 };
-        self.news.0.load().is_some()
+        read && self.news.0.load().is_some()
     }
 
     /// Where changes of pods are to be told.
@@ -222,6 +228,11 @@ impl Meter {
         handed
     }
 
+    /// How much is to be read ahead.
+    pub(super) fn detail(&self) -> Detail {
+        lock(&self.calls).detail()
+    }
+
     /// What the sampler is to do.
     pub(super) fn demand(&self) -> Demand {
         let calls = lock(&self.calls);
@@ -239,6 +250,18 @@ impl Meter {
     }
 }
 
+// === impl Calls ===
+
+impl Calls {
+    /// As much as one of the last calls wanted.
+    fn detail(&self) -> Detail {
+        match self.metrics {
+            Some(last) if last.elapsed() < IDLE => Detail::Metrics,
+            _ => Detail::Statistics,
+        }
+    }
+}
+
 // === impl News ===
 
 impl News {
@@ -249,7 +272,9 @@ impl News {
             return;
         };
         let snapshot = snapshot.clone();
-        let _ = sampler.send(Box::new(move |sampler, engine| drop(sampler.pods(engine, &[snapshot]))));
+        let _ = sampler.send(Box::new(move |sampler, engine| {
+            drop(sampler.pods(engine, &[snapshot], engine.meter.detail()));
+        }));
     }
 }
 
@@ -275,16 +300,16 @@ impl Layer {
 }
 
 impl Needle {
-    fn read(&mut self, cgroup: &str, files: &Files) -> Result<CgroupStats, Error> {
-        let (mut reader, room) = match self.reader.take() {
+    fn read(&mut self, cgroup: &str, detail: Detail, files: &Files) -> Result<CgroupStats, Error> {
+        let (mut reader, room) = match self.reader.take().filter(|(reader, _)| reader.detail() >= detail) {
             Some((reader, room)) => (reader, Some(room)),
             None => {
-                let reader = Reader::open(cgroup)?;
+                let reader = Reader::open(cgroup, detail)?;
                 let room = files.room(reader.files());
                 (reader, room)
             }
         };
-        let mut stats = reader.read()?;
+        let mut stats = reader.read(detail)?;
         self.reader = room.map(|room| (reader, room));
         if let Some([total, ..]) = stats.cpu {
             if stats.nano_cores.is_none() {
@@ -313,7 +338,7 @@ mod tests {
         let back = |by: Duration| lock(&meter.calls).last = Instant::now().checked_sub(by);
         let mut seen = Vec::new();
         for _ in 0..FLOOD {
-            meter.called();
+            meter.called(Detail::Statistics);
             seen.push(meter.demand());
         }
         assert_eq!(seen, [Demand::Slow, Demand::Slow, Demand::Fast]);
@@ -321,8 +346,21 @@ mod tests {
         assert_eq!(meter.demand(), Demand::Fast, "the next call is expected still");
         back(IDLE);
         assert_eq!(meter.demand(), Demand::None);
-        meter.called();
+        meter.called(Detail::Statistics);
         assert_eq!(meter.demand(), Demand::Slow, "after a pause it is a single call again");
+    }
+
+    #[test]
+    fn metrics_are_read_ahead_only_after_somebody_asked_for_them() {
+        let meter = Meter::default();
+        let (sampler, _asks) = std::sync::mpsc::channel();
+        meter.news.0.store(Some(Arc::new(sampler)));
+        assert!(meter.called(Detail::Statistics));
+        assert!(!meter.called(Detail::Metrics), "what was read has not all of it");
+        assert_eq!(meter.detail(), Detail::Metrics);
+        assert!(meter.called(Detail::Metrics));
+        lock(&meter.calls).metrics = Instant::now().checked_sub(IDLE);
+        assert_eq!(meter.detail(), Detail::Statistics);
     }
 
     #[test]

@@ -17,7 +17,8 @@ use tokio::sync::oneshot;
 use tokio::time::timeout;
 
 use crate::api::{
-    CgroupStats, ContainerState, ContainerStats, ContainerView, PodState, PodStats, Reading, Rendering,
+    CgroupStats, ContainerState, ContainerStats, ContainerView, Detail, PodState, PodStats, Reading,
+    Rendering,
 };
 use crate::engine::{blocking, network_error};
 use crate::pod::Snapshot;
@@ -28,7 +29,7 @@ use crate::{Engine, Error};
 const PATIENCE: Duration = Duration::from_millis(2);
 
 /// How the sampler makes readings of some things.
-type Measure<T, S> = fn(&mut Sampler, &Arc<Engine>, &[T]) -> Vec<Arc<S>>;
+type Measure<T, S> = fn(&mut Sampler, &Arc<Engine>, &[T], Detail) -> Vec<Arc<S>>;
 
 impl Engine {
     /// Statistics of one container, read now.
@@ -37,20 +38,20 @@ impl Engine {
         let (engine, snapshot) = (self.clone(), pod.snapshot());
         blocking(move || {
             let container = snapshot.containers.get(&id).ok_or_else(|| Error::not_found("container", &id))?;
-            engine.measure(&snapshot, container)
+            engine.measure(&snapshot, container, Detail::Statistics)
         })
         .await
     }
 
     /// Statistics of all containers, none older than a second; one that vanishes meanwhile is left out. See [`PATIENCE`].
     pub async fn all_container_stats(self: &Arc<Self>) -> Vec<Arc<ContainerStats>> {
-        let ahead = self.meter.called();
+        let (detail, ahead) = (Detail::Statistics, self.meter.called(Detail::Statistics));
         let (board, now) = (self.meter.board(), Instant::now());
         let (mut found, mut missing) = (Vec::new(), Vec::new());
         for pod in self.all_pods().iter() {
             let snapshot = pod.snapshot();
             for (id, container) in &snapshot.containers {
-                match board.container(id, container, now) {
+                match board.container(id, container, now, detail) {
                     Some(stats) => found.push(stats.clone()),
                     // There is nothing to read.
                     None if ahead && container.state != ContainerState::Running => {
@@ -63,7 +64,7 @@ impl Engine {
         let last = |(snapshot, id): &(Arc<Snapshot>, Arc<str>)| {
             Some(last_of_container(&board, id, snapshot.containers.get(id)?))
         };
-        found.extend(self.sampled(missing, ahead, Sampler::containers, last).await);
+        found.extend(self.sampled(missing, detail, ahead, Sampler::containers, last).await);
         found
     }
 
@@ -77,28 +78,30 @@ impl Engine {
                 false => None,
             };
             let network = network.unwrap_or_else(|| Ok(Vec::new())).map_err(network_error)?;
-            let measured = running(&snapshot).filter_map(|(_, c)| engine.measure(&snapshot, c).ok());
-            engine.compose_stats(&snapshot, network, measured.map(Arc::new).collect())
+            let detail = Detail::Statistics;
+            let measured = running(&snapshot).filter_map(|(_, c)| engine.measure(&snapshot, c, detail).ok());
+            engine.compose_stats(&snapshot, network, measured.map(Arc::new).collect(), detail)
         })
         .await
     }
 
-    /// Statistics of all ready pods, none older than a second; one that vanishes meanwhile is left out. See [`PATIENCE`].
-    pub async fn all_pod_stats(self: &Arc<Self>) -> Vec<Arc<PodStats>> {
-        let ahead = self.meter.called();
+    /// Statistics of all ready pods, none older than a second, with so much detail or more; one that vanishes meanwhile is left out. See
+    /// [`PATIENCE`].
+    pub async fn all_pod_stats(self: &Arc<Self>, detail: Detail) -> Vec<Arc<PodStats>> {
+        let ahead = self.meter.called(detail);
         let (board, now) = (self.meter.board(), Instant::now());
         let (mut found, mut missing) = (Vec::new(), Vec::new());
         for pod in self.all_pods().iter() {
             let snapshot = pod.snapshot();
             if snapshot.pod.state == PodState::Ready {
-                match board.pod(&snapshot, now) {
+                match board.pod(&snapshot, now, detail) {
                     Some(stats) => found.push(stats.clone()),
                     None => missing.push(snapshot),
                 }
             }
         }
         let last = |snapshot: &Arc<Snapshot>| Some(last_of_pod(&board, snapshot));
-        found.extend(self.sampled(missing, ahead, Sampler::pods, last).await);
+        found.extend(self.sampled(missing, detail, ahead, Sampler::pods, last).await);
         found
     }
 
@@ -112,6 +115,7 @@ impl Engine {
     async fn sampled<T: Clone + Send + 'static, S: Send + Sync + 'static>(
         self: &Arc<Self>,
         missing: Vec<T>,
+        detail: Detail,
         ahead: bool,
         measure: Measure<T, S>,
         last: impl Fn(&T) -> Option<Arc<S>>,
@@ -122,7 +126,7 @@ impl Engine {
         let (done, all) = oneshot::channel();
         let wanted = missing.clone();
         let ask = move |sampler: &mut Sampler, engine: &Arc<Self>| {
-            let _ = done.send(measure(sampler, engine, &wanted));
+            let _ = done.send(measure(sampler, engine, &wanted, detail));
         };
         if let Err(error) = self.meter.ask(Box::new(ask), || sampler::start(Arc::downgrade(self))) {
             tracing::warn!(%error, "no statistics: no thread to read them");
@@ -136,20 +140,26 @@ impl Engine {
     }
 
     /// A reading of a container, and its writable layer as it was measured last or, if that was never or long ago, now.
-    fn measure(&self, snapshot: &Snapshot, container: &Arc<ContainerView>) -> Result<ContainerStats, Error> {
+    fn measure(
+        &self,
+        snapshot: &Snapshot,
+        container: &Arc<ContainerView>,
+        detail: Detail,
+    ) -> Result<ContainerStats, Error> {
         let writable = self.meter.layer(&container.id, || self.images.container_usage(&container.id));
-        self.reading(snapshot, container, writable)
+        self.reading(snapshot, container, detail, writable)
     }
 
     fn reading(
         &self,
         snapshot: &Snapshot,
         container: &Arc<ContainerView>,
+        detail: Detail,
         writable: Option<storage::Usage>,
     ) -> Result<ContainerStats, Error> {
         let runs = container.state == ContainerState::Running;
         let cgroup = match snapshot.state.containers.get(container.id.as_str()).filter(|_| runs) {
-            Some(running) => self.meter.read(&running.record.cgroup)?,
+            Some(running) => self.meter.read(&running.record.cgroup, detail)?,
             None => None,
         };
         let cgroup = cgroup.unwrap_or_else(nothing);
@@ -161,8 +171,9 @@ impl Engine {
         snapshot: &Snapshot,
         network: Vec<netplugins::InterfaceStats>,
         containers: Vec<Arc<ContainerStats>>,
+        detail: Detail,
     ) -> Result<PodStats, Error> {
-        let cgroup = self.meter.read(&snapshot.state.record.cgroup)?.unwrap_or_else(nothing);
+        let cgroup = self.meter.read(&snapshot.state.record.cgroup, detail)?.unwrap_or_else(nothing);
         let (pod, rendering) = (snapshot.pod.clone(), Rendering::default());
         Ok(PodStats { pod, cgroup, network, containers, rendering })
     }
@@ -200,7 +211,8 @@ fn last_of_pod(board: &Board, now: &Snapshot) -> Arc<PodStats> {
     })
 }
 
-/// A reading of nothing: it has a time and no values.
+/// A reading of nothing: it has a time and no values, and that is all there is.
 fn nothing() -> CgroupStats {
-    CgroupStats { at: crate::exec::nanos(std::time::SystemTime::now()), ..CgroupStats::default() }
+    let at = crate::exec::nanos(std::time::SystemTime::now());
+    CgroupStats { at, detail: Detail::Metrics, ..CgroupStats::default() }
 }

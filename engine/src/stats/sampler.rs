@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use super::running;
 use crate::Engine;
-use crate::api::{ContainerStats, ContainerView, PodState, PodStats, Reading, Rendering};
+use crate::api::{ContainerStats, ContainerView, Detail, PodState, PodStats, Reading, Rendering};
 use crate::pod::Snapshot;
 use crate::sys::thread;
 
@@ -96,8 +96,9 @@ impl Board {
         id: &str,
         now: &ContainerView,
         at: Instant,
+        detail: Detail,
     ) -> Option<&Arc<ContainerStats>> {
-        self.container_since(id, now, at, FRESH)
+        self.container_since(id, now, at, FRESH, detail)
     }
 
     fn container_since(
@@ -106,9 +107,10 @@ impl Board {
         now: &ContainerView,
         at: Instant,
         age: Duration,
+        detail: Detail,
     ) -> Option<&Arc<ContainerStats>> {
         let kept = self.containers.get(id)?;
-        let fresh = at.saturating_duration_since(kept.taken) < age;
+        let fresh = at.saturating_duration_since(kept.taken) < age && kept.stats.cgroup.detail >= detail;
         (fresh && same(&kept.stats.container, now)).then_some(&kept.stats)
     }
 
@@ -127,19 +129,26 @@ impl Board {
     }
 
     /// A reading of the pod with the containers that run in it now, if there is a fresh one.
-    pub(super) fn pod(&self, now: &Snapshot, at: Instant) -> Option<&Arc<PodStats>> {
-        self.pod_since(now, at, FRESH)
+    pub(super) fn pod(&self, now: &Snapshot, at: Instant, detail: Detail) -> Option<&Arc<PodStats>> {
+        self.pod_since(now, at, FRESH, detail)
     }
 
     /// What was read of the pod's own cgroup and interfaces just now, and when.
-    fn just_read(&self, id: &str, at: Instant) -> Option<(Instant, &Arc<PodStats>)> {
+    fn just_read(&self, id: &str, at: Instant, detail: Detail) -> Option<(Instant, &Arc<PodStats>)> {
         let kept = self.pods.get(id)?;
-        (at.saturating_duration_since(kept.taken) < YOUNG).then_some((kept.taken, &kept.stats))
+        let fresh = at.saturating_duration_since(kept.taken) < YOUNG && kept.stats.cgroup.detail >= detail;
+        fresh.then_some((kept.taken, &kept.stats))
     }
 
-    fn pod_since(&self, now: &Snapshot, at: Instant, age: Duration) -> Option<&Arc<PodStats>> {
+    fn pod_since(
+        &self,
+        now: &Snapshot,
+        at: Instant,
+        age: Duration,
+        detail: Detail,
+    ) -> Option<&Arc<PodStats>> {
         let kept = self.pods.get(&now.state.record.id)?;
-        let fresh = at.saturating_duration_since(kept.taken) < age;
+        let fresh = at.saturating_duration_since(kept.taken) < age && kept.stats.detail() >= detail;
         (fresh && kept.stats.complete(now)).then_some(&kept.stats)
     }
 }
@@ -201,15 +210,16 @@ impl Sampler {
 
     /// Reads everything that was not read just now.
     fn round(&mut self, engine: &Arc<Engine>, asks: &Receiver<Ask>) {
+        let detail = engine.meter.detail();
         let snapshots: Vec<Arc<Snapshot>> = engine.all_pods().iter().map(|pod| pod.snapshot()).collect();
         for some in snapshots.chunks(TOGETHER) {
-            let networks = self.networks(engine, some);
+            let networks = self.networks(engine, some, detail);
             for (snapshot, network) in some.iter().zip(networks) {
                 for (id, container) in &snapshot.containers {
-                    self.container(engine, snapshot, id, container);
+                    self.container(engine, snapshot, id, container, detail);
                 }
                 if snapshot.pod.state == PodState::Ready {
-                    self.pod(engine, snapshot, network);
+                    self.pod(engine, snapshot, network, detail);
                 }
                 self.serve(engine, asks);
             }
@@ -228,22 +238,28 @@ impl Sampler {
         &mut self,
         engine: &Arc<Engine>,
         wanted: &[(Arc<Snapshot>, Arc<str>)],
+        detail: Detail,
     ) -> Vec<Arc<ContainerStats>> {
         let one = |(snapshot, id): &(Arc<Snapshot>, Arc<str>)| {
-            self.container(engine, snapshot, id, snapshot.containers.get(id)?)
+            self.container(engine, snapshot, id, snapshot.containers.get(id)?, detail)
         };
         wanted.iter().filter_map(one).collect()
     }
 
     /// Readings of these.
-    pub(super) fn pods(&mut self, engine: &Arc<Engine>, wanted: &[Arc<Snapshot>]) -> Vec<Arc<PodStats>> {
+    pub(super) fn pods(
+        &mut self,
+        engine: &Arc<Engine>,
+        wanted: &[Arc<Snapshot>],
+        detail: Detail,
+    ) -> Vec<Arc<PodStats>> {
         let mut all = Vec::with_capacity(wanted.len());
         for some in wanted.chunks(TOGETHER) {
-            let networks = self.networks(engine, some);
+            let networks = self.networks(engine, some, detail);
             let read = some
                 .iter()
                 .zip(networks)
-                .filter_map(|(snapshot, network)| self.pod(engine, snapshot, network));
+                .filter_map(|(snapshot, network)| self.pod(engine, snapshot, network, detail));
             all.extend(read);
         }
         all
@@ -255,14 +271,15 @@ impl Sampler {
         snapshot: &Snapshot,
         id: &Arc<str>,
         container: &Arc<ContainerView>,
+        detail: Detail,
     ) -> Option<Arc<ContainerStats>> {
         let taken = Instant::now();
-        if let Some(stats) = self.board.container_since(id, container, taken, YOUNG) {
+        if let Some(stats) = self.board.container_since(id, container, taken, YOUNG, detail) {
             return Some(stats.clone());
         }
         let stats = match self.settled {
-            true => engine.reading(snapshot, container, engine.meter.known_layer(id).flatten()),
-            false => engine.measure(snapshot, container),
+            true => engine.reading(snapshot, container, detail, engine.meter.known_layer(id).flatten()),
+            false => engine.measure(snapshot, container, detail),
         };
         let stats = Arc::new(stats.ok()?);
         engine.meter.render(Reading::Container(&stats));
@@ -276,16 +293,17 @@ impl Sampler {
         engine: &Arc<Engine>,
         snapshot: &Snapshot,
         network: Option<Vec<netplugins::InterfaceStats>>,
+        detail: Detail,
     ) -> Option<Arc<PodStats>> {
         let taken = Instant::now();
-        if let Some(stats) = self.board.pod_since(snapshot, taken, YOUNG) {
+        if let Some(stats) = self.board.pod_since(snapshot, taken, YOUNG, detail) {
             return Some(stats.clone());
         }
         let containers =
-            running(snapshot).filter_map(|(id, c)| self.container(engine, snapshot, id, c)).collect();
-        let (taken, stats) = match self.board.just_read(&snapshot.state.record.id, taken) {
+            running(snapshot).filter_map(|(id, c)| self.container(engine, snapshot, id, c, detail)).collect();
+        let (taken, stats) = match self.board.just_read(&snapshot.state.record.id, taken, detail) {
             Some((then, stats)) => (then, stats.with(snapshot, containers)),
-            None => (taken, engine.compose_stats(snapshot, network?, containers).ok()?),
+            None => (taken, engine.compose_stats(snapshot, network?, containers, detail).ok()?),
         };
         let stats = Arc::new(stats);
         engine.meter.render(Reading::Pod(&stats));
@@ -304,13 +322,14 @@ impl Sampler {
         &self,
         engine: &Engine,
         pods: &[Arc<Snapshot>],
+        detail: Detail,
     ) -> Vec<Option<Vec<netplugins::InterfaceStats>>> {
         let now = Instant::now();
         let due: Vec<bool> = pods
             .iter()
             .map(|s| {
                 let has = s.pod.state == PodState::Ready && s.state.status.holds.namespace;
-                has && self.board.just_read(&s.state.record.id, now).is_none()
+                has && self.board.just_read(&s.state.record.id, now, detail).is_none()
             })
             .collect();
         let ids: Vec<&str> =
@@ -327,6 +346,12 @@ impl PodStats {
         let mut those = self.containers.iter();
         let all = running(now).all(|(_, c)| those.next().is_some_and(|s| same(&s.container, c)));
         all && those.next().is_none()
+    }
+
+    /// How much of it was read of all cgroups.
+    fn detail(&self) -> Detail {
+        let least = self.containers.iter().map(|container| container.cgroup.detail).min();
+        least.map_or(self.cgroup.detail, |least| least.min(self.cgroup.detail))
     }
 
     /// The same reading of the pod itself, with other containers.

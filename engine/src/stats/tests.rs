@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::Engine;
-use crate::api::PodStats;
+use crate::api::{Detail, PodStats};
 use crate::jobs::{CreateContainer, RunPod, StartContainer};
 use crate::testing::{Act, Node, container, pod};
 
@@ -22,7 +22,7 @@ async fn running(engine: &Arc<Engine>, name: &str) -> String {
 /// Asks again and again until the answer is as wanted.
 async fn asked_until(engine: &Arc<Engine>, wanted: impl Fn(&[Arc<PodStats>]) -> bool) {
     let ask = async {
-        while !wanted(&engine.all_pod_stats().await) {
+        while !wanted(&engine.all_pod_stats(Detail::Statistics).await) {
             tokio::task::yield_now().await;
         }
     };
@@ -38,12 +38,12 @@ async fn lists_that_are_read_ahead_do_not_wait_for_a_reading_that_hangs() {
     let node = Node::new();
     let engine = node.engine().await.unwrap();
     let old = running(&engine, "old").await;
-    asked_until(&engine, |_| engine.meter.called()).await;
+    asked_until(&engine, |_| engine.meter.called(Detail::Statistics)).await;
     node.script.on("stats", [Act::Hang; 100]);
     let new = running(&engine, "new").await;
     node.script.hanging().await;
     for _ in 0..3 {
-        let all = timeout(Duration::from_secs(1), engine.all_pod_stats()).await.unwrap();
+        let all = timeout(Duration::from_secs(1), engine.all_pod_stats(Detail::Statistics)).await.unwrap();
         assert_eq!(of(&all, &old).network.len(), 1, "the last reading");
         assert_eq!((of(&all, &new).network.len(), of(&all, &new).containers.len()), (0, 1), "no reading yet");
         let all = timeout(Duration::from_secs(1), engine.all_container_stats()).await.unwrap();
@@ -63,6 +63,6 @@ async fn a_list_that_nobody_expected_waits_for_its_readings() {
         node.script.hanging().await;
         node.script.release();
     };
-    let (all, ()) = tokio::join!(engine.all_pod_stats(), released);
+    let (all, ()) = tokio::join!(engine.all_pod_stats(Detail::Statistics), released);
     assert_eq!(of(&all, &pod).network.len(), 1);
 }

@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use rustix::fs::{Mode, OFlags, openat};
 
 use super::hierarchy::{self, Hierarchies, Hierarchy};
-use crate::api::{CgroupStats, Psi};
+use crate::api::{CgroupStats, Detail, Psi};
 use crate::error::Error;
 use crate::exec::nanos;
 
@@ -20,7 +20,13 @@ const MAX_FILE: usize = 64 << 10;
 #[derive(Debug)]
 pub struct Reader {
     cgroup: String,
+    /// What the open files are enough for.
+    open: Detail,
+    /// What is being read.
+    wanted: Detail,
     files: BTreeMap<File, OwnedFd>,
+    /// Memory and swap are counted together, as on v1.
+    joint_swap: bool,
     /// Huge page sizes with their `current`/`usage` and `max`/`max_usage` files.
     huge: Vec<(String, OwnedFd, Option<OwnedFd>)>,
     /// Time and CPU use of the reading before.
@@ -28,12 +34,21 @@ pub struct Reader {
     buffer: Vec<u8>,
 }
 
-/// Declares the files: name here, controller, name on v1, name on v2.
+/// Declares the files: name here, what needs it, controller, name on v1, name on v2.
 macro_rules! files {
-    ($($name:ident $controller:literal $v1:literal $v2:literal;)*) => {
+    ($($name:ident $detail:ident $controller:literal $v1:literal $v2:literal;)*) => {
         /// A file a reading needs.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         enum File { $($name,)* }
+
+        impl File {
+            /// What needs it.
+            fn detail(self) -> Detail {
+                match self {
+                    $(Self::$name => Detail::$detail,)*
+                }
+            }
+        }
 
         /// Every file with its controller and its names on v1 and v2; empty: it has none there.
         const FILES: &[(File, &str, &str, &str)] = &[$((File::$name, $controller, $v1, $v2),)*];
@@ -41,40 +56,41 @@ macro_rules! files {
 }
 
 files! {
-    CpuUsage "cpuacct" "cpuacct.usage" "";
-    CpuUser "cpuacct" "cpuacct.usage_user" "";
-    CpuSystem "cpuacct" "cpuacct.usage_sys" "";
-    Throttling "cpu" "cpu.stat" "cpu.stat";
-    Memory "memory" "memory.usage_in_bytes" "memory.current";
-    MemoryStat "memory" "memory.stat" "memory.stat";
-    MemoryLimit "memory" "memory.limit_in_bytes" "memory.max";
-    MemoryPeak "memory" "memory.max_usage_in_bytes" "memory.peak";
-    MemoryFailures "memory" "memory.failcnt" "memory.events";
-    OomControl "memory" "memory.oom_control" "";
-    Swap "memory" "memory.memsw.usage_in_bytes" "memory.swap.current";
-    SwapLimit "memory" "memory.memsw.limit_in_bytes" "memory.swap.max";
-    Tasks "pids" "pids.current" "pids.current";
-    TaskLimit "pids" "pids.max" "pids.max";
-    IoBytes "blkio" "blkio.throttle.io_service_bytes_recursive" "";
-    IoOperations "blkio" "blkio.throttle.io_serviced_recursive" "";
-    IoStat "io" "" "io.stat";
-    CpuPressure "" "" "cpu.pressure";
-    MemoryPressure "" "" "memory.pressure";
-    IoPressure "" "" "io.pressure";
-    Processes "" "cgroup.procs" "cgroup.procs";
+    CpuUsage Statistics "cpuacct" "cpuacct.usage" "";
+    CpuUser Metrics "cpuacct" "cpuacct.usage_user" "";
+    CpuSystem Metrics "cpuacct" "cpuacct.usage_sys" "";
+    Throttling Statistics "cpu" "cpu.stat" "cpu.stat";
+    Memory Statistics "memory" "memory.usage_in_bytes" "memory.current";
+    MemoryStat Statistics "memory" "memory.stat" "memory.stat";
+    MemoryLimit Statistics "memory" "memory.limit_in_bytes" "memory.max";
+    MemoryPeak Metrics "memory" "memory.max_usage_in_bytes" "memory.peak";
+    MemoryFailures Metrics "memory" "memory.failcnt" "memory.events";
+    OomControl Metrics "memory" "memory.oom_control" "";
+    Swap Statistics "memory" "memory.memsw.usage_in_bytes" "memory.swap.current";
+    SwapLimit Statistics "memory" "memory.memsw.limit_in_bytes" "memory.swap.max";
+    Tasks Metrics "pids" "pids.current" "pids.current";
+    TaskLimit Metrics "pids" "pids.max" "pids.max";
+    IoBytes Metrics "blkio" "blkio.throttle.io_service_bytes_recursive" "";
+    IoOperations Metrics "blkio" "blkio.throttle.io_serviced_recursive" "";
+    IoStat Metrics "io" "" "io.stat";
+    CpuPressure Statistics "" "" "cpu.pressure";
+    MemoryPressure Statistics "" "" "memory.pressure";
+    IoPressure Statistics "" "" "io.pressure";
+    Processes Statistics "" "cgroup.procs" "cgroup.procs";
 }
 
 impl Reader {
-    /// Opens the statistics files of a cgroup, given in cgroupfs spelling relative to each hierarchy's root.
+    /// Opens the files that so much of a reading needs, of a cgroup in cgroupfs spelling, relative to each hierarchy's root.
     ///
     /// # Errors
     /// [`Kind::NotFound`](crate::Kind::NotFound) when it exists on no hierarchy.
-    pub fn open(cgroup: &str) -> Result<Self, Error> {
+    pub fn open(cgroup: &str, detail: Detail) -> Result<Self, Error> {
         hierarchy::check(cgroup)?;
         let node = super::node()?;
         let mut files = BTreeMap::new();
         let v2 = node.v2.as_ref().and_then(|h| h.open(cgroup).ok());
-        for (file, controller, v1_name, v2_name) in FILES {
+        for (file, controller, v1_name, v2_name) in FILES.iter().filter(|(file, ..)| file.detail() <= detail)
+        {
             let v1 = node.v1(controller).filter(|_| !v1_name.is_empty());
             let on_v1 = v1.and_then(|h| h.open_file(cgroup, v1_name, OFlags::RDONLY).ok());
             // cpu.stat of v2 tells usage even where the controller is elsewhere; it is not asked then.
@@ -90,8 +106,10 @@ impl Reader {
         if files.is_empty() {
             return Err(Error::not_found("cgroup", cgroup));
         }
-        let huge = huge_pages(node, cgroup);
-        Ok(Self { cgroup: cgroup.into(), files, huge, last: None, buffer: Vec::new() })
+        let huge = if detail < Detail::Metrics { Vec::new() } else { huge_pages(node, cgroup) };
+        let joint_swap = node.v1("memory").is_some();
+        let (cgroup, open, wanted) = (cgroup.into(), detail, detail);
+        Ok(Self { cgroup, open, wanted, files, joint_swap, huge, last: None, buffer: Vec::new() })
     }
 
     /// How many descriptors it holds.
@@ -100,12 +118,21 @@ impl Reader {
         self.files.len() + self.huge.iter().map(|(_, _, most)| 1 + usize::from(most.is_some())).sum::<usize>()
     }
 
-    /// One reading. Blocking, some twenty preads. CPU use per second needs two readings of the same reader.
+    /// What it was opened for.
+    #[must_use]
+    pub fn detail(&self) -> Detail {
+        self.open
+    }
+
+    /// One reading of no more than it was opened for. Blocking, some ten or twenty preads. CPU use per second needs two readings of the same
+    /// reader.
     ///
     /// # Errors
     /// [`Kind::NotFound`](crate::Kind::NotFound) once the cgroup is gone.
-    pub fn read(&mut self) -> Result<CgroupStats, Error> {
-        let mut stats = CgroupStats { at: nanos(SystemTime::now()), ..CgroupStats::default() };
+    pub fn read(&mut self, detail: Detail) -> Result<CgroupStats, Error> {
+        let detail = detail.min(self.open);
+        self.wanted = detail;
+        let mut stats = CgroupStats { at: nanos(SystemTime::now()), detail, ..CgroupStats::default() };
         let there = [self.cpu(&mut stats), self.memory(&mut stats)];
         if there == [false; 2] {
             return Err(Error::not_found("cgroup", &self.cgroup));
@@ -116,7 +143,7 @@ impl Reader {
         stats.psi = [File::CpuPressure, File::MemoryPressure, File::IoPressure]
             .map(|f| self.text(f).and_then(|t| psi(&t)));
         let mut huge = Vec::new();
-        for (size, now, most) in &self.huge {
+        for (size, now, most) in self.huge.iter().filter(|_| detail == Detail::Metrics) {
             let now = read(&mut self.buffer, now).and_then(number).unwrap_or(0);
             let most = most.as_ref().and_then(|fd| read(&mut self.buffer, fd).and_then(number));
             huge.push((size.clone(), now, most.unwrap_or(now)));
@@ -125,13 +152,15 @@ impl Reader {
         Ok(stats)
     }
 
-    /// The whole of a file; `None`: not there, or not any more.
+    /// The whole of a file; `None`: not there, not any more, or not wanted.
     fn text(&mut self, file: File) -> Option<String> {
-        read(&mut self.buffer, self.files.get(&file)?).map(str::to_owned)
+        let fd = self.files.get(&file).filter(|_| file.detail() <= self.wanted)?;
+        read(&mut self.buffer, fd).map(str::to_owned)
     }
 
     fn number(&mut self, file: File) -> Option<u64> {
-        read(&mut self.buffer, self.files.get(&file)?).and_then(number)
+        let fd = self.files.get(&file).filter(|_| file.detail() <= self.wanted)?;
+        read(&mut self.buffer, fd).and_then(number)
     }
 
     /// Whether the cgroup could be asked.
@@ -190,7 +219,7 @@ impl Reader {
     fn swap(&mut self, stats: &mut CgroupStats) {
         let (Some(usage), limit) = (self.number(File::Swap), self.number(File::SwapLimit)) else { return };
         let limit = limit.filter(|limit| *limit < V1_UNLIMITED);
-        stats.swap = match (stats.memory, self.files.contains_key(&File::OomControl)) {
+        stats.swap = match (stats.memory, self.joint_swap) {
             (Some([memory, ..]), true) => {
                 let limit = limit.map(|both| both.saturating_sub(stats.memory_limit.unwrap_or(0)));
                 Some((usage.saturating_sub(memory), limit))

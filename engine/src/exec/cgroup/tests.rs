@@ -1,7 +1,7 @@
 //! Cgroups against the kernel: each test makes cgroups of its own and leaves none.
 
 use super::*;
-use crate::api::CgroupStats;
+use crate::api::{CgroupStats, Detail};
 
 /// A path of this test alone.
 fn path(name: &str) -> String {
@@ -84,17 +84,22 @@ fn an_impossible_limit_leaves_no_cgroup() {
 #[test]
 fn a_fresh_cgroup_can_be_read() {
     with_cgroup("stats", &Resources { memory_limit: 64 << 20, ..Default::default() }, |path| {
-        let mut reader = Reader::open(path).unwrap();
-        let first: CgroupStats = reader.read().unwrap();
+        let mut reader = Reader::open(path, Detail::Metrics).unwrap();
+        let first: CgroupStats = reader.read(Detail::Metrics).unwrap();
         assert_eq!(first.memory_limit, Some(64 << 20));
         assert_eq!(first.tasks.map(|t| t.0), Some(0));
         assert!(
             first.cpu.is_some() && first.memory.is_some() && first.memory_failures == Some([0, 0]),
             "{first:?}"
         );
-        assert!(first.nano_cores.is_none() && reader.read().unwrap().nano_cores.is_some());
+        let short = Reader::open(path, Detail::Statistics).unwrap().read(Detail::Metrics).unwrap();
+        assert_eq!(
+            (short.detail, short.memory_peak, short.memory_limit),
+            (Detail::Statistics, None, Some(64 << 20))
+        );
+        assert!(first.nano_cores.is_none() && reader.read(Detail::Metrics).unwrap().nano_cores.is_some());
     });
-    assert_eq!(Reader::open(&path("never")).unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(Reader::open(&path("never"), Detail::Statistics).unwrap_err().kind(), Kind::NotFound);
 }
 
 #[test]

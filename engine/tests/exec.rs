@@ -16,6 +16,7 @@ use support::*;
 on_every_handler! {
     a_container_runs_logs_and_leaves_nothing
     the_entrypoint_sees_its_own_world
+    what_an_administrator_does_to_the_directory_of_cgroups_nobody_else_sees
     the_descriptors_of_a_process_are_0_1_and_2_however_it_is_started
     a_missing_command_is_named
     an_exec_runs_inside_the_container
@@ -81,6 +82,18 @@ async fn the_entrypoint_sees_its_own_world(on: &Handler) {
         pod.output("grep -L '^1$' $(find /sys/fs/cgroup/ -maxdepth 2 -name cgroup.procs); true").await,
         ""
     );
+    pod.end().await;
+}
+
+async fn what_an_administrator_does_to_the_directory_of_cgroups_nobody_else_sees(on: &Handler) {
+    let mut pod = Pod::on(on).await;
+    let look = "ls -d /sys/fs/cgroup/left 2>&1 | grep -c 'No such'";
+    let mut administrator = pod.container(
+        "mount -o remount,rw /sys/fs/cgroup 2>/dev/null; mkdir /sys/fs/cgroup/left 2>/dev/null; true",
+    );
+    administrator.spec.security.add_capabilities = vec!["SYS_ADMIN".into()];
+    pod.run(administrator).await;
+    assert_eq!(pod.output(look).await, "1\n");
     pod.end().await;
 }
 

@@ -32,6 +32,8 @@ pub(super) struct Nursery {
     program: Arc<OwnedFd>,
     /// The words that make the program a supervisor.
     role: Vec<OsString>,
+    /// Directories for its template to have.
+    hierarchies: Vec<String>,
     /// None after it was lost.
     zygote: Mutex<Option<Zygote>>,
 }
@@ -56,9 +58,9 @@ impl Zygote {
 }
 
 impl Nursery {
-    /// Starts the zygote. Blocking, some milliseconds.
-    pub(super) fn new(program: Arc<OwnedFd>, role: Vec<OsString>) -> Self {
-        let mut nursery = Self { program, role, zygote: Mutex::default() };
+    /// Starts the zygote, whose template has directories for these `hierarchies` of cgroups. Blocking, some milliseconds.
+    pub(super) fn new(program: Arc<OwnedFd>, role: Vec<OsString>, hierarchies: Vec<String>) -> Self {
+        let mut nursery = Self { program, role, hierarchies, zygote: Mutex::default() };
         match nursery.zygote() {
             Ok(zygote) => nursery.zygote = Mutex::new(Some(zygote)),
             Err(error) => {
@@ -125,7 +127,9 @@ impl Nursery {
         for timeout in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(&ours, timeout, Some(FORK_TIME))?;
         }
-        let pidfd = self.execute(&[ROOM, ZYGOTE], &[theirs.as_fd()], None)?;
+        let words: Vec<&str> =
+            [ROOM, ZYGOTE].into_iter().chain(self.hierarchies.iter().map(String::as_str)).collect();
+        let pidfd = self.execute(&words, &[theirs.as_fd()], None)?;
         // Else its end would not be noticed.
         drop(theirs);
         let zygote = Zygote { line: ours, pidfd };

@@ -66,6 +66,9 @@ const DEFAULT: [&str; 14] = [
     "AUDIT_WRITE",
 ];
 
+/// The mask of CAP_SYS_ADMIN.
+pub(crate) const SYS_ADMIN: u64 = 1 << 21;
+
 /// The sets of a process as bit masks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Sets {
@@ -133,6 +136,11 @@ pub(crate) fn bounding_set(status: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn administrators_are_known_by_number() {
+        assert_eq!(mask("", "CAP_SYS_ADMIN").unwrap(), SYS_ADMIN);
+    }
 
     fn security(add: &[&str], drop: &[&str], ambient: &[&str]) -> ContainerSecurity {
         let own = |names: &[&str]| names.iter().map(|s| (*s).to_owned()).collect();

@@ -10,6 +10,7 @@ use super::lsm::Label;
 use super::plan::{self, Step, Writer};
 use super::userns;
 use crate::error::Error;
+use crate::exec::cgroup::hierarchy::V2_DIRECTORY;
 use crate::exec::wire::int;
 use crate::exec::{PreparedMount, Process};
 use crate::selinux::Context;
@@ -164,7 +165,7 @@ pub(crate) fn container(facts: &Facts, c: &Container<'_>) -> Result<Vec<u8>, Err
         plan.push(Step::Unshare { flags: int(libc::CLONE_NEWCGROUP) });
     }
     plan.push(Step::Root { fd: root });
-    kernel_mounts(&mut plan, facts, c);
+    kernel_mounts(&mut plan, facts, c)?;
     usual_devices(&mut plan, c.user.is_some());
     for node in c.devices {
         device(&mut plan, node)?;
@@ -261,7 +262,7 @@ pub(crate) fn oom_score(spec: &ContainerSpec) -> u64 {
 }
 
 /// proc, /dev, devpts, mqueue, shm, sysfs, cgroup.
-fn kernel_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>) {
+fn kernel_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>) -> Result<(), Error> {
     let privileged = c.spec.security.privileged;
     let label = c.mount_label.map(Context::to_string).unwrap_or_default().into_bytes();
     let usual = NOSUID | NODEV | NOEXEC;
@@ -296,32 +297,45 @@ fn kernel_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>) {
     } else {
         plan.push(Step::Mount { kind: c"sysfs", options: b"", attributes: sys, at: c"/sys" });
     }
-    cgroup_mounts(plan, facts, c, sys, &label);
+    cgroup_mounts(plan, facts, c, sys, &label)
 }
 
 /// The container's own cgroups: one mount on v2, a directory of mounts otherwise.
-fn cgroup_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>, attributes: u64, label: &[u8]) {
+fn cgroup_mounts(
+    plan: &mut Writer,
+    facts: &Facts,
+    c: &Container<'_>,
+    attributes: u64,
+    label: &[u8],
+) -> Result<(), Error> {
     if facts.cgroup_v1.is_empty() {
         plan.push(Step::Mount { kind: c"cgroup2", options: b"", attributes, at: c"/sys/fs/cgroup" });
-        return;
+        return Ok(());
     }
-    let options = plan::labelled(b"mode\x00755\0size\x0064k\0", label);
-    plan.push(Step::Mount {
-        kind: c"tmpfs",
-        options: &options,
-        attributes: attributes & !RDONLY,
-        at: c"/sys/fs/cgroup",
-    });
+    let sets = capabilities::compute(&c.spec.security, facts.default_capabilities, facts.bounding)?;
+    // Who may mount anew what it shares with others could write to it.
+    let remounts = c.user.is_none() && sets.main & capabilities::SYS_ADMIN != 0;
+    if label.is_empty() && !remounts {
+        plan.push(Step::Hierarchies { at: c"/sys/fs/cgroup" });
+    } else {
+        plan.push(Step::Mount {
+            kind: c"tmpfs",
+            options: &plan::labelled(template::HIERARCHIES_OPTIONS, label),
+            attributes: attributes & !RDONLY,
+            at: c"/sys/fs/cgroup",
+        });
+    }
     for ((name, _), fd) in facts.cgroup_v1.iter().zip(c.cgroups_fd()..) {
         if let Ok(at) = CString::new(format!("/sys/fs/cgroup/{name}")) {
             let (set, propagation) = (attributes, libc::MS_PRIVATE);
             plan.push(Step::Attach { fd, at: &at, directory: 1, set, propagation, recursive: 0 });
         }
     }
-    if facts.cgroup_v2 {
-        plan.push(Step::Mount { kind: c"cgroup2", options: b"", attributes, at: c"/sys/fs/cgroup/unified" });
+    if let (true, Ok(at)) = (facts.cgroup_v2, CString::new(format!("/sys/fs/cgroup/{V2_DIRECTORY}"))) {
+        plan.push(Step::Mount { kind: c"cgroup2", options: b"", attributes, at: &at });
     }
     plan.push(Step::Attributes { at: c"/sys/fs/cgroup", set: RDONLY });
+    Ok(())
 }
 
 /// What every program expects to find in /dev.

@@ -142,7 +142,8 @@ impl Native {
             return Err(Error::new(Kind::FailedPrecondition, "containers can only be run as root"));
         }
         let program = Arc::new(seal_program(&config)?);
-        let nursery = Arc::new(Nursery::new(program.clone(), config.arguments.clone()));
+        let hierarchies = cgroup::node()?.directories();
+        let nursery = Arc::new(Nursery::new(program.clone(), config.arguments.clone(), hierarchies));
         Self::over(config, features(), program, nursery, None)
     }
 
@@ -430,13 +431,10 @@ pub(crate) fn facts(config: &Config) -> Result<Facts, Error> {
         }
         out
     };
-    let name = |h: &cgroup::hierarchy::Hierarchy| {
-        h.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-    };
     Ok(Facts {
         bounding: capabilities::bounding_set(&status),
         default_capabilities: capabilities::default_set(&config.default_capabilities)?,
-        cgroup_v1: hierarchies.v1.iter().map(|h| (name(h), options(h))).collect(),
+        cgroup_v1: hierarchies.v1.iter().map(|h| (h.name(), options(h))).collect(),
         cgroup_v2: hierarchies.v2.is_some(),
     })
 }

@@ -162,6 +162,8 @@ steps! {
     30 Label { file: &'p CStr, value: &'p [u8] } "set the security label"
     /// Gives a directory the SELinux label `value`; no part of `at` may be a symlink.
     34 Relabel { at: &'p CStr, value: &'p [u8] } "set the SELinux label of"
+    /// Mounts the directory that cgroup v1 hierarchies are mounted in: the template's, or a new one where it has none.
+    35 Hierarchies { at: &'p CStr } "mount the directory of cgroups at"
 
     // From here on: what only OCI bundles need (`native::child::bundle`).
     /// Tells the starter that a stage is reached and waits until it says to go on.
@@ -235,6 +237,7 @@ impl Step<'_> {
             | Self::Attributes { at, .. }
             | Self::RootAt { at, .. }
             | Self::Relabel { at, .. }
+            | Self::Hierarchies { at }
             | Self::Bind { at, .. }
             | Self::FileSystem { at, .. } => at,
             Self::Chdir { path }

@@ -20,6 +20,9 @@ pub(crate) struct Hierarchy {
     pub(crate) dir: OwnedFd,
 }
 
+/// Where a container of a hybrid node finds the v2 hierarchy, among those of v1.
+pub(crate) const V2_DIRECTORY: &str = "unified";
+
 /// All hierarchies of the node.
 #[derive(Debug)]
 pub(crate) struct Hierarchies {
@@ -65,6 +68,15 @@ impl Hierarchies {
         self.v2.as_ref().filter(|h| h.has(controller))
     }
 
+    /// Names of the directories in which a container finds hierarchies, where it is one for each.
+    pub(crate) fn directories(&self) -> Vec<String> {
+        if self.v1.is_empty() {
+            return Vec::new();
+        }
+        let v2 = self.v2.as_ref().map(|_| V2_DIRECTORY.to_owned());
+        self.v1.iter().map(Hierarchy::name).chain(v2).collect()
+    }
+
     /// All hierarchies.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Hierarchy> {
         self.v1.iter().chain(&self.v2)
@@ -72,6 +84,11 @@ impl Hierarchies {
 }
 
 impl Hierarchy {
+    /// The name of its mount point.
+    pub(crate) fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
     /// Whether it has a controller.
     pub(crate) fn has(&self, controller: &str) -> bool {
         self.controllers.iter().any(|c| c == controller)

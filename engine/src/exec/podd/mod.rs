@@ -26,7 +26,7 @@ mod upgrade;
 pub(crate) mod zygote;
 
 use std::collections::BTreeMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
@@ -155,23 +155,26 @@ struct Podd {
 
 /// Entry point of `berth podd POD [STATE]`, to be called before any thread or runtime is started. `args` begin after `podd`. The pod's
 /// id is there for ps(1) alone; STATE is the number of the descriptor that [`upgrade`] left. `berth podd UNIT hold` is no supervisor: it
-/// stands in a cgroup until descriptor 3 comes to its end. `berth podd ROOM zygote` becomes one supervisor after the other.
+/// stands in a cgroup until descriptor 3 comes to its end. `berth podd ROOM zygote HIERARCHY…` becomes one supervisor after the other.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
-    let word = args.into_iter().nth(1);
+    let mut args = args.into_iter().skip(1);
+    let word = args.next();
     if word.as_ref().is_some_and(|word| word == HOLD) {
         return hold().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
     }
-    match begin(word.as_deref()).and_then(|podd| podd.map_or(Ok(()), |mut podd| podd.serve())) {
+    match begin(word.as_deref(), args).and_then(|podd| podd.map_or(Ok(()), |mut podd| podd.serve())) {
         Ok(()) => ExitCode::SUCCESS,
         Err(_) => ExitCode::FAILURE,
     }
 }
 
 /// Becomes a supervisor, by what follows the pod's id among the arguments; `None`: a zygote whose daemon has gone.
-fn begin(word: Option<&OsStr>) -> io::Result<Option<Podd>> {
+fn begin(word: Option<&OsStr>, more: impl Iterator<Item = OsString>) -> io::Result<Option<Podd>> {
     let proof = SingleThreaded::prove()?;
     if word.is_some_and(|word| word == zygote::ZYGOTE) {
-        return zygote::serve(&proof)?.map(|birth| Podd::new(proof, birth, true)).transpose();
+        let hierarchies: Vec<_> =
+            more.map(|name| CString::new(name.into_encoded_bytes())).collect::<Result<_, _>>()?;
+        return zygote::serve(&proof, &hierarchies)?.map(|birth| Podd::new(proof, birth, true)).transpose();
     }
     let birth = Birth { listener: process::inherited(&proof, 3)?, dir: process::inherited(&proof, 4)? };
     let mut podd = Podd::new(proof, birth, false)?;

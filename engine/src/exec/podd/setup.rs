@@ -3,14 +3,15 @@
 //! Children are cloned from the template, so making their mount namespace costs a handful of mounts however many the node has, and
 //! a step that goes wrong finds nothing of the node to go wrong with.
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, ResolveFlags, makedev, mkdirat, mknodat, openat2};
+use rustix::io::Errno;
 use rustix::mount::{
-    MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount_change, move_mount, open_tree,
-    unmount,
+    FsPickFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_reconfigure,
+    fsconfig_set_flag, fspick, mount_change, move_mount, open_tree, unmount,
 };
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
@@ -129,8 +130,8 @@ fn as_root_of(
 
 /// Makes the template the only thing this process sees, in a mount namespace that is its own already. What is in it belongs to no pod
 /// if there is no `label`, and pods whose supervisors are forked share it; with one, everything in it has that SELinux label, for the
-/// containers of its pod to use what they mount of it.
-pub(super) fn build_template(label: &[u8]) -> io::Result<()> {
+/// containers of its pod to use what they mount of it. `hierarchies`: directories for cgroups v1 to be mounted in, if any.
+pub(super) fn build_template(label: &[u8], hierarchies: &[CString]) -> io::Result<()> {
     let tmpfs = |options: &[u8], attributes| new_mount(c"tmpfs", &plan::labelled(options, label), attributes);
     // Nothing that happens here may travel to the node.
     mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
@@ -158,7 +159,32 @@ pub(super) fn build_template(label: &[u8]) -> io::Result<()> {
     let read_only = mount::Attributes { set: RDONLY, ..Default::default() };
     mount::set_attributes(null.as_fd(), false, &read_only)?;
     place(&null, template::NULL)?;
+    if !hierarchies.is_empty() {
+        place_hierarchies(hierarchies)?;
+    }
     mount::set_attributes(root.as_fd(), false, &read_only)
+}
+
+/// Mounts the directory in which containers mount their cgroups: one file system for all of them, which nobody can write to. The kernel
+/// walks all file systems each time a memory cgroup goes.
+fn place_hierarchies(names: &[CString]) -> io::Result<()> {
+    mkdirat(CWD, template::HIERARCHIES, Mode::from_raw_mode(0o755))?;
+    let directory = new_mount(c"tmpfs", template::HIERARCHIES_OPTIONS, NOSUID | NODEV | NOEXEC)?;
+    for name in names {
+        match mkdirat(&directory, name.as_c_str(), Mode::from_raw_mode(0o755)) {
+            Err(Errno::EXIST) => {}
+            made => made?,
+        }
+    }
+    let sealed = fspick(&directory, c"", FsPickFlags::FSPICK_CLOEXEC | FsPickFlags::FSPICK_EMPTY_PATH)?;
+    fsconfig_set_flag(&sealed, c"ro")?;
+    fsconfig_reconfigure(&sealed)?;
+    mount::set_attributes(
+        directory.as_fd(),
+        false,
+        &mount::Attributes { set: RDONLY, ..Default::default() },
+    )?;
+    place(&directory, template::HIERARCHIES)
 }
 
 /// Mounts a procfs in the template, over the one that may be there.
@@ -181,7 +207,7 @@ impl Podd {
     /// first if no zygote has, or if the pod has a label, which the shared one has not; the mount namespace is this process's own.
     pub(super) fn complete_template(&mut self, shm: Option<OwnedFd>, user: bool) -> io::Result<()> {
         if !self.template || !self.label.is_empty() {
-            build_template(&self.label)?;
+            build_template(&self.label, &[])?;
         }
         let options = plan::labelled(b"mode\x001777\0size\x0064m\0", &self.label);
         let fresh = || new_mount(c"tmpfs", &options, NOSUID | NODEV | NOEXEC);

@@ -5,6 +5,7 @@
 //! (clone(2), `CLONE_PARENT`), has the descriptors of a program that was executed, and shares with the others what nobody writes to: its
 //! memory, and the template with its three file systems. The zygote serves until its daemon has gone.
 
+use std::ffi::CString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -31,14 +32,14 @@ pub(super) struct Birth {
 /// So many pods have one procfs in common; see [`setup::renew_proc`].
 const PODS_PER_PROC: u32 = 32;
 
-/// Serves the daemon at the other end of descriptor 3, to which it says `Ok` first. Comes back in each supervisor, and with `None` when
-/// the daemon has gone.
-pub(super) fn serve(proof: &SingleThreaded) -> io::Result<Option<Birth>> {
+/// Serves the daemon at the other end of descriptor 3, to which it says `Ok` first. `hierarchies` are directories for the template to have,
+/// see [`setup::build_template`]. Comes back in each supervisor, and with `None` when the daemon has gone.
+pub(super) fn serve(proof: &SingleThreaded, hierarchies: &[CString]) -> io::Result<Option<Birth>> {
     let line = process::inherited(proof, 3)?;
     setup::harden(c"podd-zygote")?;
     let title = Title::find(ROOM)?;
     thread::unshare(proof, libc::CLONE_NEWNS)?;
-    setup::build_template(&[])?;
+    setup::build_template(&[], hierarchies)?;
     socket::send(&line, Message::new(Kind::Ok, 0).bytes(), &[])?;
     let mut bytes = [0; 512];
     let mut born = 0;

@@ -37,6 +37,10 @@ pub(crate) mod template {
     pub(crate) const SHM: &CStr = c"/shm";
     /// An empty read-only directory.
     pub(crate) const MASK: &CStr = c"/mask";
+    /// A read-only directory with one for each cgroup v1 hierarchy; only a zygote's template has it.
+    pub(crate) const HIERARCHIES: &CStr = c"/cgroup";
+    /// What it is made with.
+    pub(crate) const HIERARCHIES_OPTIONS: &[u8] = b"mode\x00755\0size\x0064k\0";
     /// A null device on a read-only mount.
     pub(crate) const NULL: &CStr = c"/null";
     /// Devices that a pod with a user namespace cannot make itself: path, and minor number (major 1; `/tty`: 5, 0).
@@ -248,6 +252,7 @@ impl<'p> Child<'p> {
                 self.attach(fd, at, directory != 0, set, propagation, recursive != 0)
             }
             Step::Share { from, at } => self.share(from, at),
+            Step::Hierarchies { at } => self.hierarchies(at),
             Step::Node { at, mode, device, uid, gid } => self.node(at, mode, device, uid, gid),
             Step::Link { at, target } => self.link(at, target),
             Step::Terminal { uid, mount } => self.terminal(uid, mount != 0),

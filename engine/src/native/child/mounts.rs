@@ -11,7 +11,7 @@ use rustix::mount::{
 };
 
 use super::paths::{self, Leaf};
-use super::{Cause, Child, Detail, Done, TERMINAL, plain};
+use super::{Cause, Child, Detail, Done, TERMINAL, plain, template};
 use crate::native::plan;
 use crate::sys::{mount, socket, thread};
 
@@ -137,6 +137,20 @@ impl Child<'_> {
         let mount = open_tree(CWD, from, COPY).map_err(plain)?;
         let target = paths::reach_strictly(self.root()?, at)?;
         attach_to(mount.as_fd(), target.as_fd()).map_err(plain)
+    }
+
+    /// All containers of a node have the same directory: what differs is mounted in it. A pod whose supervisor was not born of a zygote, or
+    /// of an older one, has none to share.
+    pub(super) fn hierarchies(&self, at: &CStr) -> Done {
+        let directory = match open_tree(CWD, template::HIERARCHIES, COPY) {
+            Err(Errno::NOENT) => {
+                let usual = libc::MOUNT_ATTR_NOSUID | libc::MOUNT_ATTR_NODEV | libc::MOUNT_ATTR_NOEXEC;
+                new_mount(c"tmpfs", template::HIERARCHIES_OPTIONS, usual)
+            }
+            shared => shared,
+        };
+        let target = paths::reach_strictly(self.root()?, at)?;
+        attach_to(directory.map_err(plain)?.as_fd(), target.as_fd()).map_err(plain)
     }
 
     pub(super) fn share_file(&self, from: &CStr, at: &CStr) -> Done {

@@ -4,7 +4,7 @@ use super::*;
 use crate::exec::ResolvedUser;
 use crate::native::plan::{self, Step};
 use crate::native::seccomp::Filter;
-use crate::spec::MountSpec;
+use crate::spec::{ContainerSecurity, MountSpec};
 
 fn facts() -> Facts {
     let default_capabilities = capabilities::default_set(&[]).unwrap();
@@ -241,6 +241,21 @@ fn in_a_user_namespace_what_needs_the_nodes_root_comes_first() {
         outline(&compiled(false)).contains(&"Attach /sys".into()),
         "with the node's network it is the node's"
     );
+}
+
+#[test]
+fn the_directory_of_cgroups_is_shared_with_those_who_cannot_write_to_it() {
+    let facts = Facts { cgroup_v1: vec![("cpu".into(), b"cpu\0\0".to_vec())], ..facts() };
+    let (mut spec, process) = (ContainerSpec::default(), process());
+    let shares = |spec: &ContainerSpec| {
+        let plan = container(&facts, &plain("c1", spec, &process)).unwrap();
+        outline(&plan).contains(&"Hierarchies /sys/fs/cgroup".to_owned())
+    };
+    assert!(shares(&spec));
+    spec.security.add_capabilities = vec!["SYS_ADMIN".into()];
+    assert!(!shares(&spec), "it could mount it anew");
+    spec.security = ContainerSecurity { privileged: true, ..ContainerSecurity::default() };
+    assert!(!shares(&spec));
 }
 
 #[test]

@@ -15,6 +15,7 @@ use oci_spec::runtime::{Hook, LinuxDevice, LinuxDeviceType, LinuxNamespaceType a
 use self::mounts::{Kindred, Request};
 use super::bundle;
 use crate::error::{Error, Kind};
+use crate::exec::cgroup::hierarchy::V2_DIRECTORY;
 use crate::exec::cgroup::{CgroupDriver, is_unit};
 use crate::exec::wire::int;
 use crate::native::compile::{Facts, absolute, list, number, text, usual_devices, usual_links};
@@ -249,7 +250,7 @@ fn cgroups(plan: &mut Writer, c: &Container<'_>, at: &str, attributes: u64) -> R
             plan.push(Step::Mount { kind: c"cgroup", options, attributes, at: &below(name)? });
         }
         if c.facts.cgroup_v2 {
-            plan.push(Step::Mount { kind: c"cgroup2", options: b"", attributes, at: &below("unified")? });
+            plan.push(Step::Mount { kind: c"cgroup2", options: b"", attributes, at: &below(V2_DIRECTORY)? });
         }
     } else {
         for (name, fd) in &c.slots.cgroups {

@@ -279,7 +279,7 @@ pub enum Reading<'a> {
     Pod(&'a PodStats),
 }
 
-/// Readiness, for Status: never waits.
+/// Readiness, for Status.
 #[derive(Clone, Debug)]
 pub struct Readiness {
     /// Runtime: ok, or why not and what to do.

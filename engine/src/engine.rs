@@ -10,7 +10,7 @@ use arc_swap::ArcSwap;
 use tokio::runtime::Handle;
 use tokio::sync::broadcast;
 
-use crate::api::{ContainerView, JobView, PodEvent, PodView, Readiness};
+use crate::api::{ContainerView, JobView, PodEvent, PodView};
 use crate::config::Config;
 use crate::container::Container;
 use crate::drivers::{Drivers, Execution, Image, Network, Volume};
@@ -19,6 +19,7 @@ use crate::exec::cgroup::CgroupDriver;
 use crate::job::{Durations, Job, Table};
 use crate::journal::Journal;
 use crate::pod::{Pod, State, Surroundings};
+use crate::readiness::Lookout;
 use crate::selinux::Selinux;
 use crate::stats::Meter;
 use crate::{Error, Kind, volume};
@@ -35,6 +36,7 @@ pub struct Engine {
     /// `None`: SELinux is off, here or by the configuration.
     pub(crate) selinux: Option<Arc<Selinux>>,
     pub(crate) meter: Meter,
+    pub(crate) lookout: Arc<Lookout>,
     pub(crate) boot_id: String,
     pub(crate) node_name: String,
     jobs: Arc<Table>,
@@ -83,6 +85,7 @@ impl Engine {
             journal,
             selinux,
             meter: Meter::default(),
+            lookout: Arc::default(),
             boot_id,
             node_name: crate::pod::files::node_name(),
             jobs: Arc::new(Table::new(config.recent_jobs, Handle::current())),
@@ -156,13 +159,6 @@ impl Engine {
     /// The network driver.
     pub fn network(&self) -> &Arc<dyn Network> {
         &self.network
-    }
-
-    /// Whether pods can be run.
-    pub fn readiness(&self) -> Readiness {
-        // The notice is about what status just looked at.
-        let network = self.network.status();
-        Readiness { runtime: Ok(()), network, notice: self.network.notice() }
     }
 
     /// What a handler can do; `""` is the default one.

@@ -36,6 +36,7 @@ pub mod journal;
 pub mod native;
 pub mod oci;
 pub mod pod;
+mod readiness;
 mod restore;
 pub mod selinux;
 pub mod spec;

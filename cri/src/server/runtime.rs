@@ -26,7 +26,7 @@ impl RuntimeService for Service {
 
     async fn status(&self, r: Request<StatusRequest>) -> Answer<StatusResponse> {
         let call = self.call("Status", &r);
-        call.answer(Ok(status::handle(self, &r.into_inner())))
+        call.answer(Ok(status::handle(self, &r.into_inner()).await))
     }
 
     async fn update_runtime_config(

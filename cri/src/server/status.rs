@@ -1,7 +1,8 @@
-//! Status: asked every five seconds, answered from memory.
+//! Status: asked every five seconds.
 
 use std::collections::BTreeMap;
 
+use engine::exec::cgroup::CgroupDriver;
 use serde_json::json;
 
 use super::Service;
@@ -10,8 +11,8 @@ use crate::proto::{
     StatusResponse,
 };
 
-pub(super) fn handle(service: &Service, request: &StatusRequest) -> StatusResponse {
-    let ready = service.engine.readiness();
+pub(super) async fn handle(service: &Service, request: &StatusRequest) -> StatusResponse {
+    let ready = service.engine.readiness().await;
     // The reason the kubelet and its users know.
     let mut network = condition("NetworkReady", "NetworkPluginNotReady", &ready.network);
     if let Some(notice) = ready.notice {
@@ -62,7 +63,10 @@ fn info(service: &Service) -> BTreeMap<String, String> {
         "imageRoot": store.root(),
         "snapshotter": store.driver_name(),
         "handlers": service.engine.handlers(),
-        "cgroupDriver": "cgroupfs",
+        "cgroupDriver": match service.engine.cgroup_driver() {
+            CgroupDriver::Cgroupfs => "cgroupfs",
+            CgroupDriver::Systemd => "systemd",
+        },
     });
     BTreeMap::from([("config".to_owned(), config.to_string())])
 }

@@ -2,20 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use engine::api::{ContainerState, PodState};
+use engine::api::{ContainerState, PodState, Readiness};
 use tonic::Code;
 
 use super::text::Page;
 use crate::server::Service;
 
 /// The page as it is now. Blocks: reads procfs.
-pub fn page(service: &Service) -> String {
+pub fn page(service: &Service, ready: &Readiness) -> String {
     let mut page = Page::default();
     page.family("berth_build_info", "gauge", "The daemon's version.");
     page.sample("berth_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1);
     calls(&mut page, service);
     jobs(&mut page, service);
-    objects(&mut page, service);
+    objects(&mut page, service, ready);
     page.family(
         "berth_config_reloads_total",
         "counter",
@@ -63,7 +63,7 @@ fn jobs(page: &mut Page, service: &Service) {
     }
 }
 
-fn objects(page: &mut Page, service: &Service) {
+fn objects(page: &mut Page, service: &Service, ready: &Readiness) {
     let (pods, containers) = (service.engine.pods(), service.engine.containers());
     page.family("berth_pods", "gauge", "Pods by state.");
     for (name, state) in [("ready", PodState::Ready), ("notready", PodState::NotReady)] {
@@ -80,7 +80,6 @@ fn objects(page: &mut Page, service: &Service) {
         let count = containers.iter().filter(|container| container.state == state).count();
         page.sample("berth_containers", &[("state", name)], count);
     }
-    let ready = service.engine.readiness();
     page.family("berth_ready", "gauge", "Whether a condition of Status holds.");
     for (condition, state) in [("runtime", &ready.runtime), ("network", &ready.network)] {
         page.sample("berth_ready", &[("condition", condition)], u8::from(state.is_ok()));

@@ -86,7 +86,8 @@ async fn converse(stream: TcpStream, service: Service) {
 async fn answer(request: Request<Incoming>, service: Service) -> Result<Response<Full<Bytes>>, Infallible> {
     let (code, body) = match (request.method(), request.uri().path()) {
         (&Method::GET, "/metrics") => {
-            match tokio::task::spawn_blocking(move || expose::page(&service)).await {
+            let ready = service.engine.readiness().await;
+            match tokio::task::spawn_blocking(move || expose::page(&service, &ready)).await {
                 Ok(page) => (StatusCode::OK, page),
                 Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             }

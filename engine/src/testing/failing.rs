@@ -98,7 +98,7 @@ fn nets(text: String) -> netplugins::Error {
 
 impl<D: netplugins::Driver + ?Sized> netplugins::Driver for Failing<D> {
     fn status(&self) -> Result<(), String> {
-        self.inner.status()
+        self.block("status", |why| why, || self.inner.status())
     }
 
     fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<(), netplugins::Error> {

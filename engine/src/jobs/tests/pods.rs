@@ -269,7 +269,7 @@ async fn reads_do_not_wait_for_a_stuck_driver() {
     for _ in 0..1000 {
         assert_eq!(engine.pods().len(), 1);
         assert_eq!(engine.container(&app).unwrap().pod, id);
-        assert!(engine.readiness().runtime.is_ok());
+        assert!(engine.readiness().await.runtime.is_ok());
         assert!(engine.jobs().len() >= 2);
     }
     assert!(begin.elapsed() < Duration::from_secs(2), "{:?}", begin.elapsed());

@@ -173,9 +173,9 @@ async fn each_field_of_a_read_alone_changes_the_answer_unless_it_is_informationa
 #[tokio::test]
 async fn the_kubelet_is_told_the_cgroup_driver_in_use_and_parents_of_the_other_are_refused() {
     use engine::exec::cgroup::CgroupDriver as Driver;
-    for (driver, told, wrong) in [
-        (Driver::Cgroupfs, CgroupDriver::Cgroupfs, "/kubepods.slice/kubepods-pod1.slice"),
-        (Driver::Systemd, CgroupDriver::Systemd, "/kubepods/pod1"),
+    for (driver, told, named, wrong) in [
+        (Driver::Cgroupfs, CgroupDriver::Cgroupfs, "cgroupfs", "/kubepods.slice/kubepods-pod1.slice"),
+        (Driver::Systemd, CgroupDriver::Systemd, "systemd", "/kubepods/pod1"),
     ] {
         let change = |config: &mut engine::Config| {
             config.cgroup_driver = driver;
@@ -186,6 +186,12 @@ async fn the_kubelet_is_told_the_cgroup_driver_in_use_and_parents_of_the_other_a
         let mut daemon = Daemon::with(change).await;
         let answer = daemon.runtime.runtime_config(RuntimeConfigRequest {}).await.unwrap().into_inner();
         assert_eq!(answer.linux.unwrap().cgroup_driver(), told);
+        let status = daemon.runtime.status(StatusRequest { verbose: true }).await.unwrap().into_inner();
+        assert!(
+            status.info["config"].contains(&format!("\"cgroupDriver\":\"{named}\"")),
+            "{:?}",
+            status.info
+        );
         let mut config = pod_config("wrong");
         config.linux.get_or_insert_default().cgroup_parent = wrong.into();
         let request = RunPodSandboxRequest { config: Some(config), runtime_handler: String::new() };

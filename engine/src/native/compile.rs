@@ -249,8 +249,8 @@ fn node_id(user: Option<&UserNamespace>, uid: u32) -> Result<u64, Error> {
         .ok_or_else(|| Error::invalid("run_as_user", format!("{uid} is not in the pod's user namespace")))
 }
 
-/// Labels for the program, asked for while the supervisor's own /proc is in reach.
-fn labels(plan: &mut Writer, labels: &[Label]) {
+/// Labels for the program, asked for while a /proc of ours is in reach.
+pub(crate) fn labels(plan: &mut Writer, labels: &[Label]) {
     for label in labels {
         plan.push(Step::Label { file: label.file, value: &label.value });
     }

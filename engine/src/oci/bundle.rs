@@ -9,6 +9,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Kind};
+use crate::native::lsm::{self, Label};
 
 /// Largest configuration that is read, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -130,6 +131,14 @@ fn version(text: &str) -> Result<(), Error> {
     }
 }
 
+/// The labels that a process is to have, if any.
+pub(super) fn labels(process: &Process) -> Result<Vec<Label>, Error> {
+    match process.apparmor_profile().as_deref() {
+        None | Some("" | "unconfined") => Ok(Vec::new()),
+        Some(profile) => Ok(vec![lsm::of_profile(profile)?]),
+    }
+}
+
 /// What has to hold of a process.
 fn check_process(process: &Process) -> Result<(), Error> {
     let unbuilt = |field: &str| Error::new(Kind::Unimplemented, format!("{field} is not built"));
@@ -145,15 +154,7 @@ fn check_process(process: &Process) -> Result<(), Error> {
     if process.exec_cpu_affinity().is_some() {
         return Err(unbuilt("execCPUAffinity"));
     }
-    let apparmor = process.apparmor_profile().as_deref().unwrap_or_default();
-    if !apparmor.is_empty() && apparmor != "unconfined" {
-        let on = Path::new("/sys/kernel/security/apparmor").exists();
-        return Err(if on {
-            unbuilt("apparmorProfile")
-        } else {
-            Error::new(Kind::FailedPrecondition, "apparmorProfile: AppArmor is not enabled on this node")
-        });
-    }
+    labels(process)?;
     let selinux = process.selinux_label().as_deref().unwrap_or_default();
     if !selinux.is_empty() && Path::new("/sys/fs/selinux/enforce").exists() {
         return Err(unbuilt("selinuxLabel"));

@@ -34,12 +34,15 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Outcome {
         Status::Paused if !parsed.has("ignore-paused") => return wrong("it is paused"),
         _ => {}
     }
-    for option in ["process-label", "apparmor", "cgroup"] {
+    for option in ["process-label", "cgroup"] {
         if parsed.string(option)?.is_some_and(|text| !text.is_empty()) {
             return Err(Error::new(Kind::Unimplemented, format!("--{option} is not built")));
         }
     }
-    let process = process(parsed, &record.spec)?;
+    let mut process = process(parsed, &record.spec)?;
+    if let Some(profile) = parsed.string("apparmor")?.filter(|profile| !profile.is_empty()) {
+        process.set_apparmor_profile(Some(profile));
+    }
     let detached = parsed.has("detach");
     let mut console = Console::new(&process, parsed.path("console-socket"), detached)?;
     let launched = launch(&record, &process, preserved(parsed)?, &mut console)?;
@@ -181,6 +184,7 @@ fn launch(
         let root = std::fs::File::open(format!("/proc/{}/root", record.pid)).map_err(failed)?;
         fds.push(root.into());
     }
+    let labels = bundle::labels(process).map_err(|e| e.context("process"))?;
     let filter = filter(&record.spec, Some(process), facts.bounding)?;
     let about = hooks::state(&record.id, "running", None, &record.bundle, &record.spec);
     let agent = agent(filter.as_deref(), &about)?;
@@ -191,6 +195,7 @@ fn launch(
         flags: flags(&record.spec),
         change_root,
         user_namespace: bundle::has_namespace(&record.spec, Namespace::User),
+        labels: &labels,
         filter: filter.as_deref().map(|filter| Guard::new(filter, agent.as_ref())),
         preserve,
         keyring: &format!("_ses.{}", record.id),

@@ -118,6 +118,7 @@ fn in_cgroup(
     let pipes = context.store.make_pipes(&record.id)?;
     let wanted = Wanted { spec, rootfs: &record.rootfs, cgroup: &record.cgroup, mounts: &requests };
     let prepared = prepare::prepare(&wanted, entrance.tasks, pipes)?;
+    let labels = spec.process().as_ref().map(bundle::labels).transpose()?.unwrap_or_default();
     let filter = filter(spec, spec.process().as_ref(), facts.bounding)?;
     let about = hooks::state(&record.id, "creating", None, &record.bundle, spec);
     let agent = agent(filter.as_deref(), &about)?;
@@ -129,6 +130,7 @@ fn in_cgroup(
         facts: &facts,
         slots: &prepared.slots,
         mounts: &requests,
+        labels: &labels,
         filter: filter.as_deref().map(|filter| Guard::new(filter, agent.as_ref())),
         preserve: options.preserve,
         keyring: options.keyring,

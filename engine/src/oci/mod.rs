@@ -183,6 +183,7 @@ pub(crate) fn fuzzed(bytes: &[u8]) {
         facts: &crate::native::compile::Facts::default(),
         slots: &compile::Slots::default(),
         mounts: &mounts,
+        labels: &[],
         filter: None,
         preserve: 0,
         keyring: true,

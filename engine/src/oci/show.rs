@@ -172,7 +172,7 @@ pub(super) fn features(_context: &Context, _parsed: &Parsed) -> Outcome {
                 "knownFlags": FILTER_FLAGS,
                 "supportedFlags": FILTER_FLAGS,
             },
-            "apparmor": off,
+            "apparmor": { "enabled": true },
             "selinux": off,
             "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
             "mountExtensions": { "idmap": off },

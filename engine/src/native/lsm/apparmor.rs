@@ -65,6 +65,18 @@ impl AppArmor {
         Ok(false)
     }
 
+    /// The wish for a loaded profile.
+    pub(super) fn named(&self, name: &str) -> Result<Label, Error> {
+        let refused = |why: &str| Error::new(Kind::FailedPrecondition, format!("apparmorProfile: {why}"));
+        if !self.enabled {
+            return Err(refused("AppArmor is not enabled on this node"));
+        }
+        if !self.loaded(name)? {
+            return Err(refused(&format!("profile \"{name}\" is not loaded on this node")));
+        }
+        Ok(Label { file: ATTRIBUTE, value: format!("exec {name}").into_bytes() })
+    }
+
     /// Loads the default profile unless it is there.
     fn load_default(&self) -> Result<(), Error> {
         let _turn = self.loading.lock().unwrap_or_else(PoisonError::into_inner);

@@ -42,6 +42,11 @@ pub(crate) fn probe() -> Vec<Box<dyn Module>> {
     vec![Box::new(apparmor::AppArmor::probe()), Box::new(selinux::Selinux)]
 }
 
+/// The label that stands for the AppArmor profile which a bundle names: it has to be loaded.
+pub(crate) fn of_profile(name: &str) -> Result<Label, Error> {
+    apparmor::AppArmor::probe().named(name)
+}
+
 /// The AppArmor profile that a label asks for, as a bundle names it.
 pub(crate) fn profile(label: &Label) -> Option<String> {
     let name = label.value.strip_prefix(b"exec ").filter(|_| label.file == apparmor::ATTRIBUTE)?;

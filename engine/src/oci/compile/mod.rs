@@ -18,8 +18,9 @@ use crate::error::{Error, Kind};
 use crate::exec::cgroup::hierarchy::V2_DIRECTORY;
 use crate::exec::cgroup::{CgroupDriver, is_unit};
 use crate::exec::wire::int;
-use crate::native::compile::{Facts, absolute, list, number, text, usual_devices, usual_links};
+use crate::native::compile::{Facts, absolute, labels, list, number, text, usual_devices, usual_links};
 use crate::native::listener::Guard;
+use crate::native::lsm::Label;
 use crate::native::plan::{Step, Writer};
 use crate::native::sysctls;
 use crate::spec::{NamespaceMode, PodSpec};
@@ -67,6 +68,8 @@ pub(super) struct Container<'a> {
     pub(super) facts: &'a Facts,
     pub(super) slots: &'a Slots,
     pub(super) mounts: &'a [Request],
+    /// Labels of security modules.
+    pub(super) labels: &'a [Label],
     pub(super) filter: Option<Guard<'a>>,
     /// Descriptors from 3 on for the program.
     pub(super) preserve: u32,
@@ -120,6 +123,7 @@ pub(super) fn container(c: &Container<'_>) -> Result<Vec<u8>, Error> {
     }
     covers(&mut plan, c.spec)?;
     node_hooks(&mut plan, c)?;
+    labels(&mut plan, c.labels);
     plan.push(Step::Pivot {});
     last_of_root(&mut plan, c.spec)?;
     if c.keyring {
@@ -401,6 +405,8 @@ pub(super) struct Exec<'a> {
     pub(super) change_root: bool,
     /// The container has a user namespace.
     pub(super) user_namespace: bool,
+    /// Labels of security modules.
+    pub(super) labels: &'a [Label],
     pub(super) filter: Option<Guard<'a>>,
     pub(super) preserve: u32,
     /// Name of the container's session keyring.
@@ -413,6 +419,7 @@ pub(super) fn exec(e: &Exec<'_>) -> Result<Vec<u8>, Error> {
     let tasks = e.tasks as u64;
     plan.push(Step::Preserve { count: e.preserve.into() });
     plan.push(Step::JoinCgroups { first: 0, count: tasks });
+    labels(&mut plan, e.labels);
     if let Some(score) = e.process.oom_score_adj() {
         plan.push(Step::OomScore { value: i64::from(score).clamp(-1000, 1000).cast_unsigned() });
     }

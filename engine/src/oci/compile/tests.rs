@@ -34,6 +34,7 @@ fn steps(spec: &Spec) -> Result<Vec<String>, Error> {
         facts: &Facts { bounding: u64::MAX, cgroup_v2: true, ..Facts::default() },
         slots: &slots,
         mounts: &requests,
+        labels: &[Label { file: c"self/attr/apparmor/exec", value: b"exec p".to_vec() }],
         filter: Some(Guard::new(&filter, None)),
         preserve: 0,
         keyring: true,
@@ -77,6 +78,14 @@ fn the_node_stays_in_reach_only_for_hooks_that_need_it() {
     }
     let created = steps(&shell(MOUNT, &hook("createContainer"))).unwrap();
     assert!(at(&created, "Sync") < at(&created, "Hook") && at(&created, "Hook") < at(&created, "Pivot"));
+    assert!(
+        at(&created, "Hook") < at(&created, "Label"),
+        "the node's hooks run without the container's label"
+    );
+    assert!(
+        at(&created, "Label") < at(&created, "Pivot"),
+        "it is asked for where no image can be in the way"
+    );
     let started = steps(&shell(MOUNT, &hook("startContainer"))).unwrap();
     assert!(at(&started, "Await") < at(&started, "Hook") && at(&started, "Hook") < at(&started, "Exec"));
 }

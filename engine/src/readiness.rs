@@ -34,14 +34,7 @@ struct Now {
     /// Since when somebody looks.
     looking: Option<Instant>,
     /// What was found last, and when.
-    said: Option<(Instant, Said)>,
-}
-
-/// What the network says.
-#[derive(Clone, Debug)]
-struct Said {
-    status: Result<(), String>,
-    notice: Option<String>,
+    said: Option<(Instant, Readiness)>,
 }
 
 impl Engine {
@@ -53,8 +46,7 @@ impl Engine {
         if !fresh {
             let _ = timeout_at((since + PATIENCE).into(), ended.changed()).await;
         }
-        let Said { status, notice } = self.lookout.said();
-        Readiness { runtime: Ok(()), network: status, notice }
+        self.lookout.said()
     }
 }
 
@@ -69,7 +61,7 @@ impl Lookout {
         let look = move || {
             // The notice is about what status just looked at.
             let status = network.status();
-            let said = Said { status, notice: network.notice() };
+            let said = Readiness { runtime: Ok(()), network: status, notice: network.notice() };
             *lookout.lock() = Now { looking: None, said: Some((Instant::now(), said)) };
             lookout.ended.send_replace(());
         };
@@ -82,13 +74,14 @@ impl Lookout {
     }
 
     /// What was found last, unless that is long ago.
-    fn said(&self) -> Said {
+    fn said(&self) -> Readiness {
+        let not_ready = |why: String| Readiness { runtime: Ok(()), network: Err(why), notice: None };
         let now = self.lock();
         let hangs = now.looking.map(|since| since.elapsed()).filter(|elapsed| *elapsed > HANGS);
         match (hangs, &now.said) {
             (None, Some((_, said))) => said.clone(),
-            (None, None) => Said::not_ready("the network has not been looked at yet".into()),
-            (Some(elapsed), _) => Said::not_ready(format!(
+            (None, None) => not_ready("the network has not been looked at yet".into()),
+            (Some(elapsed), _) => not_ready(format!(
                 "to look at the network's configuration and plugins takes {} s already: do their directories answer?",
                 elapsed.as_secs()
             )),
@@ -97,12 +90,6 @@ impl Lookout {
 
     fn lock(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Said {
-    fn not_ready(why: String) -> Self {
-        Self { status: Err(why), notice: None }
     }
 }
 

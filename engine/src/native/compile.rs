@@ -3,7 +3,7 @@
 use std::ffi::{CStr, CString};
 use std::path::PathBuf;
 
-use super::capabilities;
+use super::capabilities::{self, Sets};
 use super::child::template;
 use super::listener::Guard;
 use super::lsm::Label;
@@ -165,7 +165,8 @@ pub(crate) fn container(facts: &Facts, c: &Container<'_>) -> Result<Vec<u8>, Err
         plan.push(Step::Unshare { flags: int(libc::CLONE_NEWCGROUP) });
     }
     plan.push(Step::Root { fd: root });
-    kernel_mounts(&mut plan, facts, c)?;
+    let sets = capabilities::compute(security, facts.default_capabilities, facts.bounding)?;
+    kernel_mounts(&mut plan, facts, c, sets);
     usual_devices(&mut plan, c.user.is_some());
     for node in c.devices {
         device(&mut plan, node)?;
@@ -194,7 +195,7 @@ pub(crate) fn container(facts: &Facts, c: &Container<'_>) -> Result<Vec<u8>, Err
         plan.push(Step::ReadOnlyRoot {});
     }
     plan.push(Step::Keyring { name: &text("container id", &format!("_ses.{}", c.id))? });
-    program(&mut plan, facts, c.spec, c.process, c.seccomp)?;
+    program(&mut plan, facts, c.spec, sets, c.process, c.seccomp)?;
     Ok(plan.finish())
 }
 
@@ -224,7 +225,8 @@ pub(crate) fn exec(facts: &Facts, e: &Exec<'_>) -> Result<Vec<u8>, Error> {
     if e.process.tty {
         plan.push(Step::Terminal { uid: e.process.user.uid.into(), mount: 0 });
     }
-    program(&mut plan, facts, e.spec, e.process, e.seccomp)?;
+    let sets = capabilities::compute(&e.spec.security, facts.default_capabilities, facts.bounding)?;
+    program(&mut plan, facts, e.spec, sets, e.process, e.seccomp)?;
     Ok(plan.finish())
 }
 
@@ -262,7 +264,7 @@ pub(crate) fn oom_score(spec: &ContainerSpec) -> u64 {
 }
 
 /// proc, /dev, devpts, mqueue, shm, sysfs, cgroup.
-fn kernel_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>) -> Result<(), Error> {
+fn kernel_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>, sets: Sets) {
     let privileged = c.spec.security.privileged;
     let label = c.mount_label.map(Context::to_string).unwrap_or_default().into_bytes();
     let usual = NOSUID | NODEV | NOEXEC;
@@ -297,33 +299,26 @@ fn kernel_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>) -> Result<
     } else {
         plan.push(Step::Mount { kind: c"sysfs", options: b"", attributes: sys, at: c"/sys" });
     }
-    cgroup_mounts(plan, facts, c, sys, &label)
+    // Who may mount anew what it shares with others could write to it.
+    let alone = !label.is_empty() || (c.user.is_none() && sets.main & capabilities::SYS_ADMIN != 0);
+    cgroup_mounts(plan, facts, c, sys, alone.then_some(label.as_slice()));
 }
 
-/// The container's own cgroups: one mount on v2, a directory of mounts otherwise.
-fn cgroup_mounts(
-    plan: &mut Writer,
-    facts: &Facts,
-    c: &Container<'_>,
-    attributes: u64,
-    label: &[u8],
-) -> Result<(), Error> {
+/// The container's own cgroups: one mount on v2, a directory of mounts otherwise, which it shares unless it is to be `alone` with one of
+/// that label.
+fn cgroup_mounts(plan: &mut Writer, facts: &Facts, c: &Container<'_>, attributes: u64, alone: Option<&[u8]>) {
     if facts.cgroup_v1.is_empty() {
         plan.push(Step::Mount { kind: c"cgroup2", options: b"", attributes, at: c"/sys/fs/cgroup" });
-        return Ok(());
+        return;
     }
-    let sets = capabilities::compute(&c.spec.security, facts.default_capabilities, facts.bounding)?;
-    // Who may mount anew what it shares with others could write to it.
-    let remounts = c.user.is_none() && sets.main & capabilities::SYS_ADMIN != 0;
-    if label.is_empty() && !remounts {
-        plan.push(Step::Hierarchies { at: c"/sys/fs/cgroup" });
-    } else {
-        plan.push(Step::Mount {
+    match alone {
+        None => plan.push(Step::Hierarchies { at: c"/sys/fs/cgroup" }),
+        Some(label) => plan.push(Step::Mount {
             kind: c"tmpfs",
             options: &plan::labelled(template::HIERARCHIES_OPTIONS, label),
             attributes: attributes & !RDONLY,
             at: c"/sys/fs/cgroup",
-        });
+        }),
     }
     for ((name, _), fd) in facts.cgroup_v1.iter().zip(c.cgroups_fd()..) {
         if let Ok(at) = CString::new(format!("/sys/fs/cgroup/{name}")) {
@@ -335,7 +330,6 @@ fn cgroup_mounts(
         plan.push(Step::Mount { kind: c"cgroup2", options: b"", attributes, at: &at });
     }
     plan.push(Step::Attributes { at: c"/sys/fs/cgroup", set: RDONLY });
-    Ok(())
 }
 
 /// What every program expects to find in /dev.
@@ -447,11 +441,11 @@ fn program(
     plan: &mut Writer,
     facts: &Facts,
     spec: &ContainerSpec,
+    sets: Sets,
     process: &Process,
     seccomp: Option<Guard<'_>>,
 ) -> Result<(), Error> {
     let security = &spec.security;
-    let sets = capabilities::compute(security, facts.default_capabilities, facts.bounding)?;
     let filter = seccomp.map(Guard::step);
     // What a filter may not allow comes before it.
     let cwd = text("working_dir", &process.cwd)?;

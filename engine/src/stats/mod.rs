@@ -45,7 +45,8 @@ impl Engine {
 
     /// Statistics of all containers, none older than a second; one that vanishes meanwhile is left out. See [`PATIENCE`].
     pub async fn all_container_stats(self: &Arc<Self>) -> Vec<Arc<ContainerStats>> {
-        let (detail, ahead) = (Detail::Statistics, self.meter.called(Detail::Statistics));
+        let detail = Detail::Statistics;
+        let ahead = self.meter.called(detail);
         let (board, now) = (self.meter.board(), Instant::now());
         let (mut found, mut missing) = (Vec::new(), Vec::new());
         for pod in self.all_pods().iter() {

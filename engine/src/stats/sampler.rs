@@ -350,8 +350,7 @@ impl PodStats {
 
     /// How much of it was read of all cgroups.
     fn detail(&self) -> Detail {
-        let least = self.containers.iter().map(|container| container.cgroup.detail).min();
-        least.map_or(self.cgroup.detail, |least| least.min(self.cgroup.detail))
+        self.containers.iter().map(|container| container.cgroup.detail).fold(self.cgroup.detail, Ord::min)
     }
 
     /// The same reading of the pod itself, with other containers.

@@ -152,15 +152,18 @@ impl Reader {
         Ok(stats)
     }
 
-    /// The whole of a file; `None`: not there, not any more, or not wanted.
-    fn text(&mut self, file: File) -> Option<String> {
+    /// The whole of a file, in the buffer; `None`: not there, not any more, or not wanted.
+    fn contents(&mut self, file: File) -> Option<&str> {
         let fd = self.files.get(&file).filter(|_| file.detail() <= self.wanted)?;
-        read(&mut self.buffer, fd).map(str::to_owned)
+        read(&mut self.buffer, fd)
+    }
+
+    fn text(&mut self, file: File) -> Option<String> {
+        self.contents(file).map(str::to_owned)
     }
 
     fn number(&mut self, file: File) -> Option<u64> {
-        let fd = self.files.get(&file).filter(|_| file.detail() <= self.wanted)?;
-        read(&mut self.buffer, fd).and_then(number)
+        self.contents(file).and_then(number)
     }
 
     /// Whether the cgroup could be asked.

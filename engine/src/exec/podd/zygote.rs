@@ -3,7 +3,7 @@
 //! To execute it anew for each pod costs a millisecond of processor time (the loader, the C library's look at the processor, page
 //! faults), and half of one more goes into the template; a fork costs a fifth. A supervisor that is born here is a child of the daemon
 //! (clone(2), `CLONE_PARENT`), has the descriptors of a program that was executed, and shares with the others what nobody writes to: its
-//! memory, and the template with its three file systems. The zygote serves until its daemon has gone.
+//! memory, and the template with its file systems. The zygote serves until its daemon has gone.
 
 use std::ffi::CString;
 use std::io;

@@ -65,7 +65,7 @@ impl AppArmor {
         Ok(false)
     }
 
-    /// The wish for a loaded profile.
+    /// The wish for a profile, which has to be loaded.
     pub(super) fn named(&self, name: &str) -> Result<Label, Error> {
         let refused = |why: &str| Error::new(Kind::FailedPrecondition, format!("apparmorProfile: {why}"));
         if !self.enabled {
@@ -74,7 +74,7 @@ impl AppArmor {
         if !self.loaded(name)? {
             return Err(refused(&format!("profile \"{name}\" is not loaded on this node")));
         }
-        Ok(Label { file: ATTRIBUTE, value: format!("exec {name}").into_bytes() })
+        Ok(wish(name))
     }
 
     /// Loads the default profile unless it is there.
@@ -95,8 +95,7 @@ impl Module for AppArmor {
     fn labels(&self, request: &Request<'_>) -> Result<Vec<Label>, Error> {
         let security = &request.container.security;
         let unconfined = security.privileged || security.apparmor == Some(Profile::Unconfined);
-        let take =
-            |name: &str| Ok(vec![Label { file: ATTRIBUTE, value: format!("exec {name}").into_bytes() }]);
+        let take = |name: &str| Ok(vec![wish(name)]);
         match &security.apparmor {
             _ if unconfined => Ok(Vec::new()),
             Some(Profile::Localhost(name)) if !self.enabled => Err(Error::invalid(
@@ -117,6 +116,11 @@ impl Module for AppArmor {
             }
         }
     }
+}
+
+/// What asks for a profile at execve(2).
+fn wish(name: &str) -> Label {
+    Label { file: ATTRIBUTE, value: format!("exec {name}").into_bytes() }
 }
 
 /// The name in a line of the kernel's list, `NAME (MODE)`.

@@ -18,6 +18,7 @@ use crate::error::{Error, Kind};
 use crate::exec::cgroup::hierarchy::V2_DIRECTORY;
 use crate::exec::cgroup::{CgroupDriver, is_unit};
 use crate::exec::wire::int;
+use crate::native::child::template;
 use crate::native::compile::{Facts, absolute, labels, list, number, text, usual_devices, usual_links};
 use crate::native::listener::Guard;
 use crate::native::lsm::Label;
@@ -246,7 +247,7 @@ fn cgroups(plan: &mut Writer, c: &Container<'_>, at: &str, attributes: u64) -> R
         return Ok(());
     }
     let writable = attributes & !libc::MOUNT_ATTR_RDONLY;
-    let options = b"mode\x00755\0size\x0064k\0";
+    let options = template::HIERARCHIES_OPTIONS;
     plan.push(Step::Mount { kind: c"tmpfs", options, attributes: writable, at: &base });
     let below = |name: &str| absolute("mounts.destination", &format!("{}/{name}", at.trim_end_matches('/')));
     if namespace {

@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on should stop")]
 
 mod house;
+#[allow(unused_imports)]
+mod support;
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -13,8 +15,9 @@ use std::time::Duration;
 use engine::api::ContainerState;
 use engine::jobs::{CreateContainer, ExecSync, RunPod, StartContainer};
 use engine::spec::{ContainerSpec, MountSpec, NamespaceMode, SelinuxLabel};
-use engine::{Engine, Kind};
+use engine::{Engine, Kind, external};
 use house::*;
+use support::handlers::Handler;
 
 /// Whether labels mean something here; says so when they do not.
 fn is_on() -> bool {
@@ -31,7 +34,7 @@ fn is_on() -> bool {
     on
 }
 
-fn label(kind: &str, level: &str) -> Option<SelinuxLabel> {
+fn asked(kind: &str, level: &str) -> Option<SelinuxLabel> {
     Some(SelinuxLabel { kind: kind.into(), level: level.into(), ..SelinuxLabel::default() })
 }
 
@@ -132,11 +135,11 @@ async fn a_label_that_is_asked_for_is_given_and_who_is_not_confined_has_no_categ
     let house = House::new();
     let engine = house.engine().await;
     let mut spec = house.pod("web");
-    spec.security.selinux = label("", "s0:c4,c5");
+    spec.security.selinux = asked("", "s0:c4,c5");
     spec.security.privileged = true;
     let pod = run_pod(&engine, spec).await;
     let mut own = idle(&house, "own");
-    own.security.selinux = label("other_t", "s0:c6");
+    own.security.selinux = asked("other_t", "s0:c6");
     own.security.no_new_privs = true;
     let mut privileged = idle(&house, "privileged");
     privileged.security.privileged = true;
@@ -210,10 +213,10 @@ async fn what_cannot_be_is_refused_by_field_and_value_and_leaves_nothing() {
     let house = House::new();
     let engine = house.engine().await;
     for (asked, field) in [
-        (label("nosuch_t", ""), "selinux_options.type"),
-        (label("", "s0:c2000"), "selinux_options.level"),
-        (label("", "s0,c4,c5"), "selinux_options.level"),
-        (label("nosuch_t", "s0"), "selinux_options"),
+        (asked("nosuch_t", ""), "selinux_options.type"),
+        (asked("", "s0:c2000"), "selinux_options.level"),
+        (asked("", "s0,c4,c5"), "selinux_options.level"),
+        (asked("nosuch_t", "s0"), "selinux_options"),
     ] {
         let mut spec = house.pod("bad");
         spec.security.selinux = asked.clone();
@@ -234,7 +237,7 @@ async fn what_cannot_be_is_refused_by_field_and_value_and_leaves_nothing() {
     for privileged in [false, true] {
         let mut spec = idle(&house, "bad");
         spec.security.privileged = privileged;
-        spec.security.selinux = label("nosuch_t", "");
+        spec.security.selinux = asked("nosuch_t", "");
         let error = engine.run(CreateContainer { pod: pod.clone(), spec }, None).await.unwrap_err().chain();
         assert!(error.starts_with("selinux_options.type") && error.contains("nosuch_t"), "{error}");
     }
@@ -291,5 +294,39 @@ async fn a_pod_keeps_its_label_when_the_daemon_and_its_supervisor_are_killed() {
         said(&engine, &last, "ls /proc/tty; cat /proc/cpuinfo; echo x > /dev/shm/x && echo works").await,
         "works\n"
     );
+    house.close(engine).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn our_own_command_line_gives_the_labels_that_a_bundle_names() {
+    if !is_on() {
+        return;
+    }
+    let house = House::new();
+    let handler = Handler::berth().config("").unwrap();
+    let engine = house.engine_of(vec![external::Config { root: house.dir.join("runtime"), ..handler }]).await;
+    let mut spec = house.pod("web");
+    spec.handler = "berth-oci".into();
+    let pod = run_pod(&engine, spec).await;
+    let mut spec = idle(&house, "main");
+    spec.security.masked_paths = vec!["/proc/tty".into(), "/proc/cpuinfo".into()];
+    let container = start(&engine, &pod, spec).await;
+    let label = process_label(&engine, &container).await;
+    let level = label.strip_prefix("system_u:system_r:container_t:s0:c").unwrap();
+
+    let table = said(&engine, &container, "cat /proc/self/mountinfo").await.replace('"', "");
+    let context = format!("context=system_u:object_r:container_file_t:s0:c{level}");
+    for at in ["/", "/dev", "/dev/pts", "/dev/shm"] {
+        let line = table.lines().find(|line| line.split(' ').nth(4) == Some(at)).unwrap();
+        assert!(line.contains(&context), "{line}");
+    }
+    let used = "echo x > /dev/null && echo x > /tmp/x && echo x > /dev/shm/x && ls /dev/mqueue /dev/pts /proc/tty > /tmp/list && \
+                cat /proc/cpuinfo && echo works";
+    assert_eq!(said(&engine, &container, used).await, "works\n");
+
+    let mut other = idle(&house, "other");
+    other.security.selinux = asked("other_t", "");
+    let other = start(&engine, &pod, other).await;
+    assert_eq!(process_label(&engine, &other).await, format!("system_u:system_r:other_t:s0:c{level}"));
     house.close(engine).await;
 }

@@ -169,12 +169,13 @@ steps! {
     /// Tells the starter that a stage is reached and waits until it says to go on.
     64 Sync { stage: u64 } "wait for the runtime"
     /// Makes a mount namespace's template of its own. `null`: descriptor of a detached null device; `keep`: the node's tree stays in
-    /// reach for hooks until the root is changed; `sysfs`: a user namespace needs one in sight to mount another.
-    65 Template { null: u64, keep: u64, sysfs: u64 } "make the template mount namespace"
+    /// reach for hooks until the root is changed; `sysfs`: a user namespace needs one in sight to mount another; `label`: the SELinux
+    /// label of what hides directories, or nothing.
+    65 Template { null: u64, keep: u64, sysfs: u64, label: &'p [u8] } "make the template mount namespace"
     /// Attaches the root file system at its own path in the node's tree that the template keeps.
     66 RootAt { fd: u64, at: &'p CStr } "attach the root file system"
-    /// Takes the root file system as a tree that no mount namespace holds, for a process that stays in the node's.
-    67 RootAlone { fd: u64, null: u64 } "take the root file system"
+    /// Takes the root file system as a tree that no mount namespace holds, for a process that stays in the node's. `label`: as above.
+    67 RootAlone { fd: u64, null: u64, label: &'p [u8] } "take the root file system"
     /// Sets the host name.
     68 Hostname { name: &'p [u8] } "set the host name"
     /// Sets the NIS domain name.

@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Kind};
 use crate::native::lsm::{self, Label};
+use crate::selinux::{self, Place};
 
 /// Largest configuration that is read, in bytes.
 const MAX_CONFIG: u64 = 16 << 20;
@@ -86,6 +87,7 @@ pub(super) fn check(spec: &Spec) -> Result<(), Error> {
             return Err(unbuilt(field));
         }
     }
+    mount_label(spec)?;
     let has_user = has_namespace(spec, LinuxNamespaceType::User);
     let mapped = linux.uid_mappings().as_ref().is_some_and(|m| !m.is_empty());
     if mapped && !has_user {
@@ -133,10 +135,23 @@ fn version(text: &str) -> Result<(), Error> {
 
 /// The labels that a process is to have, if any.
 pub(super) fn labels(process: &Process) -> Result<Vec<Label>, Error> {
-    match process.apparmor_profile().as_deref() {
-        None | Some("" | "unconfined") => Ok(Vec::new()),
-        Some(profile) => Ok(vec![lsm::of_profile(profile)?]),
+    let mut labels = match process.apparmor_profile().as_deref() {
+        None | Some("" | "unconfined") => Vec::new(),
+        Some(profile) => vec![lsm::of_profile(profile)?],
+    };
+    if let Some(text) = process.selinux_label().as_deref().filter(|text| !text.is_empty()) {
+        labels.extend(lsm::of_context(&selinux::named(&Place::default(), "selinuxLabel", text)?));
     }
+    Ok(labels)
+}
+
+/// The SELinux label that file systems mounted for a container are to have; empty: the kernel's choice.
+pub(super) fn mount_label(spec: &Spec) -> Result<Vec<u8>, Error> {
+    let label = spec.linux().as_ref().and_then(|linux| linux.mount_label().as_deref()).unwrap_or_default();
+    if label.is_empty() {
+        return Ok(Vec::new());
+    }
+    Ok(selinux::named(&Place::default(), "linux.mountLabel", label)?.to_string().into_bytes())
 }
 
 /// What has to hold of a process.
@@ -154,12 +169,7 @@ fn check_process(process: &Process) -> Result<(), Error> {
     if process.exec_cpu_affinity().is_some() {
         return Err(unbuilt("execCPUAffinity"));
     }
-    labels(process)?;
-    let selinux = process.selinux_label().as_deref().unwrap_or_default();
-    if !selinux.is_empty() && Path::new("/sys/fs/selinux/enforce").exists() {
-        return Err(unbuilt("selinuxLabel"));
-    }
-    Ok(())
+    labels(process).map(drop)
 }
 
 #[cfg(test)]
@@ -193,6 +203,8 @@ mod tests {
         let process = |more: &str| format!(r#","process":{{"user":{{"uid":0,"gid":0}},{more}}}"#);
         assert!(refused(&process(r#""cwd":"/","args":[]"#)).contains("process: args"));
         assert!(refused(&process(r#""cwd":"a","args":["x"]"#)).contains("not absolute"));
+        let label = process(r#""cwd":"/","args":["x"],"selinuxLabel":"x""#);
+        assert_eq!(refused(&label), "process: selinuxLabel: \"x\" is not user:role:type[:level]");
         spec(&process(r#""cwd":"/","args":["x"]"#)).unwrap();
     }
 

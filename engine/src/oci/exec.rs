@@ -34,14 +34,15 @@ pub(super) fn exec(context: &Context, parsed: &Parsed) -> Outcome {
         Status::Paused if !parsed.has("ignore-paused") => return wrong("it is paused"),
         _ => {}
     }
-    for option in ["process-label", "cgroup"] {
-        if parsed.string(option)?.is_some_and(|text| !text.is_empty()) {
-            return Err(Error::new(Kind::Unimplemented, format!("--{option} is not built")));
-        }
+    if parsed.string("cgroup")?.is_some_and(|text| !text.is_empty()) {
+        return Err(Error::new(Kind::Unimplemented, "--cgroup is not built"));
     }
     let mut process = process(parsed, &record.spec)?;
     if let Some(profile) = parsed.string("apparmor")?.filter(|profile| !profile.is_empty()) {
         process.set_apparmor_profile(Some(profile));
+    }
+    if let Some(label) = parsed.string("process-label")?.filter(|label| !label.is_empty()) {
+        process.set_selinux_label(Some(label));
     }
     let detached = parsed.has("detach");
     let mut console = Console::new(&process, parsed.path("console-socket"), detached)?;

@@ -119,6 +119,7 @@ fn in_cgroup(
     let wanted = Wanted { spec, rootfs: &record.rootfs, cgroup: &record.cgroup, mounts: &requests };
     let prepared = prepare::prepare(&wanted, entrance.tasks, pipes)?;
     let labels = spec.process().as_ref().map(bundle::labels).transpose()?.unwrap_or_default();
+    let mount_label = bundle::mount_label(spec)?;
     let filter = filter(spec, spec.process().as_ref(), facts.bounding)?;
     let about = hooks::state(&record.id, "creating", None, &record.bundle, spec);
     let agent = agent(filter.as_deref(), &about)?;
@@ -131,6 +132,7 @@ fn in_cgroup(
         slots: &prepared.slots,
         mounts: &requests,
         labels: &labels,
+        mount_label: &mount_label,
         filter: filter.as_deref().map(|filter| Guard::new(filter, agent.as_ref())),
         preserve: options.preserve,
         keyring: options.keyring,

@@ -184,6 +184,7 @@ pub(crate) fn fuzzed(bytes: &[u8]) {
         slots: &compile::Slots::default(),
         mounts: &mounts,
         labels: &[],
+        mount_label: b"",
         filter: None,
         preserve: 0,
         keyring: true,

@@ -173,7 +173,7 @@ pub(super) fn features(_context: &Context, _parsed: &Parsed) -> Outcome {
                 "supportedFlags": FILTER_FLAGS,
             },
             "apparmor": { "enabled": true },
-            "selinux": off,
+            "selinux": { "enabled": true },
             "intelRdt": { "enabled": true, "schemata": true, "monitoring": true },
             "mountExtensions": { "idmap": off },
             "netDevices": off,

@@ -44,9 +44,10 @@ fn procfs() -> Result<OwnedFd, Errno> {
     new_mount(c"proc", b"", NOSUID | NODEV | NOEXEC)
 }
 
-/// An empty directory.
-fn empty() -> Result<OwnedFd, Errno> {
-    new_mount(c"tmpfs", b"mode\x00755\0size\x004k\0nr_inodes\x001\0", NOSUID | NODEV | NOEXEC | RDONLY)
+/// An empty directory, with an SELinux label or none.
+fn empty(label: &[u8]) -> Result<OwnedFd, Errno> {
+    let options = plan::labelled(b"mode\x00755\0size\x004k\0nr_inodes\x001\0", label);
+    new_mount(c"tmpfs", &options, NOSUID | NODEV | NOEXEC | RDONLY)
 }
 
 /// Attaches a mount at a new directory, or over a new file, of the template.
@@ -65,9 +66,9 @@ impl<'p> Child<'p> {
     pub(super) fn bundle_step(&mut self, step: Step<'p>) -> Done {
         match step {
             Step::Sync { stage } => self.sync(stage as u8),
-            Step::Template { null, keep, sysfs } => self.template(null, keep != 0, sysfs != 0),
+            Step::Template { null, keep, sysfs, label } => self.template(null, keep != 0, sysfs != 0, label),
             Step::RootAt { fd, at } => self.root_at(fd, at),
-            Step::RootAlone { fd, null } => self.root_alone(fd, null),
+            Step::RootAlone { fd, null, label } => self.root_alone(fd, null, label),
             Step::Hostname { name } => rustix::system::sethostname(name).map_err(plain),
             Step::Domainname { name } => rustix::system::setdomainname(name).map_err(plain),
             Step::Sysctl { path, value } => self.write_under(c"sys", path, value).map_err(plain),
@@ -124,11 +125,11 @@ impl<'p> Child<'p> {
 
     /// The order is the kernel's: a user namespace may mount procfs and sysfs only while it still sees others in full
     /// (user_namespaces(7)), so both are made before the node's tree goes out of sight.
-    fn template(&mut self, null: u64, keep: bool, sysfs: bool) -> Done {
+    fn template(&mut self, null: u64, keep: bool, sysfs: bool, label: &[u8]) -> Done {
         let null = self.fd(null)?.try_clone_to_owned().map_err(plain)?;
         let made = (|| {
             mount_change(c"/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
-            let (proc, mask) = (procfs()?, empty()?);
+            let (proc, mask) = (procfs()?, empty(label)?);
             let sys =
                 if sysfs { new_mount(c"sysfs", b"", NOSUID | NODEV | NOEXEC | RDONLY).ok() } else { None };
             let root = new_mount(c"tmpfs", b"mode\x00755\0size\x0064k\0", NOSUID | NOEXEC)?;
@@ -170,12 +171,12 @@ impl<'p> Child<'p> {
         Ok(())
     }
 
-    fn root_alone(&mut self, fd: u64, null: u64) -> Done {
+    fn root_alone(&mut self, fd: u64, null: u64, label: &[u8]) -> Done {
         let mount = self.fd(fd)?.try_clone_to_owned().map_err(plain)?;
         let null = self.fd(null)?.try_clone_to_owned().map_err(plain)?;
         let private = mount::Attributes { propagation: libc::MS_PRIVATE, ..Default::default() };
         mount::set_attributes(mount.as_fd(), true, &private).map_err(plain)?;
-        self.alone = Some(Alone { proc: procfs().map_err(plain)?, mask: empty().map_err(plain)?, null });
+        self.alone = Some(Alone { proc: procfs().map_err(plain)?, mask: empty(label).map_err(plain)?, null });
         self.root = Some(mount);
         Ok(())
     }

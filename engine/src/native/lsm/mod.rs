@@ -10,7 +10,7 @@ mod selinux;
 use std::ffi::CStr;
 
 use crate::error::Error;
-use crate::selinux::ContainerLabels;
+use crate::selinux::{ContainerLabels, Context};
 use crate::spec::ContainerSpec;
 
 /// What a module decides by.
@@ -45,6 +45,11 @@ pub(crate) fn probe() -> Vec<Box<dyn Module>> {
 /// The label that stands for the AppArmor profile which a bundle names: it has to be loaded.
 pub(crate) fn of_profile(name: &str) -> Result<Label, Error> {
     apparmor::AppArmor::probe().named(name)
+}
+
+/// The labels that stand for the SELinux label of a process which a bundle names.
+pub(crate) fn of_context(context: &Context) -> [Label; 2] {
+    selinux::wishes(context)
 }
 
 /// The AppArmor profile that a label asks for, as a bundle names it.

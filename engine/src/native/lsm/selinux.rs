@@ -4,6 +4,7 @@ use std::ffi::CStr;
 
 use super::{Label, Module, Request};
 use crate::error::Error;
+use crate::selinux::Context;
 
 /// Where a process asks for its label after execve(2) (proc_pid_attr(5)).
 pub(super) const EXEC: &CStr = c"self/attr/exec";
@@ -18,9 +19,13 @@ pub(crate) struct Selinux;
 impl Module for Selinux {
     fn labels(&self, request: &Request<'_>) -> Result<Vec<Label>, Error> {
         let process = request.selinux.and_then(|labels| labels.process.as_ref());
-        let asked = |file| process.map(|label| Label { file, value: label.to_string().into_bytes() });
-        Ok([EXEC, KEYS].into_iter().filter_map(asked).collect())
+        Ok(process.map(wishes).into_iter().flatten().collect())
     }
+}
+
+/// What asks for a label at execve(2), and for the keyring before.
+pub(super) fn wishes(label: &Context) -> [Label; 2] {
+    [EXEC, KEYS].map(|file| Label { file, value: label.to_string().into_bytes() })
 }
 
 #[cfg(test)]

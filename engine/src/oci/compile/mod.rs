@@ -22,7 +22,7 @@ use crate::native::child::template;
 use crate::native::compile::{Facts, absolute, labels, list, number, text, usual_devices, usual_links};
 use crate::native::listener::Guard;
 use crate::native::lsm::Label;
-use crate::native::plan::{Step, Writer};
+use crate::native::plan::{self, Step, Writer};
 use crate::native::sysctls;
 use crate::spec::{NamespaceMode, PodSpec};
 
@@ -71,6 +71,8 @@ pub(super) struct Container<'a> {
     pub(super) mounts: &'a [Request],
     /// Labels of security modules.
     pub(super) labels: &'a [Label],
+    /// SELinux label of the file systems mounted for it, or nothing.
+    pub(super) mount_label: &'a [u8],
     pub(super) filter: Option<Guard<'a>>,
     /// Descriptors from 3 on for the program.
     pub(super) preserve: u32,
@@ -150,9 +152,10 @@ fn namespaces(plan: &mut Writer, c: &Container<'_>) -> Result<(), Error> {
     }
     if bundle::has_namespace(spec, Namespace::Mount) {
         let sysfs = bundle::has_namespace(spec, Namespace::User).into();
-        plan.push(Step::Template { null: c.slots.null, keep: keeps_node(spec).into(), sysfs });
+        let keep = keeps_node(spec).into();
+        plan.push(Step::Template { null: c.slots.null, keep, sysfs, label: c.mount_label });
     } else {
-        plan.push(Step::RootAlone { fd: c.slots.root, null: c.slots.null });
+        plan.push(Step::RootAlone { fd: c.slots.root, null: c.slots.null, label: c.mount_label });
     }
     if let Some(process) = spec.process()
         && let Some(score) = process.oom_score_adj()
@@ -218,6 +221,7 @@ fn one_mount(plan: &mut Writer, c: &Container<'_>, index: usize, mount: &Request
         Kindred::Cgroups => cgroups(plan, c, &mount.destination, attributes)?,
         Kindred::FileSystem { kind, options } => {
             let name = text("mounts.type", kind)?;
+            let options = &mounts::labelled(kind, options, c.mount_label);
             let place = mount.destination.trim_end_matches('/');
             // Links of the image for these have led runtimes astray (CVE-2019-19921, CVE-2025-54867, CVE-2026-41579).
             if STRICT.contains(&kind.as_str()) || ["/proc", "/sys", "/dev"].contains(&place) {
@@ -225,6 +229,10 @@ fn one_mount(plan: &mut Writer, c: &Container<'_>, index: usize, mount: &Request
             } else {
                 let propagation = mount.propagation;
                 plan.push(Step::FileSystem { kind: &name, options, attributes, propagation, at: &at });
+            }
+            if kind == "mqueue" && !c.mount_label.is_empty() {
+                // It is the IPC namespace's: only its directory can be labelled.
+                plan.push(Step::Relabel { at: &at, value: c.mount_label });
             }
         }
     }
@@ -247,7 +255,7 @@ fn cgroups(plan: &mut Writer, c: &Container<'_>, at: &str, attributes: u64) -> R
         return Ok(());
     }
     let writable = attributes & !libc::MOUNT_ATTR_RDONLY;
-    let options = template::HIERARCHIES_OPTIONS;
+    let options = &plan::labelled(template::HIERARCHIES_OPTIONS, c.mount_label);
     plan.push(Step::Mount { kind: c"tmpfs", options, attributes: writable, at: &base });
     let below = |name: &str| absolute("mounts.destination", &format!("{}/{name}", at.trim_end_matches('/')));
     if namespace {

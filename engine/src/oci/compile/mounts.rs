@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use oci_spec::runtime::Mount;
 
 use crate::error::{Error, Kind};
+use crate::native::plan;
 
 /// The two bits and more in which access times are encoded (mount_setattr(2), `MOUNT_ATTR__ATIME`).
 const ATIME: u64 = libc::MOUNT_ATTR__ATIME;
 /// `MOUNT_ATTR_NOSYMFOLLOW` (Linux 5.14).
 const NOSYMFOLLOW: u64 = 0x0020_0000;
+
+/// File systems whose files have labels of the kernel's, or none.
+const BY_KERNEL: [&str; 5] = ["proc", "sysfs", "mqueue", "cgroup", "cgroup2"];
 
 /// What one mount asks for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,6 +112,16 @@ fn bind_of(mount: &Mount, field: &str, recursive: bool) -> Result<Kindred, Error
     let source = mount.source().clone().filter(|s| !s.as_os_str().is_empty());
     let source = source.ok_or_else(|| Error::invalid(field, "a bind mount needs a source"))?;
     Ok(Kindred::Bind { source, recursive })
+}
+
+/// The options of a file system with the SELinux label of everything in it, unless the kernel labels that itself, or the options say
+/// something of labels already.
+pub(super) fn labelled(kind: &str, options: &[u8], label: &[u8]) -> Vec<u8> {
+    let words = ["context", "fscontext", "defcontext", "rootcontext"];
+    let said =
+        || options.split(|b| *b == 0).step_by(2).any(|key| words.iter().any(|word| word.as_bytes() == key));
+    let label = if BY_KERNEL.contains(&kind) || said() { b"" } else { label };
+    plan::labelled(options, label)
 }
 
 /// Adds one option of the file system's own.

@@ -23,6 +23,13 @@ const MOUNT: &str = r#""namespaces":[{"type":"mount"},{"type":"pid"}]"#;
 
 /// The names of a container's steps.
 fn steps(spec: &Spec) -> Result<Vec<String>, Error> {
+    let bytes = plan_of(spec, b"")?;
+    let name = |step: Step<'_>| format!("{step:?}").split([' ', '{']).next().unwrap_or_default().to_owned();
+    Ok(plan::steps(&bytes).unwrap().map(name).collect())
+}
+
+/// A container's plan, with an SELinux label for what is mounted, or none.
+fn plan_of(spec: &Spec, mount_label: &[u8]) -> Result<Vec<u8>, Error> {
     let requests: Vec<_> = spec.mounts().iter().flatten().map(mounts::request).collect::<Result<_, _>>()?;
     let slots = Slots { tasks: 2, root: 2, null: 3, pipes: [4, 5], streams: [6, 7, 8], ..Slots::default() };
     let filter = Filter { program: Box::new([0; 8]), flags: 0, listener: None };
@@ -35,13 +42,13 @@ fn steps(spec: &Spec) -> Result<Vec<String>, Error> {
         slots: &slots,
         mounts: &requests,
         labels: &[Label { file: c"self/attr/apparmor/exec", value: b"exec p".to_vec() }],
+        mount_label,
         filter: Some(Guard::new(&filter, None)),
         preserve: 0,
         keyring: true,
     })?;
     assert!(plan::verify(&bytes));
-    let name = |step: Step<'_>| format!("{step:?}").split([' ', '{']).next().unwrap_or_default().to_owned();
-    Ok(plan::steps(&bytes).unwrap().map(name).collect())
+    Ok(bytes)
 }
 
 /// The position of a step.
@@ -216,4 +223,40 @@ fn what_a_scheduler_would_ignore_is_refused_by_name() {
         let members = format!(r#""ioPriority":{{"class":"IOPRIO_CLASS_RT","priority":{priority}}}"#);
         assert!(scheduled(&members).unwrap_err().chain().starts_with("process.ioPriority.priority: "));
     }
+}
+
+#[test]
+fn what_is_mounted_has_the_label_unless_the_kernel_labels_it_or_the_bundle_says_otherwise() {
+    let mounts = r#","mounts":[
+        {"destination":"/proc","type":"proc"},
+        {"destination":"/dev","type":"tmpfs","options":["size=64k"]},
+        {"destination":"/dev/mqueue","type":"mqueue"},
+        {"destination":"/own","type":"tmpfs","options":["context=u:o:other"]}]"#;
+    let bytes = plan_of(&shell(MOUNT, mounts), b"u:o:file").unwrap();
+    let mut seen = Vec::new();
+    for step in plan::steps(&bytes).unwrap() {
+        match step {
+            Step::Mount { at, options, .. } | Step::FileSystem { at, options, .. } => {
+                let text = String::from_utf8_lossy(options).replace('\0', " ");
+                seen.push(format!("{}: {}", at.to_str().unwrap(), text.trim()));
+            }
+            Step::Template { label, .. } => {
+                seen.push(format!("template: {}", String::from_utf8_lossy(label)));
+            }
+            Step::Relabel { at, value } => {
+                seen.push(format!("{} is {}", at.to_str().unwrap(), String::from_utf8_lossy(value)));
+            }
+            _ => {}
+        }
+    }
+    let expected = [
+        "template: u:o:file",
+        "/proc: ",
+        "/dev: size 64k context u:o:file",
+        "/dev/mqueue: ",
+        "/dev/mqueue is u:o:file",
+        "/own: context u:o:other",
+    ];
+    assert_eq!(seen, expected);
+    assert!(!plan_of(&shell(MOUNT, mounts), b"").unwrap().windows(8).any(|bytes| bytes == b"u:o:file"));
 }

@@ -1,30 +1,31 @@
 //! What a kubelet reads all the time, on a full node where pods are being made: how long it waits.
 //!
-//! Fifty clients make pods, one after the other each. First as fast as the runtime lets them: then a call is always in progress for each of
-//! them, every processor is taken, and a fast runtime has to bear many times the pods of a slow one. Then held to so many pods a second
+//! Fifty clients make pods, one after the other each, in three ways ([`Making`]). First they make pods and nothing else, so that always
+//! fifty creates run: that is what the limit is for. Then each removes its pod again before it makes the next, as fast as the runtime lets
+//! them: every processor is taken, and a fast runtime has to bear many times the pods of a slow one. Then held to so many pods a second
 //! together, the same for every runtime. Whoever asks does so from a thread that goes before all others (nice -20, and slices short enough
 //! to interrupt theirs), and so does not wait for the pods' own processes; how long it waited for a processor all the same is told, and so
 //! is what the machine takes for the least there can be: [`FLOOR`].
+
+mod makers;
 
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use engine::sys::thread;
 use k8s_cri::v1 as api;
 
+use self::makers::{Makers, Making};
 use super::action::{self, milliseconds};
 use super::contender::Contender;
 use super::machine::number;
 use super::run::{Results, remove_together, start_together};
 use super::sample::Sample;
-use crate::client::{self, Client};
+use crate::client::Client;
 use crate::images::BUSYBOX;
 use crate::report::line;
 use crate::streams::roundtrip::{self, Carrier};
@@ -35,9 +36,9 @@ use crate::suites::wait;
 pub struct Load {
     /// Pods that run all the time.
     pub pods: usize,
-    /// Clients that make pods and remove them, each one after the other.
+    /// Clients that make pods, each one after the other.
     pub creates: usize,
-    /// Pods a second that all of them make together when they are held back.
+    /// Pods a second that all of them make and remove together when they are held back.
     pub rate: f64,
     /// Calls of each kind, at most.
     pub calls: usize,
@@ -59,7 +60,12 @@ const PACE: Duration = Duration::from_millis(40);
 const ASKED: Duration = Duration::from_secs(30);
 const LEAST: usize = 10;
 
-/// Rows whose 99th percentile has a limit of its own, in milliseconds.
+/// Pods that are made in one go, for each client, before all of them are removed.
+const EACH: usize = 2;
+/// What pods that go by the hundred leave to be done in the background is done by then.
+const SETTLED: Duration = Duration::from_secs(2);
+
+/// What the 99th percentile of reads may be while creates run, in milliseconds.
 pub const LIMIT: f64 = 5.0;
 
 /// Measures reads under load, then the throughput of exec.
@@ -82,12 +88,12 @@ pub fn all(contenders: &[Contender], load: Load) -> Result<Results> {
 /// Berth's rows above the limit.
 #[must_use]
 pub fn late(results: &Results) -> Vec<&str> {
-    let above = |samples: &std::collections::BTreeMap<String, super::sample::Sample>| {
+    let rows = CALLS.map(|call| format!("{call} {}", Making::Only.label()));
+    let above = |samples: &std::collections::BTreeMap<String, Sample>| {
         samples.get("berth").is_none_or(|sample| sample.quantile(0.99) > LIMIT)
     };
-    let called = |row: &str| CALLS.iter().any(|call| row.split(' ').next() == Some(call));
-    let rows = results.iter().filter(|(row, samples)| called(row) && above(samples));
-    rows.map(|(row, _)| row.as_str()).collect()
+    let late = results.iter().filter(|(row, samples)| rows.contains(row) && above(samples));
+    late.map(|(row, _)| row.as_str()).collect()
 }
 
 /// Row and what was measured.
@@ -99,86 +105,42 @@ async fn reads(contender: &Contender, load: Load) -> Result<Rows> {
     let logs = contender.dir.join("logs/reads");
     let pods = start_together(&client, 0..load.pods, 10, &logs).await?;
     let mut rows = Rows::new();
-    for rate in [None, Some(load.rate)] {
-        rows.extend(under(contender, &mut client, load, rate).await?);
+    for making in [Making::Only, Making::Removing, Making::At(load.rate)] {
+        rows.extend(under(contender, &mut client, load, making).await?);
     }
     remove_together(&client, pods, 10).await?;
     Ok(rows)
 }
 
-/// Calls while pods are made, so many a second or as many as can be.
-async fn under(contender: &Contender, client: &mut Client, load: Load, rate: Option<f64>) -> Result<Rows> {
-    let makers = Makers {
-        socket: contender.socket.clone(),
-        logs: contender.dir.join("logs/reads"),
-        period: rate.map(|rate| Duration::from_secs_f64(number(load.creates) / rate)),
-        stop: Arc::default(),
-        made: Arc::default(),
-    };
-    let running = makers.clone();
-    // On a thread of their own: whoever reads must wait for the runtime alone, not for other clients.
-    let thread = std::thread::spawn(move || wait(Box::pin(running.run(load.creates))));
-    while makers.made.load(Ordering::Relaxed) == 0 && !thread.is_finished() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let (before, begun) = (makers.made.load(Ordering::Relaxed), Instant::now());
-    // The pods have been given all processors, but whoever holds the clock must not wait for one: that would be measured as well.
-    thread::go_ahead(-20).context("go before all others")?;
-    let rows = measure(client, load, contender.rival(), rate).await;
-    rustix::process::setpriority_process(None, 0)?;
-    thread::fall_back()?;
-    let made = number(makers.made.load(Ordering::Relaxed) - before);
-    line(format_args!(
-        "  {:.1} pods were made and removed a second meanwhile",
-        made / begun.elapsed().as_secs_f64()
-    ));
-    makers.stop.store(true, Ordering::Relaxed);
-    thread.join().map_err(|_| anyhow::anyhow!("the makers panicked"))??;
-    rows
-}
-
-/// Clients that make pods and remove them, each one after the other.
-#[derive(Clone, Debug)]
-struct Makers {
-    socket: PathBuf,
-    logs: PathBuf,
-    /// Least time from one pod of a maker to its next.
-    period: Option<Duration>,
-    stop: Arc<AtomicBool>,
-    made: Arc<AtomicUsize>,
-}
-
-impl Makers {
-    async fn run(self, count: usize) -> Result<()> {
-        let mut makers = tokio::task::JoinSet::new();
-        for index in 0..count {
-            let client = client::connect(&self.socket).await?;
-            // Spread evenly over the period.
-            let first = self.period.unwrap_or_default().mul_f64(number(index) / number(count));
-            makers.spawn(self.clone().one(client, index, Instant::now() + first));
-        }
-        while let Some(done) = makers.join_next().await {
-            done??;
-        }
-        Ok(())
-    }
-
-    async fn one(self, mut client: Client, number: usize, mut next: Instant) -> Result<()> {
-        let mut round = 0;
-        loop {
-            tokio::time::sleep_until(next.into()).await;
-            if self.stop.load(Ordering::Relaxed) {
-                return Ok(());
-            }
-            // One that is late does not catch up: it would be two at once.
-            next = Instant::now().max(next) + self.period.unwrap_or_default();
-            let name = format!("maker{number}-{round}");
-            let (_, pod) = action::pod(&mut client, &name, &self.logs).await?;
-            action::remove(&mut client, &pod).await?;
-            self.made.fetch_add(1, Ordering::Relaxed);
-            round += 1;
+/// Calls while pods are made in that way.
+async fn under(contender: &Contender, client: &mut Client, load: Load, making: Making) -> Result<Rows> {
+    let mut kubelet = Kubelet::new(load.pods, contender.rival())?;
+    let (mut asked, mut made) = (Duration::ZERO, 0);
+    while kubelet.rounds() < load.calls && (kubelet.rounds() < LEAST || asked < ASKED) {
+        // On a thread of their own: whoever reads must wait for the runtime alone, not for other clients.
+        let makers = Makers::start(contender, making, load.creates);
+        makers.at_work().await;
+        let (before, begun) = (makers.made(), Instant::now());
+        // The pods have been given all processors, but whoever holds the clock must not wait for one: that would be measured as well.
+        thread::go_ahead(-20).context("go before all others")?;
+        let enough = making.leaves_pods().then_some(EACH * load.creates);
+        let outcome = kubelet.ask(client, &makers, enough, load.calls, ASKED.saturating_sub(asked)).await;
+        rustix::process::setpriority_process(None, 0)?;
+        thread::fall_back()?;
+        made += makers.made() - before;
+        asked += begun.elapsed();
+        let left = makers.end()?;
+        outcome?;
+        if making.leaves_pods() {
+            remove_together(client, left, 10).await?;
+            tokio::time::sleep(SETTLED).await;
         }
     }
+    line(format_args!("  {}: {:.1} pods a second", making.label(), number(made) / asked.as_secs_f64()));
+    if kubelet.rounds() < load.calls {
+        line(format_args!("  {} of {} calls of each kind", kubelet.rounds(), load.calls));
+    }
+    Ok(kubelet.rows(&making.label()))
 }
 
 /// The calls, as the rows name them.
@@ -225,53 +187,90 @@ impl Echo {
     }
 }
 
-/// A rival's call that fails is told and not measured.
-async fn measure(client: &mut Client, load: Load, rival: bool, rate: Option<f64>) -> Result<Rows> {
-    let mut all: [Measured; CALLS.len()] = std::array::from_fn(|_| Measured::default());
-    let start = Instant::now();
-    let mut pace = tokio::time::interval(PACE);
-    pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    let (own, mut echo, mut floor) = (Waiting::open()?, Echo::start()?, Vec::new());
-    for round in 0..load.calls {
-        if round >= LEAST && start.elapsed() > ASKED {
-            line(format_args!("  {round} of {} calls of each kind in {} s", load.calls, ASKED.as_secs()));
-            break;
+/// Whoever reads.
+struct Kubelet {
+    /// Pods there are at least.
+    pods: usize,
+    /// A rival's call that fails is told and not measured.
+    rival: bool,
+    own: Waiting,
+    echo: Echo,
+    floor: Vec<f64>,
+    calls: [Measured; CALLS.len()],
+}
+
+impl Kubelet {
+    fn new(pods: usize, rival: bool) -> Result<Self> {
+        let calls = std::array::from_fn(|_| Measured::default());
+        Ok(Self { pods, rival, own: Waiting::open()?, echo: Echo::start()?, floor: Vec::new(), calls })
+    }
+
+    /// How often each call was made.
+    fn rounds(&self) -> usize {
+        self.floor.len()
+    }
+
+    /// Asks until there have been so many rounds, or enough pods were made, or for so long but at least [`LEAST`] rounds.
+    async fn ask(
+        &mut self,
+        client: &mut Client,
+        makers: &Makers,
+        enough: Option<usize>,
+        rounds: usize,
+        longest: Duration,
+    ) -> Result<()> {
+        let start = Instant::now();
+        let mut pace = tokio::time::interval(PACE);
+        pace.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        while self.rounds() < rounds
+            && enough.is_none_or(|enough| makers.made() < enough)
+            && (self.rounds() < LEAST || start.elapsed() < longest)
+        {
+            pace.tick().await;
+            self.round(client).await?;
         }
-        pace.tick().await;
-        floor.push(echo.call()?);
-        for (which, measured) in all.iter_mut().enumerate() {
-            let (before, begun) = (own.milliseconds()?, Instant::now());
+        Ok(())
+    }
+
+    /// Each call once.
+    async fn round(&mut self, client: &mut Client) -> Result<()> {
+        self.floor.push(self.echo.call()?);
+        for (which, measured) in self.calls.iter_mut().enumerate() {
+            let (before, begun) = (self.own.milliseconds()?, Instant::now());
             let outcome = read(client, which).await;
-            let (took, waited) = (milliseconds(begun), own.milliseconds()? - before);
+            let (took, waited) = (milliseconds(begun), self.own.milliseconds()? - before);
             match outcome {
                 Ok(found) => {
-                    ensure!(found >= load.pods || CALLS[which] == "Status", "only {found} of {}", load.pods);
+                    ensure!(found >= self.pods || CALLS[which] == "Status", "only {found} of {}", self.pods);
                     measured.took.push(took);
                     measured.waited.push(waited);
                 }
-                Err(error) if rival => measured.failures.push(format!("{error:#}")),
+                Err(error) if self.rival => measured.failures.push(format!("{error:#}")),
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
-    let load =
-        rate.map_or_else(|| "under load: ms".to_owned(), |rate| format!("at {rate} pods a second: ms"));
-    let row = |(call, measured): (&&str, Measured)| {
-        if let Some(first) = measured.failures.first() {
-            let first: String = first.chars().take(200).collect();
-            line(format_args!("  {call}: {} calls failed: {first}", measured.failures.len()));
-        }
-        if !measured.waited.is_empty() {
-            let waited = measured.waited.quantile(0.99);
-            line(format_args!(
-                "  {call}: the client waited for a processor, 99th percentile: {waited:.2} ms"
-            ));
-        }
-        (format!("{call} {load}"), measured.took)
-    };
-    let mut rows: Rows = CALLS.iter().zip(all).map(row).collect();
-    rows.push((format!("{FLOOR} {load}"), floor));
-    Ok(rows)
+
+    /// What was measured, with what is left to say of it.
+    fn rows(self, label: &str) -> Rows {
+        let row = |(call, measured): (&&str, Measured)| {
+            if let Some(first) = measured.failures.first() {
+                let first: String = first.chars().take(200).collect();
+                line(format_args!("  {call}: {} calls failed: {first}", measured.failures.len()));
+            }
+            if !measured.waited.is_empty() {
+                let waited = measured.waited.quantile(0.99);
+                line(format_args!(
+                    "  {call}: the client waited for a processor, 99th percentile: {waited:.2} ms"
+                ));
+            }
+            (format!("{call} {label}"), measured.took)
+        };
+        let mut rows: Rows = CALLS.iter().zip(self.calls).map(row).collect();
+        rows.push((format!("{FLOOR} {label}"), self.floor));
+        rows
+    }
 }
 
 /// How long the thread that opened it has been ready to run without a processor, as the scheduler counts it.

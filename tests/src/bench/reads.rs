@@ -62,7 +62,7 @@ const LEAST: usize = 10;
 
 /// Pods that are made in one go, for each client, before all of them are removed.
 const EACH: usize = 2;
-/// What pods that go by the hundred leave to be done in the background is done by then.
+/// What pods that go by the hundred leave to be done in the background is done by then, and whoever asks is no newcomer.
 const SETTLED: Duration = Duration::from_secs(2);
 
 /// What the 99th percentile of reads may be while creates run, in milliseconds.
@@ -117,6 +117,7 @@ async fn under(contender: &Contender, client: &mut Client, load: Load, making: M
     let mut kubelet = Kubelet::new(load.pods, contender.rival())?;
     let (mut asked, mut made) = (Duration::ZERO, 0);
     while kubelet.rounds() < load.calls && (kubelet.rounds() < LEAST || asked < ASKED) {
+        kubelet.settle(client).await?;
         // On a thread of their own: whoever reads must wait for the runtime alone, not for other clients.
         let makers = Makers::start(contender, making, load.creates);
         makers.at_work().await;
@@ -131,10 +132,7 @@ async fn under(contender: &Contender, client: &mut Client, load: Load, making: M
         asked += begun.elapsed();
         let left = makers.end()?;
         outcome?;
-        if making.leaves_pods() {
-            remove_together(client, left, 10).await?;
-            tokio::time::sleep(SETTLED).await;
-        }
+        remove_together(client, left, 10).await?;
     }
     line(format_args!("  {}: {:.1} pods a second", making.label(), number(made) / asked.as_secs_f64()));
     if kubelet.rounds() < load.calls {
@@ -208,6 +206,22 @@ impl Kubelet {
     /// How often each call was made.
     fn rounds(&self) -> usize {
         self.floor.len()
+    }
+
+    /// Asks as it does later on, until what was there before is over: nothing of that is measured.
+    async fn settle(&self, client: &mut Client) -> Result<()> {
+        let start = Instant::now();
+        let mut pace = tokio::time::interval(PACE);
+        while start.elapsed() < SETTLED {
+            pace.tick().await;
+            for which in 0..CALLS.len() {
+                match read(client, which).await {
+                    Err(error) if !self.rival => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Asks until there have been so many rounds, or enough pods were made, or for so long but at least [`LEAST`] rounds.

@@ -1,7 +1,9 @@
 //! Statistics: one pass per cgroup, through readers that stay open.
 //!
 //! A call for one pod or container takes its readings itself. A call for all of them is answered from the last readings that were shared;
-//! what is missing there the [`sampler`] reads first. [`meter`] holds what both read with.
+//! what is missing there the [`sampler`] reads first. While calls come so fast that it reads ahead, they do not wait for it: what has just
+//! changed, or everything if the node is too busy, is shown with the numbers that were read last, or without any. [`meter`] holds what
+//! both read with.
 
 mod meter;
 mod sampler;
@@ -9,12 +11,11 @@ mod sampler;
 mod tests;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 pub(crate) use meter::{Meter, News};
 use sampler::{Board, Sampler};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
 
 use crate::api::{
     CgroupStats, ContainerState, ContainerStats, ContainerView, Detail, PodState, PodStats, Reading,
@@ -23,10 +24,6 @@ use crate::api::{
 use crate::engine::{blocking, network_error};
 use crate::pod::Snapshot;
 use crate::{Engine, Error};
-
-/// How long a call for all readings waits, while they are read ahead, for what is missing: of pods and containers that have just changed,
-/// or of all when the node is too busy for that. It then shows them with the numbers that were read last, or without any.
-const PATIENCE: Duration = Duration::from_millis(2);
 
 /// How the sampler makes readings of some things.
 type Measure<T, S> = fn(&mut Sampler, &Arc<Engine>, &[T], Detail) -> Vec<Arc<S>>;
@@ -43,7 +40,8 @@ impl Engine {
         .await
     }
 
-    /// Statistics of all containers, none older than a second; one that vanishes meanwhile is left out. See [`PATIENCE`].
+    /// Statistics of all containers, none older than a second unless they are read ahead and the node is too busy for that; one that
+    /// vanishes meanwhile is left out.
     pub async fn all_container_stats(self: &Arc<Self>) -> Vec<Arc<ContainerStats>> {
         let detail = Detail::Statistics;
         let ahead = self.meter.called(detail);
@@ -86,8 +84,7 @@ impl Engine {
         .await
     }
 
-    /// Statistics of all ready pods, none older than a second, with so much detail or more; one that vanishes meanwhile is left out. See
-    /// [`PATIENCE`].
+    /// Statistics of all ready pods, with so much detail or more; else as [`Self::all_container_stats`].
     pub async fn all_pod_stats(self: &Arc<Self>, detail: Detail) -> Vec<Arc<PodStats>> {
         let ahead = self.meter.called(detail);
         let (board, now) = (self.meter.board(), Instant::now());
@@ -112,7 +109,7 @@ impl Engine {
         self.meter.render_with(Box::new(render));
     }
 
-    /// What the sampler makes of these, at once. If it reads `ahead` and does not come to it in time: the `last` that is known of them.
+    /// What the sampler makes of these, at once; if it reads `ahead`, or cannot, the `last` that is known of them.
     async fn sampled<T: Clone + Send + 'static, S: Send + Sync + 'static>(
         self: &Arc<Self>,
         missing: Vec<T>,
@@ -121,8 +118,9 @@ impl Engine {
         measure: Measure<T, S>,
         last: impl Fn(&T) -> Option<Arc<S>>,
     ) -> Vec<Arc<S>> {
-        if missing.is_empty() {
-            return Vec::new();
+        let last = |missing: &[T]| missing.iter().filter_map(&last).collect();
+        if ahead || missing.is_empty() {
+            return last(&missing);
         }
         let (done, all) = oneshot::channel();
         let wanted = missing.clone();
@@ -133,11 +131,7 @@ impl Engine {
             tracing::warn!(%error, "no statistics: no thread to read them");
             return Vec::new();
         }
-        let patience = if ahead { PATIENCE } else { Duration::MAX };
-        match timeout(patience, all).await {
-            Ok(Ok(all)) => all,
-            _ => missing.iter().filter_map(last).collect(),
-        }
+        all.await.unwrap_or_else(|_| last(&missing))
     }
 
     /// A reading of a container, and its writable layer as it was measured last or, if that was never or long ago, now.

@@ -2,9 +2,9 @@
 //!
 //! A node asks for the same numbers from several sides (kubelet, crictl, a metrics agent), and asks again and again. What was read for
 //! one call is shared with those that come within a second ([`Board`]). When calls come fast one after the other, everything is read in the
-//! background twice in that time, and a pod that changes is read at once ([`super::News`]), so that a call finds it there; what is missing
-//! all the same a caller waits for, but not long ([`super::PATIENCE`]). The thread is there while somebody asks, and a node that asks
-//! every ten seconds never has it read ahead.
+//! background twice in that time, and a pod that changes is read at once ([`super::News`]), so that a call finds it there; for what is
+//! missing all the same nobody waits. The thread is there while somebody asks, and a node that asks every ten seconds never has it read
+//! ahead.
 //!
 //! Nothing it waits for is held by a job for longer than a lookup: what a writable layer takes is measured by another thread.
 

@@ -140,7 +140,11 @@ pub(super) fn labels(process: &Process) -> Result<Vec<Label>, Error> {
         Some(profile) => vec![lsm::of_profile(profile)?],
     };
     if let Some(text) = process.selinux_label().as_deref().filter(|text| !text.is_empty()) {
-        labels.extend(lsm::of_context(&selinux::named(&Place::default(), "selinuxLabel", text)?));
+        let label = selinux::named(&Place::default(), "selinuxLabel", text)?.ok_or_else(|| {
+            let why = format!("selinuxLabel: \"{text}\" is a label of SELinux, which is not on on this node");
+            Error::new(Kind::FailedPrecondition, why)
+        })?;
+        labels.extend(lsm::of_context(&label));
     }
     Ok(labels)
 }
@@ -151,12 +155,9 @@ pub(super) fn mount_label(spec: &Spec) -> Result<Vec<u8>, Error> {
     if label.is_empty() {
         return Ok(Vec::new());
     }
-    match selinux::named(&Place::default(), "linux.mountLabel", label) {
-        Ok(label) => Ok(label.to_string().into_bytes()),
-        // Where SELinux is off no file has a label, and nobody looks for one.
-        Err(e) if e.kind() == Kind::FailedPrecondition => Ok(Vec::new()),
-        Err(e) => Err(e),
-    }
+    // Where SELinux is off no file has a label, and nobody looks for one.
+    let label = selinux::named(&Place::default(), "linux.mountLabel", label)?;
+    Ok(label.map(String::from).unwrap_or_default().into_bytes())
 }
 
 /// What has to hold of a process.
@@ -210,6 +211,11 @@ mod tests {
         assert!(refused(&process(r#""cwd":"a","args":["x"]"#)).contains("not absolute"));
         let label = process(r#""cwd":"/","args":["x"],"selinuxLabel":"x""#);
         assert_eq!(refused(&label), "process: selinuxLabel: \"x\" is not user:role:type[:level]");
+        if !Path::new("/sys/fs/selinux/enforce").exists() {
+            let label = process(r#""cwd":"/","args":["x"],"selinuxLabel":"u:r:t""#);
+            let off = "process: selinuxLabel: \"u:r:t\" is a label of SELinux, which is not on on this node";
+            assert_eq!(refused(&label), off);
+        }
         spec(&process(r#""cwd":"/","args":["x"]"#)).unwrap();
     }
 

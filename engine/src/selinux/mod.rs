@@ -47,15 +47,12 @@ pub fn image_label(place: &Place) -> Result<Option<storage::Label>, Error> {
     Ok(Some(storage::Label { text, apply: relabel::store }))
 }
 
-/// The label that a bundle names in `field`. Fails when SELinux is off, or its policy does not know the label.
-pub(crate) fn named(place: &Place, field: &str, text: &str) -> Result<Context, Error> {
+/// The label that a bundle names in `field`; `None`: SELinux is off. Fails when its policy does not know the label.
+pub(crate) fn named(place: &Place, field: &str, text: &str) -> Result<Option<Context>, Error> {
     let label: Context = text.parse().map_err(|why| Error::invalid(field, format!("\"{text}\" {why}")))?;
-    let Some(kernel) = Kernel::probe(&place.0) else {
-        let why = format!("{field}: \"{text}\" is a label of SELinux, which is not on on this node");
-        return Err(Error::new(Kind::FailedPrecondition, why));
-    };
+    let Some(kernel) = Kernel::probe(&place.0) else { return Ok(None) };
     match kernel.knows(&label) {
-        Ok(true) => Ok(label),
+        Ok(true) => Ok(Some(label)),
         Ok(false) => Err(Error::invalid(field, format!("the policy does not know \"{label}\""))),
         Err(e) => Err(unanswered(&label, e)),
     }

@@ -52,10 +52,6 @@ impl Engine {
             for (id, container) in &snapshot.containers {
                 match board.container(id, container, now, detail) {
                     Some(stats) => found.push(stats.clone()),
-                    // There is nothing to read.
-                    None if ahead && container.state != ContainerState::Running => {
-                        found.push(last_of_container(&board, id, container));
-                    }
                     None => missing.push((snapshot.clone(), id.clone())),
                 }
             }

@@ -19,7 +19,7 @@ use crate::suites::wait;
 /// Values of each latency in each step, on the way up and again on the way down.
 const VALUES: usize = 50;
 /// What pods that come or go by the hundred leave to be done in the background is done by then.
-const SETTLED: Duration = Duration::from_secs(2);
+pub(super) const SETTLED: Duration = Duration::from_secs(2);
 
 /// What is measured, then pods on the node and the median in milliseconds.
 pub type Growth = BTreeMap<String, Vec<(usize, f64)>>;

@@ -22,6 +22,7 @@ use k8s_cri::v1 as api;
 use self::makers::{Makers, Making};
 use super::action::{self, milliseconds};
 use super::contender::Contender;
+use super::growth::SETTLED;
 use super::machine::number;
 use super::run::{Results, remove_together, start_together};
 use super::sample::Sample;
@@ -62,8 +63,6 @@ const LEAST: usize = 10;
 
 /// Pods that are made in one go, for each client, before all of them are removed.
 const EACH: usize = 2;
-/// What pods that go by the hundred leave to be done in the background is done by then, and whoever asks is no newcomer.
-const SETTLED: Duration = Duration::from_secs(2);
 
 /// What the 99th percentile of reads may be while creates run, in milliseconds.
 pub const LIMIT: f64 = 5.0;
@@ -208,7 +207,7 @@ impl Kubelet {
         self.floor.len()
     }
 
-    /// Asks as it does later on, until what was there before is over: nothing of that is measured.
+    /// Asks as it does later on, until what was there before is over and it is no newcomer: nothing of that is measured.
     async fn settle(&self, client: &mut Client) -> Result<()> {
         let start = Instant::now();
         let mut pace = tokio::time::interval(PACE);

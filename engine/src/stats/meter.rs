@@ -16,7 +16,6 @@ use crate::api::{CgroupStats, Detail, PodState, Reading};
 use crate::engine::absent_is_fine;
 use crate::exec::cgroup::Reader;
 use crate::pod::Snapshot;
-use crate::sys::thread;
 use crate::{Engine, Error};
 
 /// So many calls in a row, each within [`FRESH`] of the one before, are a flood. A kubelet that asks every ten seconds makes two calls.
@@ -171,7 +170,6 @@ impl Meter {
         }
         let weak = Arc::downgrade(engine);
         let walk = move || {
-            let _ = thread::fall_back();
             for id in due {
                 let Some(engine) = weak.upgrade() else { return };
                 engine.meter.layer(&id, || engine.images.container_usage(&id));

@@ -13,37 +13,43 @@ pub fn unshare(_proof: &SingleThreaded, flags: i32) -> io::Result<()> {
     check(unsafe { libc::unshare(flags) }.into()).map(drop)
 }
 
-/// Makes the calling thread one that runs often and for a short time, and that is ahead of others by `nice` (negative: sooner; nice(2)).
-/// The scheduler then lets it interrupt threads with long slices (since Linux 6.12; before that only `nice` counts). A process that may not
-/// go ahead of others gets the short slices alone. Threads and processes it starts inherit this, unless they [`fall_back`].
-pub fn go_ahead(nice: i32) -> io::Result<()> {
-    /// The shortest slice there is, in nanoseconds.
-    const SHORTEST: u64 = 100_000;
-    match schedule(SHORTEST, Some(nice)) {
-        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => schedule(SHORTEST, None),
+/// Makes the calling thread one that runs before all others: in real time, at the lowest priority of `SCHED_RR` (sched(7)). Where that is not
+/// allowed, it goes ahead of them as far as it may ([`go_ahead`]): a cgroup has no share of real time until it is given one (cpu.rt_runtime_us),
+/// on a kernel with `CONFIG_RT_GROUP_SCHED`. Threads and processes that it starts are like any other (nice 0).
+pub fn go_first() -> io::Result<()> {
+    let first =
+        |now| Scheduling { policy: libc::SCHED_RR.cast_unsigned(), nice: 0, priority: 1, runtime: 0, ..now };
+    match reschedule(first) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => go_ahead(-20),
         other => other,
     }
 }
 
-/// Makes the calling thread one like the process's first again.
-pub fn fall_back() -> io::Result<()> {
-    let first = rustix::process::getpriority_process(Some(rustix::process::getpid()))?;
-    schedule(0, Some(first))
+/// Makes the calling thread one that runs often and for a short time, and that is ahead of others by `nice` (negative: sooner; nice(2)).
+/// The scheduler then lets it interrupt threads with long slices (since Linux 6.12; before that only `nice` counts). A process that may not
+/// go ahead of others gets the short slices alone. Threads and processes that it starts are like any other (nice 0).
+pub fn go_ahead(nice: i32) -> io::Result<()> {
+    /// The shortest slice there is, in nanoseconds.
+    const SHORTEST: u64 = 100_000;
+    let short = |now| Scheduling { runtime: SHORTEST, ..now };
+    match reschedule(|now| Scheduling { nice, ..short(now) }) {
+        Err(e) if e.kind() == io::ErrorKind::PermissionDenied => reschedule(short),
+        other => other,
+    }
 }
 
-/// Sets the slice, in nanoseconds (0: the usual one), and the nice value of the calling thread (sched_setattr(2)). A thread under another
-/// policy than the normal one is left alone: somebody has decided about it.
-fn schedule(slice: u64, nice: Option<i32>) -> io::Result<()> {
+/// Changes how the calling thread is scheduled, and lets nobody inherit that. A thread under another policy than the normal one is left
+/// alone: somebody has decided about it.
+fn reschedule(change: impl Fn(Scheduling) -> Scheduling) -> io::Result<()> {
     const SIZE: u32 = size_of::<Scheduling>() as u32;
-    let mut attributes = Scheduling::default();
+    let mut now = Scheduling::default();
     // SAFETY: the kernel fills at most SIZE bytes of a structure of its own layout, of the calling thread (0).
-    check(unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, SIZE, 0) })?;
-    if attributes.policy != libc::SCHED_OTHER.cast_unsigned() {
+    check(unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut now, SIZE, 0) })?;
+    if now.policy != libc::SCHED_OTHER.cast_unsigned() {
         return Ok(());
     }
-    attributes.runtime = slice;
-    attributes.nice = nice.unwrap_or(attributes.nice);
-    set_scheduling(attributes)
+    let new = change(now);
+    set_scheduling(Scheduling { flags: new.flags | libc::SCHED_FLAG_RESET_ON_FORK as u64, ..new })
 }
 
 /// The kernel's `struct sched_attr`, first version (sched_setattr(2)). Times in nanoseconds.
@@ -274,30 +280,40 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Of the calling thread: the 19th field of its stat file (proc_pid_stat(5)); the second one, its name, is in parentheses.
-    fn nice() -> i32 {
+    /// Policy and nice value of the calling thread: the 41st and the 19th field of its stat file (proc_pid_stat(5)); the second one, its name,
+    /// is in parentheses.
+    fn scheduling() -> (i32, i32) {
         let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
-        stat.rsplit_once(") ").unwrap().1.split(' ').nth(16).unwrap().parse().unwrap()
+        let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
+        (fields[38].parse().unwrap(), fields[16].parse().unwrap())
     }
 
-    #[test]
-    fn a_thread_goes_ahead_alone_and_what_it_starts_can_fall_back() {
-        let here = nice();
+    /// Whether a thread that did that to itself is scheduled like this, and one that it starts like any other.
+    fn alone(go: fn() -> io::Result<()>, expected: &'static [(i32, i32)]) {
+        let here = scheduling();
         std::thread::spawn(move || {
-            go_ahead(-20).unwrap();
-            let ahead = nice();
+            go().unwrap();
+            let ahead = scheduling();
             // Who may not go ahead stays.
-            assert!(ahead == -20 || (ahead == here && !rustix::process::geteuid().is_root()), "{ahead}");
-            let child = std::thread::spawn(move || {
-                assert_eq!(nice(), ahead);
-                fall_back().unwrap();
-                nice()
-            });
-            assert_eq!(child.join().unwrap(), here);
-            assert_eq!(nice(), ahead);
+            assert!(
+                expected.contains(&ahead) || (ahead == here && !rustix::process::geteuid().is_root()),
+                "{ahead:?}"
+            );
+            let started = std::thread::spawn(scheduling).join().unwrap();
+            assert!(started == here || started == (libc::SCHED_OTHER, 0), "{started:?}");
         })
         .join()
         .unwrap();
-        assert_eq!(nice(), here);
+        assert_eq!(scheduling(), here);
+    }
+
+    #[test]
+    fn a_thread_goes_ahead_alone() {
+        alone(|| go_ahead(-20), &[(libc::SCHED_OTHER, -20)]);
+    }
+
+    #[test]
+    fn a_thread_goes_first_alone_in_real_time_or_as_far_as_it_may() {
+        alone(go_first, &[(libc::SCHED_RR, 0), (libc::SCHED_OTHER, -20)]);
     }
 }

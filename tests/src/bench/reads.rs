@@ -3,9 +3,9 @@
 //! Fifty clients make pods, one after the other each, in three ways ([`Making`]). First they make pods and nothing else, so that always
 //! fifty creates run: that is what the limit is for. Then each removes its pod again before it makes the next, as fast as the runtime lets
 //! them: every processor is taken, and a fast runtime has to bear many times the pods of a slow one. Then held to so many pods a second
-//! together, the same for every runtime. Whoever asks does so from a thread that goes before all others (nice -20, and slices short enough
-//! to interrupt theirs), and so does not wait for the pods' own processes; how long it waited for a processor all the same is told, and so
-//! is what the machine takes for the least there can be: [`FLOOR`].
+//! together, the same for every runtime. Whoever asks does so from a thread that goes before all others ([`thread::go_first`]), and so does
+//! not wait for the pods' own processes; how long it waited for a processor all the same is told, and so is what the machine takes for the
+//! least there can be: [`FLOOR`].
 
 mod makers;
 
@@ -15,7 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use engine::sys::thread;
 use k8s_cri::v1 as api;
 
@@ -75,13 +75,25 @@ pub fn all(contenders: &[Contender], load: Load) -> Result<Results> {
     let mut results = Results::new();
     for contender in contenders {
         line(format_args!("{}: {} pods, {} in the making", contender.name, load.pods, load.creates));
-        let rows = wait(Box::pin(reads(contender, load))).with_context(|| contender.name.clone())?;
+        let rows =
+            first(|| wait(Box::pin(reads(contender, load)))).with_context(|| contender.name.clone())?;
         let rates = throughput(contender, load).with_context(|| contender.name.clone())?;
         for (row, values) in rows.into_iter().chain(rates) {
             results.entry(row).or_default().entry(contender.name.clone()).or_default().extend(&values);
         }
     }
     Ok(results)
+}
+
+/// Has it done by a thread that goes before all others: the pods are given all processors, but whoever holds the clock must not wait for
+/// one, for that would be measured as well.
+fn first<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    let run = || {
+        thread::go_first().context("go before all others")?;
+        work()
+    };
+    let done = std::thread::scope(|scope| scope.spawn(run).join());
+    done.map_err(|_| anyhow!("who reads panicked"))?
 }
 
 /// Berth's rows above the limit.
@@ -121,12 +133,8 @@ async fn under(contender: &Contender, client: &mut Client, load: Load, making: M
         let makers = Makers::start(contender, making, load.creates);
         makers.at_work().await;
         let (before, begun) = (makers.made(), Instant::now());
-        // The pods have been given all processors, but whoever holds the clock must not wait for one: that would be measured as well.
-        thread::go_ahead(-20).context("go before all others")?;
         let enough = making.leaves_pods().then_some(EACH * load.creates);
         let outcome = kubelet.ask(client, &makers, enough, load.calls, ASKED.saturating_sub(asked)).await;
-        rustix::process::setpriority_process(None, 0)?;
-        thread::fall_back()?;
         made += makers.made() - before;
         asked += begun.elapsed();
         let left = makers.end()?;
@@ -165,7 +173,7 @@ impl Echo {
     fn start() -> Result<Self> {
         let (near, mut far) = UnixStream::pair()?;
         std::thread::spawn(move || -> Result<()> {
-            thread::go_ahead(-20)?;
+            thread::go_first()?;
             let mut byte = [0];
             loop {
                 far.read_exact(&mut byte)?;

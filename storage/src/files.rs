@@ -2,6 +2,8 @@
 //!
 //! A record is one line `berth <kind> <version> sha256:<hex>` and JSON; the digest is over the JSON.
 
+mod removal;
+
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
@@ -95,10 +97,10 @@ pub(crate) fn spread(path: &Path) {
     }
 }
 
-/// Deletes a directory with all that is in it; absent is fine.
+/// Deletes a directory with all that is in it, whoever made it; absent is fine.
 pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+    match removal::remove(path) {
+        Err(rustix::io::Errno::NOENT) => Ok(()),
         result => result.map_err(FileError::at("delete", path)),
     }
 }

@@ -93,10 +93,8 @@ impl Drop for EndSpool {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0)
-            && error.kind() != std::io::ErrorKind::NotFound
-        {
-            tracing::warn!(path = %self.0.display(), %error, "staging is left over until the next start");
+        if let Err(error) = files::remove(&self.0) {
+            tracing::warn!(%error, "staging is left over until the next start");
         }
     }
 }
@@ -246,7 +244,7 @@ pub(crate) fn keep_blob(blob: &Path, expect: &Expect, staging: &Path) -> Result<
 }
 
 fn clear(directory: &Path) -> Result<(), FileError> {
-    std::fs::remove_dir_all(directory).map_err(FileError::at("clear", directory))?;
+    files::remove(directory)?;
     files::directory(directory)
 }
 

@@ -14,6 +14,10 @@ use crate::layer::entry::{Entry, Kind, Region};
 
 /// Most symlinks followed in one path, as in the kernel (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
+/// Deepest directory: a symlink costs a layer few bytes for thousands of levels, and whoever writes or removes the tree has one open for each.
+const DEPTH_MAX: usize = 1000;
+/// Most directories that no layer describes, which cost a layer next to nothing too.
+const IMPLIED_MAX: usize = 1_000_000;
 
 /// Index of a node in its tree.
 pub(crate) type NodeId = usize;
@@ -70,12 +74,14 @@ pub(crate) struct Hidden {
 pub(crate) struct Tree {
     pub(crate) nodes: Vec<Node>,
     layers: usize,
+    /// Directories that no layer described when they were made.
+    implied: usize,
 }
 
 impl Tree {
     /// The root alone.
     pub(crate) fn new() -> Self {
-        Self { nodes: vec![implied()], layers: 0 }
+        Self { nodes: vec![implied()], layers: 0, implied: 0 }
     }
 
     /// Applies the next layer up.
@@ -255,6 +261,13 @@ impl Tree {
             let children = self.children(here).ok_or("a parent of it is not a directory")?;
             match children.get(name.as_slice()).copied() {
                 None => {
+                    self.implied += 1;
+                    if stack.len() > DEPTH_MAX {
+                        return Err("it is deeper than 1000 directories, symbolic links followed");
+                    }
+                    if self.implied > IMPLIED_MAX {
+                        return Err("the image has more than 1000000 directories that no layer describes");
+                    }
                     self.nodes.push(implied());
                     let id = self.nodes.len() - 1;
                     self.link(here, name.into(), id);

@@ -4,7 +4,7 @@
 //! Safe by construction: the tree has real directories only, so every step goes one component down from a directory descriptor with
 //! `O_NOFOLLOW`, into a directory that this module has just created.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, btree_map};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -81,6 +81,15 @@ struct Unpack<'a> {
     usage: Usage,
 }
 
+/// A directory that is being filled.
+struct Level<'a> {
+    id: NodeId,
+    fd: OwnedFd,
+    path: PathBuf,
+    /// Children whose turn has not come yet.
+    left: btree_map::Iter<'a, Box<[u8]>, NodeId>,
+}
+
 /// Nodes that have more than one name.
 fn shared(tree: &Tree) -> HashMap<NodeId, Option<PathBuf>> {
     let (mut seen, mut shared) = (HashSet::new(), HashMap::new());
@@ -119,11 +128,30 @@ fn needed(tree: &Tree, number: usize, hidden: &Hidden) -> HashSet<NodeId> {
     needed
 }
 
-impl Unpack<'_> {
+impl<'a> Unpack<'a> {
     fn top(mut self, into: &Path) -> Result<Usage, SnapshotError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let top = fs::open(into, flags, Mode::empty()).map_err(FileError::at("open", into))?;
-        self.directory(0, &top, into)?;
+        // No recursion: an image's tree may be deeper than a stack.
+        let mut levels = vec![self.level(0, top, into.to_owned())];
+        while let Some(here) = levels.last_mut() {
+            let Some((name, child)) = here.left.next() else {
+                if let Some(done) = levels.pop() {
+                    self.complete(&done)?;
+                }
+                continue;
+            };
+            if !self.wanted(*child) {
+                continue;
+            }
+            let path = here.path.join(os(name));
+            if self.tree.children(*child).is_some() {
+                let fd = new_directory(&here.fd, name, &path)?;
+                levels.push(self.level(*child, fd, path));
+            } else {
+                self.node(*child, &here.fd, name, &path)?;
+            }
+        }
         Ok(self.usage)
     }
 
@@ -141,42 +169,34 @@ impl Unpack<'_> {
         self.only.is_none_or(|number| self.tree.nodes[id].layer == number) || self.needed.contains(&id)
     }
 
-    /// Fills an open, new directory, then gives it its attributes.
-    fn directory(&mut self, id: NodeId, fd: &OwnedFd, path: &Path) -> Result<(), SnapshotError> {
-        let tree = self.tree;
-        let children = tree.children(id).into_iter().flatten();
-        for (name, child) in children {
-            if self.wanted(*child) {
-                let path = path.join(os(name));
-                self.node(*child, fd, name, &path)?;
-            }
-        }
-        for name in self.hidden.remove(&id).unwrap_or_default() {
+    fn level(&self, id: NodeId, fd: OwnedFd, path: PathBuf) -> Level<'a> {
+        let left = self.tree.children(id).map(BTreeMap::iter).unwrap_or_default();
+        Level { id, fd, path, left }
+    }
+
+    /// Gives a directory whose children are there its whiteouts and its attributes.
+    fn complete(&mut self, Level { id, fd, path, .. }: &Level<'_>) -> Result<(), SnapshotError> {
+        for name in self.hidden.remove(id).unwrap_or_default() {
             let at = path.join(os(&name));
             fs::mknodat(fd, &*name, FileType::CharacterDevice, Mode::empty(), 0)
                 .map_err(FileError::at("create whiteout", at))?;
             self.usage.inodes += 1;
         }
-        if self.opaque.contains(&id) {
+        if self.opaque.contains(id) {
             fsetxattr(fd, "trusted.overlay.opaque", b"y", XattrFlags::empty())
                 .map_err(FileError::at("mark as opaque", path))?;
         }
-        attributes(&tree.nodes[id], fd.as_fd(), path)?;
+        attributes(&self.tree.nodes[*id], fd.as_fd(), path)?;
         self.count(fd, path)
     }
 
+    /// Makes what is no directory.
     fn node(&mut self, id: NodeId, parent: &OwnedFd, name: &[u8], path: &Path) -> Result<(), SnapshotError> {
         let node = &self.tree.nodes[id];
         if let Some(Some(first)) = self.links.get(&id) {
             // Every component of that path is a directory we made, in a place nobody else knows.
             fs::linkat(CWD, first, parent, name, AtFlags::empty()).map_err(FileError::at("link", path))?;
             return Ok(());
-        }
-        if matches!(node.body, Body::Directory(_)) {
-            fs::mkdirat(parent, name, Mode::RWXU).map_err(FileError::at("create", path))?;
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let fd = fs::openat(parent, name, flags, Mode::empty()).map_err(FileError::at("open", path))?;
-            return self.directory(id, &fd, path);
         }
         let special = |kind, device| {
             fs::mknodat(parent, name, kind, Mode::RUSR, device).map_err(FileError::at("create", path))
@@ -238,6 +258,12 @@ impl Unpack<'_> {
         self.usage.inodes += 1;
         Ok(())
     }
+}
+
+fn new_directory(parent: &OwnedFd, name: &[u8], path: &Path) -> Result<OwnedFd, FileError> {
+    fs::mkdirat(parent, name, Mode::RWXU).map_err(FileError::at("create", path))?;
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    fs::openat(parent, name, flags, Mode::empty()).map_err(FileError::at("open", path))
 }
 
 fn os(name: &[u8]) -> &std::ffi::OsStr {

@@ -217,6 +217,12 @@ fn containers(report: &mut Report, node: &Node) {
         });
     }
     report.case("a request for what is not there says so", || wait(absent(node)));
+    report.case("a container that nests directories deeper than any stack is removed", || {
+        wait(nested(node, &pod, &config))?;
+        shell::eventually("the trash is empty", 60, || {
+            Ok(fs::read_dir(node.dir.join("root/trash"))?.next().is_none().then_some(()))
+        })
+    });
     report.case("the pod of the refused containers goes away", || {
         wait(async { Ok(node.client().await?.remove_pod(&pod).await?) })
     });
@@ -250,6 +256,25 @@ async fn attempt(
     refused(outcome, codes, names)?;
     let listed = client.runtime.list_containers(api::ListContainersRequest::default()).await?.into_inner();
     ensure!(listed.containers.is_empty(), "{:?}", listed.containers);
+    Ok(())
+}
+
+/// Nests 20,000 directories in the container's writable layer, and removes the container.
+async fn nested(node: &Node, pod: &str, config: &api::PodSandboxConfig) -> Result<()> {
+    // Each round puts what there is at the bottom of 500 more; no path is too long.
+    const SCRIPT: &str = "deep=$(for i in $(seq 500); do printf d/; done); cd /tmp; mkdir nest
+        for i in $(seq 40); do mkdir -p new/$deep && mv nest new/$deep && mv new nest || exit 1; done; echo nested";
+    let mut client = node.client().await?;
+    let spec = client::container("nested", BUSYBOX, &["sh", "-c", "exec sleep 1000"]);
+    let container = client.create(pod, &spec, config).await?;
+    client.start(&container).await?;
+    let output = client.exec(&container, &["sh", "-c", SCRIPT]).await?;
+    ensure!(output.stdout == b"nested\n", "{output:?}");
+    client
+        .runtime
+        .stop_container(api::StopContainerRequest { container_id: container.clone(), timeout: 0 })
+        .await?;
+    client.runtime.remove_container(api::RemoveContainerRequest { container_id: container }).await?;
     Ok(())
 }
 

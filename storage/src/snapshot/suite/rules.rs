@@ -86,6 +86,18 @@ fn of_two_entries_with_one_path_the_last_wins() {
 }
 
 #[test]
+fn no_symlink_makes_a_tree_deeper_than_a_thousand_directories_and_that_deep_it_is_fine() {
+    // Each of 25 links leads 40 directories further.
+    let links = |tar: Tar, link: usize| {
+        let before = if link == 0 { String::new() } else { format!("link{}/", link - 1) };
+        tar.symlink(&format!("link{link}"), &(before + &"t/".repeat(40)))
+    };
+    let through = |last: &str| (0..25).fold(Tar::new(), links).file(&format!("link24/{last}"), b"1");
+    assert_eq!(data(&show(&[through("x")]), &format!("/{}x", "t/".repeat(1000))), b"1");
+    assert!(refused(&[through("t/x")]).contains("deeper than 1000 directories"));
+}
+
+#[test]
 fn an_implied_directory_keeps_the_attributes_the_layers_below_gave_it() {
     let dir = Entry { kind: b'5', name: "d/", mode: 0o2750, uid: 3, gid: 4, ..Entry::default() };
     let shown = show(&[Tar::new().entry(dir), Tar::new().file("d/x", b"1").file("nowhere/x", b"1")]);

@@ -19,6 +19,7 @@ on_every_handler! {
     what_an_administrator_does_to_the_directory_of_cgroups_nobody_else_sees
     the_descriptors_of_a_process_are_0_1_and_2_however_it_is_started
     a_missing_command_is_named
+    an_exec_of_which_only_the_end_matters_says_why_it_was_not_started
     an_exec_runs_inside_the_container
     kill_ends_every_process
     a_container_out_of_memory_is_reported_as_such
@@ -153,6 +154,34 @@ async fn a_missing_command_is_named(on: &Handler) {
         }
         assert!(!cgroup_exists(&cgroup), "a failed start leaves no cgroup");
     }
+    pod.end().await;
+}
+
+async fn an_exec_of_which_only_the_end_matters_says_why_it_was_not_started(on: &Handler) {
+    let mut pod = Pod::on(on).await;
+    let container = pod.container("exec sleep 1000");
+    let (id, spec) = (container.id.clone(), container.spec.clone());
+    pod.start(container).await;
+    let files =
+        |pod: &Pod| fs::read_dir(format!("/proc/{}/fd", pod.connection.supervisor.pid())).unwrap().count();
+    let before = files(&pod);
+    let mut missing = shell("");
+    missing.args = vec!["nosuch".into()];
+    for _ in 0..3 {
+        let error = pod.refused_exec(&id, &spec, &missing).await;
+        assert!(error.contains("nosuch"), "{error}");
+    }
+    // Whoever does not wait for the end costs the others nothing.
+    drop(pod.try_until_end(&id, &spec, &shell("exit 3"), [false, true, true]).await.unwrap());
+    let (exit, out) = pod.exec(&id, &spec, "echo fine; exit 7").await;
+    assert_eq!((exit.code, out.as_str()), (7, "fine\n"));
+    while files(&pod) > before {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    pod.connection.supervisor.kill(&id).await.unwrap();
+    pod.exit(&id).await;
+    let error = pod.refused_exec(&id, &spec, &shell("true")).await;
+    assert!(!on.is_native() || error.contains("not running"), "{error}");
     pod.end().await;
 }
 

@@ -111,6 +111,8 @@ async fn sessions_terminals_and_exit_codes_live_through_it() {
     pod.start(terminal).await;
     let client = pod.connection.supervisor.attach(&id, false, true, false).await.unwrap();
     let session = exec(&pod, &id, &spec, &format!("echo in; {waits}; exit 9")).await;
+    let silent =
+        pod.try_until_end(&id, &spec, &shell(&format!("{waits}; exit 8")), [false; 3]).await.unwrap();
 
     let driver = newer.driver(&pod);
     let before = upgrade(&mut pod, driver).await;
@@ -118,6 +120,7 @@ async fn sessions_terminals_and_exit_codes_live_through_it() {
     pod.connection.supervisor.resize(&terminal_id, None, 101, 51).await.unwrap();
     assert_eq!(pod.exec(&terminal_id, &terminal_spec, "touch /dev/shm/go").await.0.code, 0);
     assert_eq!(session.exit.await.unwrap().code, 9);
+    assert_eq!(silent.exit.await.unwrap().code, 8);
     assert_eq!(pod.exec(&id, &spec, "touch /dev/shm/end").await.0.code, 0);
     assert_eq!(pod.exits([&id, &terminal_id]).await.map(|exit| exit.code), [3, 4]);
     assert_eq!(read_all(session.stdio.stdout.unwrap()).await, "in\n");

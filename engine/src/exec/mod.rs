@@ -199,11 +199,11 @@ pub struct Stdio {
 pub struct Exec {
     /// Id for `resize` and `kill_exec`.
     pub id: u64,
-    /// Pid on the node.
+    /// Pid on the node; 0: it is not known yet.
     pub pid: i32,
     /// Streams, straight to the process.
     pub stdio: Stdio,
-    /// Resolves when the process has ended.
+    /// Resolves when the process has ended, or could not be started.
     pub exit: BoxFuture<'static, Result<Exit, Error>>,
 }
 
@@ -330,6 +330,8 @@ pub struct ExecLaunch<'a> {
     pub stdout: bool,
     /// Standard error.
     pub stderr: bool,
+    /// Only its end matters: whoever asks need not be told when it runs.
+    pub until_end: bool,
 }
 
 /// Where a supervisor keeps things; shared by daemon and supervisor.

@@ -169,6 +169,9 @@ pub(crate) const TREE: u64 = 1 << 11;
 /// The process begins on the node and not in the container: a runtime makes what the request is about, and its process goes on in its
 /// place.
 pub(crate) const OUTSIDE: u64 = 1 << 18;
+/// `Exec`: nobody waits until it runs. The last descriptor is a line for it alone, on which comes what else would be answered: a failure as
+/// the child records it, an `Error`, or the `ExecExited`. In what is said of a pod: the supervisor knows this.
+pub(crate) const LINE: u64 = 1 << 19;
 /// `Has`: a connection to the agent of the plan's seccomp filter, behind the counter of OOM kills.
 pub(crate) const HAS_AGENT: u64 = 1 << 16;
 /// In what is said of a pod: the supervisor takes plans as fields. Older ones take descriptors alone.

@@ -37,7 +37,7 @@ impl Job for ExecSync {
     async fn run(self, engine: Arc<Engine>, cx: Cx) -> Result<ExecOutput, Error> {
         let (pod, container) = engine.container_state(&self.container)?;
         let supervisor = pod.supervisor()?;
-        let wanted = Wanted { stdin: false, stdout: true, stderr: true, tty: false };
+        let wanted = Wanted { stdin: false, stdout: true, stderr: true, tty: false, until_end: true };
         let exec = cx.step("start", streams::start_exec(&pod, &container, &self.command, wanted)).await?;
         let (number, drain) = (exec.id, engine.config().exec_drain);
         let error = tokio::select! {

@@ -2,6 +2,7 @@
 
 mod kept;
 mod launch;
+mod line;
 mod outside;
 
 use std::collections::HashMap;
@@ -20,7 +21,7 @@ use tokio::sync::{mpsc, oneshot};
 pub(super) use self::kept::Kept;
 use super::Node;
 use crate::error::{Error, Kind};
-use crate::exec::wire::{self, Kind as Word, Message, PLAN_FIELDS, STDERR, STDIN, STDOUT, TREE, Tag};
+use crate::exec::wire::{self, Kind as Word, LINE, Message, PLAN_FIELDS, STDERR, STDIN, STDOUT, TREE, Tag};
 use crate::exec::{
     self, Call, Connection, ContainerLaunch, Event, Exec, ExecLaunch, Exit, Process, Started, Stdio,
     Survivor, cgroup, nanos,
@@ -42,6 +43,8 @@ pub(crate) struct Supervisor {
     pid: AtomicI32,
     /// It takes plans as fields of messages.
     plan_fields: AtomicBool,
+    /// It tells of an exec on a line of its own.
+    lines: AtomicBool,
     last_request: AtomicU32,
     last_exec: AtomicU64,
     waiting: Mutex<Waiting>,
@@ -126,6 +129,7 @@ impl Supervisor {
             socket,
             pid: AtomicI32::new(0),
             plan_fields: AtomicBool::new(false),
+            lines: AtomicBool::new(false),
             last_request: AtomicU32::new(1),
             // Unique over restarts of the daemon as well.
             last_exec: AtomicU64::new(nanos(SystemTime::now()).cast_unsigned()),
@@ -246,7 +250,7 @@ impl Supervisor {
         let what = format!("{:?}", message.kind());
         let answer = self.ask(message, time).await?;
         match answer.kind() {
-            Word::Error => Err(self.refused(&answer)),
+            Word::Error => Err(refused(&self.pod, &answer)),
             Word::Ok | Word::Started | Word::Failed => Ok(answer),
             other => Err(Error::new(Kind::Internal, format!("the supervisor answered {other:?} to {what}"))),
         }
@@ -275,16 +279,9 @@ impl Supervisor {
 
     /// Learns from what it says of its pod what it is able to do.
     fn able(&self, pod: &Message) {
-        self.plan_fields.store(pod.get(Tag::Has) & PLAN_FIELDS != 0, Ordering::Relaxed);
-    }
-
-    /// What a supervisor could not do.
-    fn refused(&self, answer: &Message) -> Error {
-        let kind = match answer.int(Tag::Errno) {
-            libc::ENOENT | libc::ESRCH => Kind::NotFound,
-            _ => Kind::Internal,
-        };
-        Error::new(kind, format!("pod {}: {}", self.pod, answer.text(Tag::Message)))
+        let has = pod.get(Tag::Has);
+        self.plan_fields.store(has & PLAN_FIELDS != 0, Ordering::Relaxed);
+        self.lines.store(has & LINE != 0, Ordering::Relaxed);
     }
 
     async fn attach(&self, container: &str, wanted: u64) -> Result<Stdio, Error> {
@@ -340,6 +337,15 @@ impl Supervisor {
         let ended = tokio::time::timeout(CALL_TIME, pidfd.readable()).await;
         ended.map(drop).map_err(|_| self.silent("Shutdown"))
     }
+}
+
+/// What the supervisor of a pod could not do.
+fn refused(pod: &str, answer: &Message) -> Error {
+    let kind = match answer.int(Tag::Errno) {
+        libc::ENOENT | libc::ESRCH => Kind::NotFound,
+        _ => Kind::Internal,
+    };
+    Error::new(kind, format!("pod {pod}: {}", answer.text(Tag::Message)))
 }
 
 /// How a process ended, out of a message.

@@ -32,6 +32,8 @@ pub(crate) struct Wanted {
     pub(crate) stderr: bool,
     /// On a terminal.
     pub(crate) tty: bool,
+    /// Only the end of the process matters.
+    pub(crate) until_end: bool,
 }
 
 impl Engine {
@@ -45,7 +47,7 @@ impl Engine {
         stdout: bool,
         stderr: bool,
     ) -> Result<Session, Error> {
-        let wanted = Wanted { stdin, stdout, stderr, tty };
+        let wanted = Wanted { stdin, stdout, stderr, tty, until_end: false };
         let (pod, container) = self.container_state(id)?;
         let Exec { id: number, stdio, exit, .. } = start_exec(&pod, &container, command, wanted).await?;
         session(&pod, &container, Some(number), wanted, stdio, exit)
@@ -60,7 +62,7 @@ impl Engine {
         stdout: bool,
         stderr: bool,
     ) -> Result<Session, Error> {
-        let wanted = Wanted { stdin, stdout, stderr, tty };
+        let wanted = Wanted { stdin, stdout, stderr, tty, until_end: false };
         let (pod, container) = self.container_state(id)?;
         must_run(&container)?;
         let spec = &container.record.spec;
@@ -112,6 +114,7 @@ pub(crate) async fn start_exec(
         stdin: wanted.stdin,
         stdout: wanted.stdout,
         stderr: wanted.stderr && !wanted.tty,
+        until_end: wanted.until_end,
     };
     pod.supervisor()?.exec(&container.record.id, &process, launch).await
 }

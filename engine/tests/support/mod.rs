@@ -243,16 +243,46 @@ impl Pod {
         id: &str,
         spec: &ContainerSpec,
         process: &Process,
+        streams: [bool; 3],
+    ) -> Result<Exec, engine::Error> {
+        self.exec_as(id, spec, process, streams, false).await
+    }
+
+    /// So too, of which only the end matters: whether it was started is what its exit says.
+    pub async fn try_until_end(
+        &self,
+        id: &str,
+        spec: &ContainerSpec,
+        process: &Process,
+        streams: [bool; 3],
+    ) -> Result<Exec, engine::Error> {
+        self.exec_as(id, spec, process, streams, true).await
+    }
+
+    /// Why such an exec was not started, as one text.
+    pub async fn refused_exec(&self, id: &str, spec: &ContainerSpec, process: &Process) -> String {
+        match self.try_until_end(id, spec, process, [false; 3]).await {
+            Ok(exec) => exec.exit.await.unwrap_err().chain(),
+            Err(e) => e.chain(),
+        }
+    }
+
+    async fn exec_as(
+        &self,
+        id: &str,
+        spec: &ContainerSpec,
+        process: &Process,
         [stdin, stdout, stderr]: [bool; 3],
+        until_end: bool,
     ) -> Result<Exec, engine::Error> {
         let (pod, cgroup) = (&self.spec, &self.cgroup(id));
-        let launch = ExecLaunch { spec, pod, cgroup, selinux: None, stdin, stdout, stderr };
+        let launch = ExecLaunch { spec, pod, cgroup, selinux: None, stdin, stdout, stderr, until_end };
         self.connection.supervisor.exec(id, process, launch).await
     }
 
     /// Runs a command in a container: code and standard output.
     pub async fn exec(&self, id: &str, spec: &ContainerSpec, script: &str) -> (Exit, String) {
-        let exec = self.try_exec(id, spec, &shell(script), [false, true, true]).await;
+        let exec = self.try_until_end(id, spec, &shell(script), [false, true, true]).await;
         let exec = exec.unwrap_or_else(|e| panic!("{}", e.chain()));
         let (out, err) =
             tokio::join!(read_all(exec.stdio.stdout.unwrap()), read_all(exec.stdio.stderr.unwrap()));

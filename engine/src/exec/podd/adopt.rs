@@ -18,8 +18,8 @@ use super::streams::nonblocking;
 use super::{Podd, Process, Source, requests};
 use crate::exec::Exit;
 use crate::exec::wire::{
-    self, HAS_LOG, HAS_OOM, HAS_USER, Kind, LEDGER, Message, PLAN_FIELDS, POD_PID, STAGE_ERR, STAGE_OUT,
-    STDERR, STDIN, STDIN_ONCE, STDOUT, TTY, Tag,
+    self, HAS_LOG, HAS_OOM, HAS_USER, Kind, LEDGER, LINE, Message, PLAN_FIELDS, POD_PID, STAGE_ERR,
+    STAGE_OUT, STDERR, STDIN, STDIN_ONCE, STDOUT, TTY, Tag,
 };
 use crate::native::child::template;
 use crate::sys::{process, thread, trace};
@@ -42,6 +42,7 @@ impl Process {
             (LEDGER, self.log.ledger().map(Ledger::file)),
             (STAGE_OUT, stdout.as_ref().and_then(|o| o.stage.as_ref())),
             (STAGE_ERR, stderr.as_ref().and_then(|o| o.stage.as_ref())),
+            (LINE, self.line.as_ref()),
         ];
         let (mut has, mut fds) = (if self.stdin_once { STDIN_ONCE } else { 0 }, Vec::new());
         fds.extend(self.pidfd.try_clone());
@@ -101,7 +102,7 @@ impl Podd {
         let Ok(mut fds) = copies() else { return message };
         let (has, owned) = self.owned();
         fds.extend(owned);
-        let mut message = message.number(Tag::Has, has | PLAN_FIELDS);
+        let mut message = message.number(Tag::Has, has | PLAN_FIELDS | LINE);
         if !self.label.is_empty() {
             message = message.put(Tag::MountLabel, &self.label);
         }
@@ -159,6 +160,7 @@ impl Podd {
         let (log, oom, terminal, stdin) = (next(HAS_LOG), next(HAS_OOM), next(TTY), next(STDIN));
         let outputs = [next(STDOUT), next(STDERR)];
         let (ledger, stages) = (next(LEDGER), [next(STAGE_OUT), next(STAGE_ERR)]);
+        let line = next(LINE);
         let key = self.new_key();
         let ended = message.all(Tag::Ended).next().is_some();
         if !ended && !process::is_child(pidfd.as_fd()) {
@@ -180,6 +182,7 @@ impl Podd {
             log: Log::new(log),
             outputs: [None, None],
             oom: oom.map(|file| (file, message.get(Tag::OomBefore))),
+            line,
         };
         for (which, (fd, name)) in outputs.into_iter().zip(["stdout", "stderr"]).enumerate() {
             process.outputs[which] = fd.and_then(|fd| {

@@ -1,7 +1,7 @@
 //! Starting processes: read the plan, make pipes, clone, and wait for the child's verdict without blocking.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -32,8 +32,14 @@ struct Ends {
 }
 
 impl Podd {
-    /// Starts a container or an exec; the answer follows when the child has executed its program or failed.
-    pub(super) fn launch(&mut self, connection: u64, mut message: Message) -> Result<(), Refusal> {
+    /// Starts a container or an exec; the answer follows when the child has executed its program or failed. With a `line`, which is taken
+    /// if the child is there, nobody waits for the one, and the child itself tells the other.
+    pub(super) fn launch(
+        &mut self,
+        connection: u64,
+        mut message: Message,
+        line: &mut Option<OwnedFd>,
+    ) -> Result<(), Refusal> {
         let refuse = |what: &'static str| move |e: io::Error| (what, e);
         let has = message.get(Tag::Has);
         let exec = (message.kind() == Kind::Exec).then(|| message.get(Tag::Exec));
@@ -62,29 +68,24 @@ impl Podd {
         } else {
             pipes(has, &mut slots).map_err(refuse("make pipes"))?
         };
-        let (ours, theirs) = channel().map_err(refuse("make a channel"))?;
+        let (ours, theirs) = channel(line.as_ref()).map_err(refuse("make a channel"))?;
         let join = !outside && (exec.is_some() || has & JOIN_PID != 0);
         let joined = self.pid_namespace(&id, join, message.text(Tag::PidOf))?;
-        if let Some(joined) = &joined {
-            thread::setns(joined.as_fd(), libc::CLONE_NEWPID).map_err(refuse("enter the PID namespace"))?;
-        }
-        let cloned = process::clone(&self.proof, message.get(Tag::Flags), cgroup.as_ref().map(AsFd::as_fd));
-        if let Ok(Cloned::Child) = cloned {
-            child::run(&prepared, &self.proof, slots, theirs);
-        }
-        if joined.is_some() {
-            thread::setns(self.own_pid_namespace.as_fd(), libc::CLONE_NEWPID)
-                .map_err(refuse("leave the PID namespace"))?;
-        }
-        let Cloned::Parent { pid, pidfd } = cloned.map_err(refuse("clone"))? else { return Ok(()) };
+        let cgroup = cgroup.as_ref().map(AsFd::as_fd);
+        let (pid, pidfd) = match self.clone_in(joined.as_ref(), message.get(Tag::Flags), cgroup)? {
+            Cloned::Child => child::run(&prepared, &self.proof, slots, theirs),
+            Cloned::Parent { pid, pidfd } => (pid, pidfd),
+        };
         drop((theirs, slots));
         let oom = oom.map(|file| (oom_kills(&file), file)).map(|(before, file)| (file, before));
         let key = self.new_key();
-        let token = self.watch(&ours, Source::Channel(key)).map_err(refuse("watch the child"))?;
         let outside =
             outside.then(|| Outside { outputs: std::mem::take(&mut ends.outputs), ..Outside::default() });
-        let starting =
-            Starting { channel: ours, token, connection, request: message.request(), agent, outside };
+        let starting = ours.map(|channel| {
+            let token = self.watch(&channel, Source::Channel(key))?;
+            Ok(Starting { channel, token, connection, request: message.request(), agent, outside })
+        });
+        let starting = starting.transpose().map_err(refuse("watch the child"))?;
         let mut process = Process {
             key,
             container: id,
@@ -93,7 +94,7 @@ impl Podd {
             pid,
             pidfd,
             started: nanos(std::time::SystemTime::now()),
-            starting: Some(starting),
+            starting,
             exit: None,
             terminal: None,
             stdin: ends.stdin,
@@ -101,6 +102,7 @@ impl Podd {
             log: Log::new(log),
             outputs: [None, None],
             oom,
+            line: line.take(),
         };
         for (which, (fd, name)) in ends.outputs.into_iter().zip(["stdout", "stderr"]).enumerate() {
             process.outputs[which] = fd.and_then(|fd| self.output_of(fd, key, which, name));
@@ -108,6 +110,24 @@ impl Podd {
         process.keep_ledger();
         self.processes.push(process);
         Ok(())
+    }
+
+    /// Clones, into a PID namespace that is there if one is given.
+    fn clone_in(
+        &self,
+        joined: Option<&OwnedFd>,
+        flags: u64,
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<Cloned, Refusal> {
+        if let Some(joined) = joined {
+            thread::setns(joined.as_fd(), libc::CLONE_NEWPID).map_err(|e| ("enter the PID namespace", e))?;
+        }
+        let cloned = process::clone(&self.proof, flags, cgroup);
+        if joined.is_some() && !matches!(cloned, Ok(Cloned::Child)) {
+            thread::setns(self.own_pid_namespace.as_fd(), libc::CLONE_NEWPID)
+                .map_err(|e| ("leave the PID namespace", e))?;
+        }
+        cloned.map_err(|e| ("clone", e))
     }
 
     /// Watches one output of a process.
@@ -298,11 +318,14 @@ fn pipes(has: u64, slots: &mut Vec<OwnedFd>) -> io::Result<Ends> {
     Ok(ends)
 }
 
-/// The channel on which a child reports; execve closes its end.
-fn channel() -> io::Result<(OwnedFd, OwnedFd)> {
+/// The channel on which a child reports; execve closes its end. With a line it reports to whoever waits there, and not to us.
+fn channel(line: Option<&OwnedFd>) -> io::Result<(Option<OwnedFd>, OwnedFd)> {
+    if let Some(line) = line {
+        return Ok((None, line.try_clone()?));
+    }
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     nonblocking(&ours);
-    Ok((ours, theirs))
+    Ok((Some(ours), theirs))
 }
 
 /// The `oom_kill` line of memory.events (v2) or memory.oom_control (v1); 0 once the cgroup is gone.

@@ -41,7 +41,7 @@ use super::wire::{self, Kind, Message, Tag};
 use super::{Exit, nanos};
 use crate::native::listener::Agent;
 use crate::sys::process::{self, SingleThreaded, Told};
-use crate::sys::{footprint, thread, trace};
+use crate::sys::{footprint, socket, thread, trace};
 
 /// Ended containers that are remembered for a daemon that comes back.
 const REMEMBERED: usize = 128;
@@ -99,6 +99,8 @@ struct Process {
     outputs: [Option<Output>; 2],
     /// Counter of OOM kills of the cgroup, and its value at the start.
     oom: Option<(OwnedFd, u64)>,
+    /// Where the end of an exec is told, if not to every daemon.
+    line: Option<OwnedFd>,
 }
 
 /// A process that has not executed its program yet, and who is waiting for it.
@@ -324,7 +326,7 @@ impl Podd {
         process.exit = Some(exit.clone());
         (process.stdin, process.terminal) =
             (None, process.terminal.take().filter(|_| process.exec.is_none()));
-        let (container, exec) = (process.container.clone(), process.exec);
+        let (container, exec, line) = (process.container.clone(), process.exec, process.line.take());
         let message = match exec {
             Some(exec) => {
                 self.processes.retain(|p| p.key != key);
@@ -335,7 +337,12 @@ impl Podd {
                 Message::new(Kind::Exited, 0)
             }
         };
-        self.tell(&requests::describe_exit(message.put(Tag::Container, container.as_bytes()), &exit));
+        let message = requests::describe_exit(message.put(Tag::Container, container.as_bytes()), &exit);
+        match line {
+            // Whoever has gone does not want to know.
+            Some(line) => drop(socket::send(&line, message.bytes(), &[])),
+            None => self.tell(&message),
+        }
         self.forget_oldest();
     }
 

@@ -7,8 +7,8 @@ use rustix::termios::{Winsize, tcsetwinsize};
 
 use super::{Podd, Process, setup};
 use crate::exec::Exit;
-use crate::exec::wire::{self, Kind, Message, TREE, Tag};
-use crate::sys::process;
+use crate::exec::wire::{self, Kind, LINE, Message, TREE, Tag};
+use crate::sys::{process, socket};
 
 /// Adds how a process ended to a message.
 pub(super) fn describe_exit(message: Message, exit: &Exit) -> Message {
@@ -45,10 +45,17 @@ impl Podd {
                 Ok(never) => match never {},
                 Err(e) => Err(wire::error("go on as another program", &e)),
             },
-            Kind::Start | Kind::Exec if self.ready => match self.launch(connection, message) {
-                Ok(()) => return,
-                Err((what, e)) => Err(wire::error(what, &e)),
-            },
+            Kind::Start | Kind::Exec if self.ready => {
+                let has = message.get(Tag::Has);
+                let mut line = if has & LINE != 0 { message.fds.pop() } else { None };
+                match (self.launch(connection, message, &mut line), line) {
+                    (Ok(()), _) => return,
+                    (Err((what, e)), None) => Err(wire::error(what, &e)),
+                    (Err((what, e)), Some(line)) => {
+                        return drop(socket::send(&line, wire::error(what, &e).bytes(), &[]));
+                    }
+                }
+            }
             Kind::Signal => self.signal(&message),
             Kind::Reopen => self.reopen(&mut message),
             Kind::Resize => self.resize(&message),

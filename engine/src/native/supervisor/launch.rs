@@ -15,8 +15,8 @@ use super::super::{Prepared, compile, devices, failure, userns};
 use super::{START_TIME, Supervisor, blocking};
 use crate::error::{Error, Kind};
 use crate::exec::wire::{
-    self, HAS_AGENT, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind as Word, Message, STDIN, STDIN_ONCE, TTY,
-    Tag,
+    self, HAS_AGENT, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind as Word, LINE, Message, STDIN, STDIN_ONCE,
+    TTY, Tag,
 };
 use crate::exec::{ContainerLaunch, Exec, ExecLaunch, Process, Started, Stdio, cgroup};
 use crate::spec::{ContainerSpec, NamespaceMode, Resources};
@@ -191,8 +191,13 @@ impl Supervisor {
         )?;
         let id = self.last_exec.fetch_add(1, Ordering::Relaxed);
         let bit = |on: bool, bit: u64| if on { bit } else { 0 };
-        let has =
-            bit(entrance.v2.is_some(), HAS_CGROUP) | bit(agent.is_some(), HAS_AGENT) | bit(process.tty, TTY);
+        // A terminal and an agent are handed over by the supervisor, which has to hear of them from the child.
+        let alone = launch.until_end && !process.tty && agent.is_none();
+        let (line, theirs) = if alone { self.line()? } else { None }.unzip();
+        let has = bit(entrance.v2.is_some(), HAS_CGROUP)
+            | bit(agent.is_some(), HAS_AGENT)
+            | bit(process.tty, TTY)
+            | bit(line.is_some(), LINE);
         let mut message = Message::new(Word::Exec, 0)
             .put(Tag::Container, container.as_bytes())
             .number(Tag::Exec, id)
@@ -202,6 +207,12 @@ impl Supervisor {
         message.fds.extend(agent.map(|agent| agent.socket));
         message.fds.extend(entrance.tasks);
         let stdio = pipes(streams, &mut message.fds)?;
+        message.fds.extend(theirs);
+        if let Some(line) = line {
+            self.send(&message).await.map_err(|e| self.lost(e))?;
+            let exit = self.end_on(line, plan);
+            return Ok(Exec { id, pid: 0, stdio, exit: Box::pin(exit) });
+        }
         self.run_exec(message, id, stdio, process.tty, |answer| verdict(&plan, answer)).await
     }
 

@@ -1,0 +1,68 @@
+//! Execs of which only the end matters: who waits for it has a line to the supervisor that nobody else listens to, on the thread on which it
+//! waits, and is woken once.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use tokio::io::unix::AsyncFd;
+
+use super::super::child::Failure;
+use super::super::failure;
+use super::{Supervisor, exit, refused};
+use crate::error::{Error, Kind};
+use crate::exec::Exit;
+use crate::exec::wire::{Kind as Word, Message};
+use crate::sys::{self, socket};
+
+/// Our end of a line.
+pub(super) type Line = AsyncFd<OwnedFd>;
+
+impl Supervisor {
+    /// Both ends of a new line, if the supervisor is not too old for it.
+    pub(super) fn line(&self) -> Result<Option<(Line, OwnedFd)>, Error> {
+        if !self.lines.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        let failed = |e| Error::with(Kind::Internal, "make a line to the supervisor", e);
+        let (ours, theirs) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+                .map_err(|e| failed(e.into()))?;
+        Ok(Some((sys::watch(ours).map_err(failed)?, theirs)))
+    }
+
+    /// How the exec ends whose line this is: the first that is said on it.
+    pub(super) fn end_on(
+        &self,
+        line: Line,
+        plan: Vec<u8>,
+    ) -> impl Future<Output = Result<Exit, Error>> + use<> {
+        let pod = self.pod.clone();
+        async move {
+            let gone = || {
+                Error::new(Kind::Unavailable, format!("the supervisor of pod {pod} ended before the exec"))
+            };
+            let said = said(&line).await.map_err(|_| gone())?;
+            if let Some(failed) = Failure::decode(&said) {
+                return Err(failure::explain(&plan, failed));
+            }
+            let message = Message::parse(&said, Vec::new()).ok_or_else(gone)?;
+            match message.kind() {
+                Word::ExecExited => Ok(exit(&message)),
+                _ => Err(refused(&pod, &message)),
+            }
+        }
+    }
+}
+
+/// What is said next on a line.
+async fn said(line: &Line) -> std::io::Result<Vec<u8>> {
+    loop {
+        let mut ready = line.readable().await?;
+        let mut bytes = [0; 4 << 10];
+        if let Ok(length) = ready.try_io(|line| socket::receive(line.get_ref(), &mut bytes, &mut Vec::new()))
+        {
+            return length.map(|length| bytes[..length].to_vec());
+        }
+    }
+}

@@ -1,22 +1,25 @@
 //! CDI, the Container Device Interface: device names resolved to edits of a container.
 //!
-//! Specs are the JSON files of `/etc/cdi` and `/var/run/cdi`, read at each CreateContainer, so that there is nothing to
+//! Specs are the JSON and YAML files of `/etc/cdi` and `/var/run/cdi`, read at each CreateContainer, so that there is nothing to
 //! watch; a later directory overrides an earlier one, two files of one directory that define the same device conflict.
-//! Edits that cannot be honoured (hooks, `intelRdt`, `netDevices`, YAML files) are refused by name when they are needed.
+//! A container asks for devices by its `CDI_devices`, and by annotations, as device plugins did before the CRI had a field.
+//! Hooks and `intelRdt` are for handlers with an OCI runtime of their own; other pods are refused them by name, and all are `netDevices`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use crate::spec::{DeviceNode, DeviceSpec, MountSpec, Propagation};
+use crate::spec::{ContainerSpec, DeviceNode, DeviceSpec, MountSpec, Propagation};
 use crate::{Error, Kind};
 
 /// Directories of specs, the last one wins.
 pub const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
 
+/// What names of annotations begin with whose values are devices, separated by commas (kubelet's device plugin API).
+const ANNOTATION: &str = "cdi.k8s.io/";
 /// A larger file is no spec.
 const LIMIT: u64 = 4 << 20;
 
@@ -32,6 +35,25 @@ pub struct Edits {
     pub mounts: Vec<MountSpec>,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// What an OCI runtime is told.
+    pub runtime: RuntimeEdits,
+}
+
+/// Edits that an OCI runtime carries out, in the spelling of its specification.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RuntimeEdits {
+    /// By the moment they run at (config.md, "POSIX-platform Hooks").
+    pub hooks: BTreeMap<String, Vec<Value>>,
+    /// `linux.intelRdt`.
+    pub intel_rdt: Option<Value>,
+}
+
+impl RuntimeEdits {
+    /// There are none.
+    pub fn is_empty(&self) -> bool {
+        self.hooks.is_empty() && self.intel_rdt.is_none()
+    }
 }
 
 #[derive(Deserialize)]
@@ -57,9 +79,47 @@ struct Raw {
     device_nodes: Vec<Node>,
     mounts: Vec<Bind>,
     additional_gids: Vec<u32>,
-    hooks: Vec<Value>,
+    hooks: Vec<Hook>,
     intel_rdt: Option<Value>,
     net_devices: Vec<Value>,
+}
+
+/// Moments of hooks.
+const MOMENTS: [&str; 6] =
+    ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+
+#[derive(Deserialize)]
+struct Hook {
+    #[serde(rename = "hookName")]
+    moment: String,
+    path: PathBuf,
+    #[serde(default)]
+    args: Vec<String>,
+    #[serde(default)]
+    env: Vec<String>,
+    timeout: Option<u32>,
+}
+
+impl Hook {
+    /// The hook as a runtime reads it, or what of it is wrong.
+    fn document(self) -> Result<(String, Value), String> {
+        if !MOMENTS.contains(&self.moment.as_str()) {
+            return Err(format!("a hook at \"{}\"", self.moment));
+        }
+        if !self.path.is_absolute() {
+            return Err(format!("a hook whose path \"{}\" is not absolute", self.path.display()));
+        }
+        let mut hook = json!({ "path": self.path });
+        for (key, list) in [("args", self.args), ("env", self.env)] {
+            if !list.is_empty() {
+                hook[key] = list.into();
+            }
+        }
+        if let Some(timeout) = self.timeout {
+            hook["timeout"] = timeout.into();
+        }
+        Ok((self.moment, hook))
+    }
 }
 
 #[derive(Deserialize)]
@@ -133,22 +193,48 @@ impl Bind {
     }
 }
 
-/// The edits of fully qualified devices (`vendor.com/class=name`), in order; those of a whole spec count once.
-pub fn resolve(directories: &[PathBuf], names: &[String]) -> Result<Edits, Error> {
+/// A device that a container asks for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Wanted {
+    /// Where it does so.
+    pub field: String,
+    /// Fully qualified: `vendor.com/class=name`.
+    pub name: String,
+}
+
+impl Wanted {
+    /// All devices of a container, each once: those of the field first.
+    pub fn of(spec: &ContainerSpec) -> Vec<Self> {
+        let mut all: Vec<Self> = Vec::new();
+        let mut add = |field: &str, name: &str| {
+            if all.iter().all(|one| one.name != name) {
+                all.push(Self { field: field.to_owned(), name: name.to_owned() });
+            }
+        };
+        spec.cdi_devices.iter().for_each(|name| add("CDI_devices", name));
+        for (key, value) in spec.annotations.iter().filter(|(key, _)| key.starts_with(ANNOTATION)) {
+            value.split(',').for_each(|name| add(&format!("annotations[\"{key}\"]"), name));
+        }
+        all
+    }
+}
+
+/// The edits of devices, in order; those of a whole spec count once. `runtime`: there is one to carry out what takes one.
+pub fn resolve(directories: &[PathBuf], devices: &[Wanted], runtime: bool) -> Result<Edits, Error> {
     let mut edits = Edits::default();
     let mut whole = BTreeSet::new();
-    for name in names {
-        let (path, file, device) = find(directories, name)?;
+    for wanted in devices {
+        let (path, file, device) = find(directories, wanted)?;
         if whole.insert(path.clone()) {
-            edits.add(&path, file.edits)?;
+            edits.add(&path, file.edits, runtime)?;
         }
-        edits.add(&path, device)?;
+        edits.add(&path, device, runtime)?;
     }
     Ok(edits)
 }
 
-fn find(directories: &[PathBuf], name: &str) -> Result<(PathBuf, File, Raw), Error> {
-    let refuse = |why: String| Error::invalid("CDI_devices", why);
+fn find(directories: &[PathBuf], Wanted { field, name }: &Wanted) -> Result<(PathBuf, File, Raw), Error> {
+    let refuse = |why: String| Error::invalid(field, why);
     let Some((kind, wanted)) = name.split_once('=') else {
         return Err(refuse(format!("\"{name}\" is not vendor/class=name")));
     };
@@ -157,15 +243,14 @@ fn find(directories: &[PathBuf], name: &str) -> Result<(PathBuf, File, Raw), Err
         let mut found = Vec::new();
         for entry in crate::journal::file::names(directory)? {
             let path = directory.join(&entry);
-            match path.extension().and_then(|e| e.to_str()) {
-                Some("json") => {}
-                Some("yaml" | "yml") => {
-                    skipped.push(path.display().to_string());
-                    continue;
-                }
+            let read = match path.extension().and_then(|e| e.to_str()) {
+                Some("json") => read(&path, |text| Ok(serde_json::from_slice(text)?)),
+                Some("yaml" | "yml") => read(&path, |text| {
+                    Ok(serde_saphyr::from_slice(text).map_err(|e| e.without_snippet().to_string())?)
+                }),
                 _ => continue,
-            }
-            let mut file = match read(&path) {
+            };
+            let mut file = match read {
                 Ok(file) => file,
                 // A broken file of one vendor is no reason to refuse another's devices.
                 Err(error) => {
@@ -191,31 +276,43 @@ fn find(directories: &[PathBuf], name: &str) -> Result<(PathBuf, File, Raw), Err
     let places: Vec<String> = directories.iter().map(|d| d.display().to_string()).collect();
     let mut why = format!("no device \"{name}\" in {}", places.join(", "));
     if !skipped.is_empty() {
-        why.push_str(&format!(" (only JSON is read; not read: {})", skipped.join(", ")));
+        why.push_str(&format!(" (not read: {})", skipped.join(", ")));
     }
     Err(refuse(why))
 }
 
-fn read(path: &Path) -> Result<File, Error> {
+type Parsed = Result<File, Box<dyn std::error::Error + Send + Sync>>;
+
+fn read(path: &Path, parse: impl Fn(&[u8]) -> Parsed) -> Result<File, Error> {
     let failed = |e| Error::with(Kind::FailedPrecondition, path.display().to_string(), e);
     let mut text = Vec::new();
     let file = std::fs::File::open(path).and_then(|file| file.take(LIMIT).read_to_end(&mut text));
     file.map_err(failed)?;
-    serde_json::from_slice(&text).map_err(|e| failed(e.into()))
+    parse(&text).map_err(|e| failed(std::io::Error::other(e)))
 }
 
 impl Edits {
-    fn add(&mut self, path: &Path, raw: Raw) -> Result<(), Error> {
+    fn add(&mut self, path: &Path, raw: Raw, runtime: bool) -> Result<(), Error> {
         let refuse = |what: &str| {
             let why = format!("CDI_devices: {} asks for {what}, which is not built yet", path.display());
             Err(Error::new(Kind::Unimplemented, why))
         };
-        if !raw.hooks.is_empty() {
-            return refuse("hooks");
+        for (asked, what) in [(!raw.hooks.is_empty(), "hooks"), (raw.intel_rdt.is_some(), "intelRdt")] {
+            if asked && !runtime {
+                let path = path.display();
+                let why = format!(
+                    "CDI_devices: {path} asks for {what}, which the pod's handler cannot do: it has no OCI runtime"
+                );
+                return Err(Error::new(Kind::Unimplemented, why));
+            }
         }
-        if raw.intel_rdt.is_some() {
-            return refuse("intelRdt");
+        for hook in raw.hooks {
+            match hook.document() {
+                Ok((moment, hook)) => self.runtime.hooks.entry(moment).or_default().push(hook),
+                Err(what) => return refuse(&what),
+            }
         }
+        self.runtime.intel_rdt = raw.intel_rdt.or(self.runtime.intel_rdt.take());
         if !raw.net_devices.is_empty() {
             return refuse("netDevices");
         }
@@ -251,6 +348,14 @@ mod tests {
         dirs
     }
 
+    /// By the container's field.
+    fn wanted(names: &[&str]) -> Vec<Wanted> {
+        Wanted::of(&ContainerSpec {
+            cdi_devices: names.iter().map(ToString::to_string).collect(),
+            ..ContainerSpec::default()
+        })
+    }
+
     fn spec(value: &str, edits: &str) -> String {
         format!(
             r#"{{"cdiVersion":"0.6.0","kind":"v.com/gpu","containerEdits":{{"env":["ALL=1"]}},
@@ -264,7 +369,7 @@ mod tests {
         let more = r#","deviceNodes":[{"path":"/dev/gpu0","hostPath":"/dev/null","permissions":"rw"}],
             "mounts":[{"hostPath":"/usr","containerPath":"/opt","options":["ro","nosuid","bind"]}],"additionalGids":[44]"#;
         let dirs = directories(&node, &[("etc/v.json", &spec("a", more)), ("etc/broken.json", "{")]);
-        let edits = resolve(&dirs, &["v.com/gpu=0".into(), "v.com/gpu=1".into()]).unwrap();
+        let edits = resolve(&dirs, &wanted(&["v.com/gpu=0", "v.com/gpu=1"]), false).unwrap();
         assert_eq!((edits.env, edits.groups), (vec!["ALL=1".into(), "ONE=a".into()], vec![44]));
         assert_eq!(
             (edits.devices[0].permissions.as_str(), edits.devices[0].container_path.as_str()),
@@ -274,13 +379,43 @@ mod tests {
     }
 
     #[test]
+    fn a_spec_may_be_yaml() {
+        const YAML: &str = "cdiVersion: 0.6.0\nkind: y.com/gpu\ncontainerEdits:\n  env:\n  - ALL=1\ndevices:\n- name: all\n  containerEdits:\n    \
+            deviceNodes:\n    - path: /dev/gpu0\n      hostPath: /dev/null\n      permissions: rw\n      fileMode: 432\n";
+        let node = Node::new();
+        let dirs = directories(&node, &[("etc/y.yaml", YAML)]);
+        let edits = resolve(&dirs, &wanted(&["y.com/gpu=all"]), false).unwrap();
+        assert_eq!((edits.env, edits.devices[0].node.mode), (vec!["ALL=1".into()], Some(0o660)));
+    }
+
+    #[test]
+    fn devices_of_annotations_come_behind_those_of_the_field_and_each_once() {
+        let mut spec = ContainerSpec { cdi_devices: vec!["v.com/gpu=0".into()], ..ContainerSpec::default() };
+        for (key, value) in [
+            ("cdi.k8s.io/vendor_plugin", "v.com/gpu=1,v.com/gpu=0,v.com/nic=a"),
+            ("other.io/cdi", "v.com/gpu=9"),
+            ("cdi.k8s.io/wrong", "gpu"),
+        ] {
+            spec.annotations.insert(key.into(), value.into());
+        }
+        let all = Wanted::of(&spec);
+        let names: Vec<_> = all.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["v.com/gpu=0", "v.com/gpu=1", "v.com/nic=a", "gpu"]);
+        let error = resolve(&[], &all[3..], false).unwrap_err().chain();
+        assert!(
+            error.contains("annotations[\"cdi.k8s.io/wrong\"]") && error.contains("vendor/class=name"),
+            "{error}"
+        );
+    }
+
+    #[test]
     fn a_device_node_is_made_as_its_spec_states_it() {
         let node = Node::new();
         let more = r#","deviceNodes":[
             {"path":"/dev/a","type":"c","major":10,"minor":200,"fileMode":432,"uid":1,"gid":2},
             {"path":"/dev/b","hostPath":"/dev/null"}]"#;
         let dirs = directories(&node, &[("etc/v.json", &spec("a", more))]);
-        let edits = resolve(&dirs, &["v.com/gpu=0".into()]).unwrap();
+        let edits = resolve(&dirs, &wanted(&["v.com/gpu=0"]), false).unwrap();
         let stated = DeviceNode {
             block: Some(false),
             number: Some((10, 200)),
@@ -297,7 +432,7 @@ mod tests {
             (r#""mounts":[{"hostPath":"/","containerPath":"/r","options":["idmap"]}]"#, "\"idmap\""),
         ] {
             directories(&node, &[("etc/v.json", &spec("a", &format!(",{edit}")))]);
-            let error = resolve(&dirs, &["v.com/gpu=0".into()]).unwrap_err();
+            let error = resolve(&dirs, &wanted(&["v.com/gpu=0"]), false).unwrap_err();
             assert!(error.chain().contains(named), "{}", error.chain());
         }
     }
@@ -306,9 +441,9 @@ mod tests {
     fn the_later_directory_wins_and_two_files_of_one_conflict() {
         let node = Node::new();
         let dirs = directories(&node, &[("etc/v.json", &spec("a", "")), ("run/v.json", &spec("b", ""))]);
-        assert_eq!(resolve(&dirs, &["v.com/gpu=0".into()]).unwrap().env[1], "ONE=b");
+        assert_eq!(resolve(&dirs, &wanted(&["v.com/gpu=0"]), false).unwrap().env[1], "ONE=b");
         directories(&node, &[("run/w.json", &spec("c", ""))]);
-        let error = resolve(&dirs, &["v.com/gpu=0".into()]).unwrap_err();
+        let error = resolve(&dirs, &wanted(&["v.com/gpu=0"]), false).unwrap_err();
         assert!(
             error.chain().contains("v.json and") && error.chain().contains("w.json"),
             "{}",
@@ -317,15 +452,35 @@ mod tests {
     }
 
     #[test]
+    fn hooks_and_classes_of_rdt_are_what_a_runtime_reads() {
+        let node = Node::new();
+        let more = r#","hooks":[{"hookName":"createContainer","path":"/x","args":["x","y"],"timeout":5},{"hookName":"poststop","path":"/z"}],
+            "intelRdt":{"closID":"gold"}"#;
+        let dirs = directories(&node, &[("etc/v.json", &spec("a", more))]);
+        let edits = resolve(&dirs, &wanted(&["v.com/gpu=0"]), true).unwrap().runtime;
+        assert_eq!(edits.hooks["createContainer"], [json!({"path":"/x","args":["x","y"],"timeout":5})]);
+        assert_eq!(edits.hooks["poststop"], [json!({"path":"/z"})]);
+        assert_eq!(edits.intel_rdt, Some(json!({"closID":"gold"})));
+        for (hook, named) in [
+            (r#""hookName":"now","path":"/x""#, "\"now\""),
+            (r#""hookName":"poststop","path":"x""#, "not absolute"),
+        ] {
+            directories(&node, &[("etc/v.json", &spec("a", &format!(r#","hooks":[{{{hook}}}]"#)))]);
+            let error = resolve(&dirs, &wanted(&["v.com/gpu=0"]), true).unwrap_err().chain();
+            assert!(error.contains(named), "{error}");
+        }
+    }
+
+    #[test]
     fn what_is_unknown_or_not_built_is_named() {
         let node = Node::new();
         let hooks = r#","hooks":[{"hookName":"createContainer","path":"/bin/x"}]"#;
         let dirs =
-            directories(&node, &[("etc/v.json", &spec("a", hooks)), ("etc/n.yaml", "kind: n.com/gpu")]);
+            directories(&node, &[("etc/v.json", &spec("a", hooks)), ("etc/n.yaml", "kind: [n.com/gpu")]);
         for (name, expected) in
             [("v.com/gpu=0", "hooks"), ("n.com/gpu=0", "n.yaml"), ("gpu", "vendor/class=name")]
         {
-            let error = resolve(&dirs, &[name.into()]).unwrap_err();
+            let error = resolve(&dirs, &wanted(&[name]), false).unwrap_err();
             assert!(error.chain().contains(expected), "{}", error.chain());
         }
     }

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use crate::cdi::RuntimeEdits;
+
 /// Key–value pairs that are handed back unaltered.
 pub type Labels = BTreeMap<String, String>;
 
@@ -184,6 +186,8 @@ pub struct ContainerSpec {
     pub devices: Vec<DeviceSpec>,
     /// Fully qualified CDI device names.
     pub cdi_devices: Vec<String>,
+    /// What CDI devices ask of an OCI runtime; only where it is launched.
+    pub runtime_edits: RuntimeEdits,
     /// Labels.
     pub labels: Labels,
     /// Annotations.

@@ -24,6 +24,7 @@ pub fn container(at: &str, config: Option<proto::ContainerConfig>) -> Result<Con
         mounts: mount::mounts(&format!("{at}.mounts"), config.mounts)?,
         devices: mount::devices(&format!("{at}.devices"), config.devices)?,
         cdi_devices: cdi_devices(&format!("{at}.CDI_devices"), config.cdi_devices)?,
+        runtime_edits: Default::default(),
         labels: config.labels,
         annotations: config.annotations,
         log_path: log_path(&format!("{at}.log_path"), config.log_path)?.into(),

@@ -181,11 +181,13 @@ impl Container {
     pub fn current_spec(&self) -> Arc<ContainerSpec> {
         let mut spec = self.record.spec.clone();
         let cdi = &self.record.cdi;
-        if spec.resources != self.status.resources || !cdi.devices.is_empty() || !cdi.mounts.is_empty() {
+        let plain = cdi.devices.is_empty() && cdi.mounts.is_empty() && cdi.runtime.is_empty();
+        if spec.resources != self.status.resources || !plain {
             let spec = Arc::make_mut(&mut spec);
             spec.resources = self.status.resources.clone();
             spec.devices.extend(cdi.devices.iter().cloned());
             spec.mounts.extend(cdi.mounts.iter().cloned());
+            spec.runtime_edits = cdi.runtime.clone();
         }
         spec
     }

@@ -234,6 +234,10 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn name(&self) -> &str;
     /// What it can do here; probed once.
     fn features(&self) -> Features;
+    /// Whether an OCI runtime makes its containers, which runs the hooks that devices ask for.
+    fn has_runtime(&self) -> bool {
+        false
+    }
     /// Refuses by name, when a container is made, what a start could not honour on this node: security modules, profiles. Reads small
     /// files of the node, and once loads the default profile of AppArmor (some 20 ms, at most ten seconds).
     fn check(&self, _pod: &PodSpec, _container: &ContainerSpec) -> Result<(), Error> {

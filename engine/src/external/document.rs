@@ -70,13 +70,20 @@ pub(crate) fn config(c: &Container<'_>) -> Result<Value, Error> {
     if let Some(label) = c.mount_label {
         linux["mountLabel"] = label.to_string().into();
     }
-    Ok(json!({
+    if let Some(rdt) = &c.spec.runtime_edits.intel_rdt {
+        linux["intelRdt"] = rdt.clone();
+    }
+    let mut config = json!({
         "ociVersion": VERSION,
         "process": process(c.facts, c.spec, c.process, c.labels)?,
         "root": { "path": "rootfs", "readonly": security.readonly_rootfs },
         "mounts": mounts(c),
         "linux": linux,
-    }))
+    });
+    if !c.spec.runtime_edits.hooks.is_empty() {
+        config["hooks"] = json!(c.spec.runtime_edits.hooks);
+    }
+    Ok(config)
 }
 
 /// The part that a container and its execs share.

@@ -48,7 +48,7 @@ impl Job for CreateContainer {
         check(&engine, &snapshot, &self.spec)?;
         let image = find_image(&engine, &self.spec.image.image)?;
         let spec = Arc::new(self.spec);
-        let edits = cx.step("resolve devices", resolve_devices(spec.clone())).await?;
+        let edits = cx.step("resolve devices", resolve_devices(&engine, &snapshot, spec.clone())).await?;
         let labels = cx.step("choose labels", choose_labels(&engine, &snapshot, spec.clone())).await?;
         cx.step("check mounts", check_mounts(&engine, spec.clone(), labels.clone())).await?;
 
@@ -152,11 +152,17 @@ fn plan(
     Ok(Container::new(record, status))
 }
 
-async fn resolve_devices(spec: Arc<ContainerSpec>) -> Result<Edits, Error> {
-    if spec.cdi_devices.is_empty() {
+async fn resolve_devices(
+    engine: &Engine,
+    snapshot: &Snapshot,
+    spec: Arc<ContainerSpec>,
+) -> Result<Edits, Error> {
+    let wanted = cdi::Wanted::of(&spec);
+    if wanted.is_empty() {
         return Ok(Edits::default());
     }
-    blocking(move || cdi::resolve(&cdi::DIRECTORIES.map(Into::into), &spec.cdi_devices)).await
+    let runtime = engine.driver(&snapshot.state.record.handler)?.has_runtime();
+    blocking(move || cdi::resolve(&cdi::DIRECTORIES.map(Into::into), &wanted, runtime)).await
 }
 
 /// The SELinux labels of a container; `None`: its pod has none.

@@ -313,6 +313,10 @@ impl Driver for Native {
         self.features
     }
 
+    fn has_runtime(&self) -> bool {
+        self.node.runtime.is_some()
+    }
+
     fn check(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<(), Error> {
         self.node.labels(container, None)?;
         if self.node.classes.rdt(pod, container)?.is_some() {

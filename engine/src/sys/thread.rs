@@ -280,12 +280,15 @@ fn close_range(first: u32, last: u32) -> io::Result<()> {
 mod tests {
     use super::*;
 
-    /// Policy and nice value of the calling thread: the 41st and the 19th field of its stat file (proc_pid_stat(5)); the second one, its name,
+    /// Policy and nice value, which counts for the normal policy alone, of the calling thread: the 41st and the 19th field of its stat file (proc_pid_stat(5)); the second one, its name,
     /// is in parentheses.
     fn scheduling() -> (i32, i32) {
         let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
         let fields: Vec<&str> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
-        (fields[38].parse().unwrap(), fields[16].parse().unwrap())
+        match fields[38].parse().unwrap() {
+            libc::SCHED_OTHER => (libc::SCHED_OTHER, fields[16].parse().unwrap()),
+            other => (other, 0),
+        }
     }
 
     /// Whether a thread that did that to itself is scheduled like this, and one that it starts like any other.

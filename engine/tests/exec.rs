@@ -20,7 +20,7 @@ on_every_handler! {
     the_descriptors_of_a_process_are_0_1_and_2_however_it_is_started
     a_missing_command_is_named
     an_exec_of_which_only_the_end_matters_says_why_it_was_not_started
-    hooks_that_devices_ask_for_run_where_there_is_a_runtime
+    hooks_that_devices_ask_for_run
     an_exec_runs_inside_the_container
     kill_ends_every_process
     a_container_out_of_memory_is_reported_as_such
@@ -186,27 +186,32 @@ async fn an_exec_of_which_only_the_end_matters_says_why_it_was_not_started(on: &
     pod.end().await;
 }
 
-async fn hooks_that_devices_ask_for_run_where_there_is_a_runtime(on: &Handler) {
+async fn hooks_that_devices_ask_for_run(on: &Handler) {
     let mut pod = Pod::on(on).await;
-    if !on.is_native() {
-        let heard = |moment: &str| pod.dir.join(format!("heard-{moment}"));
-        let mut container = pod.container("echo up");
-        for moment in ["createRuntime", "createContainer", "poststop"] {
-            let script = format!("cat > {}", heard(moment).display());
-            let hook = serde_json::json!({ "path": "/bin/sh", "args": ["sh", "-c", script] });
-            container.spec.runtime_edits.hooks.insert(moment.into(), vec![hook]);
-        }
-        let id = container.id.clone();
-        let before = ["createRuntime", "createContainer"].map(heard);
-        let after = heard("poststop");
-        assert_eq!(text(&pod.run(container).await.1), "up\n");
-        for file in before {
-            let state: serde_json::Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
-            assert_eq!(state["id"], id.as_str(), "{state}");
-        }
-        pod.driver.discard(&id, &pod.dir.join("state")).await.unwrap();
-        assert!(after.exists());
+    let heard = |moment: &str| pod.dir.join(format!("heard-{moment}"));
+    let mut container = pod.container("echo up; exec sleep 1000");
+    for moment in ["createRuntime", "createContainer", "poststop"] {
+        let script = format!("cat > {}", heard(moment).display());
+        let hook = serde_json::json!({ "path": "/bin/sh", "args": ["sh", "-c", script] });
+        container.spec.runtime_edits.hooks.insert(moment.into(), vec![hook]);
     }
+    let (id, spec) = (container.id.clone(), container.spec.clone());
+    let (before, after) = (["createRuntime", "createContainer"].map(heard), heard("poststop"));
+    pod.start(container).await;
+    for file in before {
+        let state: serde_json::Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        assert_eq!(state["id"], id.as_str(), "{state}");
+    }
+    // A container like any other.
+    let (exit, _) =
+        pod.exec(&id, &spec, "until grep -q sleep /proc/1/comm; do sleep 0.01; done; exit 5").await;
+    assert_eq!(exit.code, 5);
+    pod.connection.supervisor.signal(&id, 15).await.unwrap();
+    pod.connection.supervisor.kill(&id).await.unwrap();
+    assert_eq!(text(&pod.log(&id)), "up\n");
+    pod.exit(&id).await;
+    pod.driver.discard(&id, &pod.dir.join("state")).await.unwrap();
+    assert!(after.exists());
     pod.end().await;
 }
 

@@ -18,6 +18,17 @@ pub(super) fn handlers(
     handlers.into_iter().map(|(name, handler)| one(name, handler, state)).collect()
 }
 
+/// Our own OCI command line, for devices that ask for hooks; `None`: our program has no path.
+pub(super) fn own(state: &Path) -> Option<Config> {
+    Some(Config {
+        name: NATIVE.into(),
+        path: std::env::current_exe().ok()?,
+        root: state.join("handlers").join(NATIVE),
+        arguments: vec!["oci".into()],
+        timeout: Config::TIMEOUT,
+    })
+}
+
 fn one(name: String, handler: file::Handler, state: &Path) -> Result<Config, Error> {
     let at = format!("handlers.{name}");
     // As Kubernetes has it for the handler of a RuntimeClass: a DNS label.

@@ -125,6 +125,7 @@ impl Config {
             log: flags.log.clone().or(file.log).unwrap_or_else(|| "info".into()),
             native: engine::native::Config {
                 classes: classes::classes(file.rdt, file.blockio)?,
+                hooks: handlers::own(&state),
                 ..file.native.into_config(cgroup_driver)?
             },
             engine: file.engine.into_config(&root, &state, cgroup_driver)?,

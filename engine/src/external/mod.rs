@@ -68,11 +68,26 @@ impl Runtime {
     /// Asks a runtime for its version, to see that it is there and runs. Blocking.
     pub(crate) fn open(config: Config) -> Result<Self, Error> {
         let runtime = Self { config };
-        file::make_dir(&runtime.config.root)?;
+        runtime.make_root()?;
         let mut command = Command::new(&runtime.config.path);
         command.args(&runtime.config.arguments).arg("--version");
         runtime.run(command, "--version")?;
         Ok(runtime)
+    }
+
+    /// Our own program, which needs no asking.
+    pub(crate) fn own(config: Config) -> Self {
+        Self { config }
+    }
+
+    /// Makes the directory for its state.
+    pub(crate) fn make_root(&self) -> Result<(), Error> {
+        Ok(file::make_dir(&self.config.root)?)
+    }
+
+    /// Whether it has made this container, and not deleted it.
+    pub(crate) fn knows(&self, container: &str) -> bool {
+        self.config.root.join(container).exists()
     }
 
     /// How long a call may take, in whole seconds.
@@ -133,7 +148,7 @@ impl Runtime {
     /// Removes what runtime and we keep of a container of which no process is left; absent is fine. Blocking.
     pub(crate) fn delete(&self, container: &str, dir: &Path) -> Result<(), Error> {
         let state = self.config.root.join(container);
-        if state.exists() {
+        if self.knows(container) {
             // Of what it was killed over it may not want to know; with its processes gone that is nothing but files.
             if let Err(error) = self.call(&["delete", "--force", container]) {
                 tracing::warn!(container, "its files are removed without the runtime: {}", error.chain());

@@ -161,8 +161,16 @@ async fn resolve_devices(
     if wanted.is_empty() {
         return Ok(Edits::default());
     }
-    let runtime = engine.driver(&snapshot.state.record.handler)?.has_runtime();
-    blocking(move || cdi::resolve(&cdi::DIRECTORIES.map(Into::into), &wanted, runtime)).await
+    let pod = &snapshot.state.record;
+    let driver = engine.driver(&pod.handler)?;
+    let runtime = driver.has_runtime();
+    let edits = move || cdi::resolve(&cdi::DIRECTORIES.map(Into::into), &wanted, runtime);
+    let edits = blocking(edits).await?;
+    if !edits.runtime.is_empty() {
+        driver
+            .check(&pod.spec, &ContainerSpec { runtime_edits: edits.runtime.clone(), ..(*spec).clone() })?;
+    }
+    Ok(edits)
 }
 
 /// The SELinux labels of a container; `None`: its pod has none.

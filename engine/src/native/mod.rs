@@ -67,6 +67,8 @@ pub struct Config {
     pub default_capabilities: Vec<String>,
     /// What pods may ask for by name.
     pub classes: Classes,
+    /// Our own OCI command line: it makes the containers whose devices ask for hooks. `None`: such devices are refused.
+    pub hooks: Option<external::Config>,
 }
 
 impl Default for Config {
@@ -79,6 +81,7 @@ impl Default for Config {
             cgroup_driver: CgroupDriver::default(),
             default_capabilities: Vec::new(),
             classes: Classes::default(),
+            hooks: None,
         }
     }
 }
@@ -126,7 +129,7 @@ impl Native {
 
     /// A driver of the same settings, supervisor and node whose processes an external runtime makes.
     fn with_runtime(&self, runtime: external::Config) -> Result<Self, Error> {
-        let config = Config { name: runtime.name.clone(), ..self.config.clone() };
+        let config = Config { name: runtime.name.clone(), hooks: None, ..self.config.clone() };
         if config.name.is_empty() || config.name == self.config.name {
             return Err(Error::invalid("handler", format!("\"{}\" cannot be its name", config.name)));
         }
@@ -165,6 +168,7 @@ impl Native {
             node: Arc::new(Node {
                 facts,
                 runtime,
+                hooks: config.hooks.clone().map(|own| Arc::new(external::Runtime::own(own))),
                 cgroups: cgroup::Manager::new(config.cgroup_driver),
                 program,
                 arguments: config.arguments.clone(),
@@ -314,7 +318,7 @@ impl Driver for Native {
     }
 
     fn has_runtime(&self) -> bool {
-        self.node.runtime.is_some()
+        self.node.runtime.is_some() || self.node.hooks.is_some()
     }
 
     fn check(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<(), Error> {
@@ -323,7 +327,11 @@ impl Driver for Native {
             self.node.resctrl.check()?;
         }
         self.node.blockio(pod, container)?;
-        match &self.node.runtime {
+        match self.node.runtime_of(container) {
+            Some(_) if userns::of(&pod.security.namespaces).is_some() => {
+                let why = "CDI_devices: hooks and intelRdt are not built for pods with a user namespace";
+                Err(Error::new(Kind::Unimplemented, why))
+            }
             Some(_) => self.node.profile(&container.security).map(drop),
             None => self.node.filter(&container.security).map(drop),
         }
@@ -380,7 +388,10 @@ impl Driver for Native {
     }
 
     fn discard<'a>(&'a self, container: &'a str, dir: &'a Path) -> Call<'a, ()> {
-        let Some(runtime) = self.node.runtime.clone() else { return Box::pin(std::future::ready(Ok(()))) };
+        let own = || self.node.hooks.as_ref().filter(|own| own.knows(container));
+        let Some(runtime) = self.node.runtime.as_ref().or_else(own).cloned() else {
+            return Box::pin(std::future::ready(Ok(())));
+        };
         let (container, dir) = (container.to_owned(), dir.to_owned());
         Box::pin(supervisor::blocking(move || runtime.delete(&container, &dir)))
     }

@@ -23,6 +23,8 @@ pub(crate) struct Node {
     pub(crate) facts: Facts,
     /// Who makes the processes, if that is not us.
     pub(crate) runtime: Option<Arc<Runtime>>,
+    /// Who makes those that need hooks.
+    pub(super) hooks: Option<Arc<Runtime>>,
     /// Who makes cgroups, and the program that holds their places.
     pub(crate) cgroups: cgroup::Manager,
     pub(super) program: Arc<OwnedFd>,
@@ -83,6 +85,12 @@ impl Prepared {
 }
 
 impl Node {
+    /// Who makes a container, if that is not us.
+    pub(super) fn runtime_of(&self, container: &ContainerSpec) -> Option<&Arc<Runtime>> {
+        let hooks = || self.hooks.as_ref().filter(|_| !container.runtime_edits.is_empty());
+        self.runtime.as_ref().or_else(hooks)
+    }
+
     /// Lets go of what was kept of a pod.
     pub(super) fn forget(&self, pod: &str) -> Option<supervisor::Kept> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).remove(pod)

@@ -64,7 +64,8 @@ impl Handler {
 
     /// A driver for a pod of this name.
     pub fn driver(&self, id: &str) -> Arc<dyn Driver> {
-        let native = super::config(Path::new(env!("CARGO_BIN_EXE_podd")), &format!("/berth-test-{id}"));
+        let mut native = super::config(Path::new(env!("CARGO_BIN_EXE_podd")), &format!("/berth-test-{id}"));
+        native.hooks = Self::berth().config(id);
         let drivers = Native::with_runtimes(native, self.config(id).into_iter().collect());
         let drivers = drivers.unwrap_or_else(|e| panic!("{}", e.chain()));
         drivers.last().unwrap().clone()

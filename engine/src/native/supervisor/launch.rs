@@ -28,7 +28,8 @@ impl Supervisor {
         let (id, cgroup) = (launch.id.to_owned(), launch.cgroup.to_owned());
         let Prepared { nodes, entrance, views, holder, .. } = self.node.cgroup(&cgroup, launch.spec).await?;
         let classed = self.classes(&launch, &cgroup).await;
-        let started = match (classed, self.node.runtime.clone()) {
+        let runtime = self.node.runtime_of(launch.spec).cloned();
+        let started = match (classed, runtime.clone()) {
             (Ok(rdt), Some(runtime)) => self.start_outside(&runtime, launch, entrance, rdt).await,
             (Ok(rdt), None) => self.start_native(launch, nodes, (entrance, views), rdt).await,
             (Err(e), _) => Err(e),
@@ -53,7 +54,7 @@ impl Supervisor {
                 let removed = blocking(move || {
                     drop(holder);
                     let removed = node.cgroups.remove(&cgroup);
-                    let deleted = node.runtime.as_ref().map_or(Ok(()), |runtime| runtime.delete(&name, &dir));
+                    let deleted = runtime.map_or(Ok(()), |runtime| runtime.delete(&name, &dir));
                     removed.and(deleted)
                 });
                 if let Err(left) = removed.await {

@@ -36,6 +36,7 @@ impl Supervisor {
     ) -> Result<Message, Error> {
         let bundle = Bundle::of(&self.dir, launch.id)?;
         bundle.make()?;
+        runtime.make_root()?;
         let tasks: Vec<OwnedFd> = rdt.into_iter().collect();
         let shm = launch.pod.security.namespaces.ipc != NamespaceMode::Node;
         self.write_config(&bundle, &launch, shm)?;

@@ -3,7 +3,7 @@
 //! Specs are the JSON and YAML files of `/etc/cdi` and `/var/run/cdi`, read at each CreateContainer, so that there is nothing to
 //! watch; a later directory overrides an earlier one, two files of one directory that define the same device conflict.
 //! A container asks for devices by its `CDI_devices`, and by annotations, as device plugins did before the CRI had a field.
-//! Hooks and `intelRdt` are for handlers with an OCI runtime of their own; other pods are refused them by name, and all are `netDevices`.
+//! Hooks and `intelRdt` take an OCI runtime: the handler's, or our own command line. `netDevices` are refused by name.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;

@@ -105,11 +105,32 @@ fn complete() -> Result<()> {
     Ok(())
 }
 
+/// A device as vendors describe theirs.
+const DEVICE: &str = "cdiVersion: 0.6.0
+kind: suite.example/device
+devices:
+- name: one
+  containerEdits:
+    env:
+    - SUITE_DEVICE=one
+    mounts:
+    - hostPath: /run/suite-fields/heard
+      containerPath: /heard
+      options: [ro, bind]
+    hooks:
+    - hookName: createContainer
+      path: /bin/sh
+      args: [sh, -c, echo hooked > /run/suite-fields/heard]
+";
+
 /// The files the probes' mounts and profiles lead to; the same place on every private machine.
 fn prepare(node: &Node) -> Result<()> {
     fs::create_dir_all("/run/suite-fields/below")?;
     fs::write("/run/suite-fields/name", "of the node\n")?;
     fs::write("/run/suite-fields/profile.json", r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#)?;
+    fs::write("/run/suite-fields/heard", "")?;
+    fs::create_dir_all("/var/run/cdi")?;
+    fs::write("/var/run/cdi/suite.yaml", DEVICE)?;
     wait(async {
         let mut client = node.client().await?;
         client.pull(BUSYBOX).await?;

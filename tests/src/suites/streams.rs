@@ -225,9 +225,11 @@ impl Held {
         let (mut supervisors, mut processes) = (Vec::new(), 0);
         for (pid, process) in &all {
             let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-            if process.command.starts_with("berth podd ") {
+            // A process that does not run its own program yet is a copy of the supervisor, which is its parent.
+            let copied = all.get(&parent(*pid)).is_some_and(|parent| supervises(&parent.command));
+            if supervises(&process.command) && !copied {
                 supervisors.push(*pid);
-            } else if cgroups.contains(&site.pod) {
+            } else if copied || cgroups.contains(&site.pod) {
                 processes += 1;
             }
         }
@@ -236,4 +238,15 @@ impl Held {
         let files = [files(node.pid()), files(supervisor)];
         Ok(Self { memory: daemon.pss / 1024.0, files, processes })
     }
+}
+
+fn supervises(command: &str) -> bool {
+    command.starts_with("berth podd ")
+}
+
+/// Of a process that has gone: 0 (proc_pid_status(5)).
+fn parent(pid: u32) -> u32 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
+    line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
 }

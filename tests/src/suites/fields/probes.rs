@@ -53,8 +53,6 @@ pub(super) const ELSEWHERE: &[(&str, &str, &str)] = &[
     ("ContainerConfig", "annotations", "critest: preserving container attributes"),
     ("ContainerConfig", "stdin_once", "engine: attach"),
     ("ContainerConfig", "linux", "its fields"),
-    ("ContainerConfig", "CDI_devices", "engine: CDI devices"),
-    ("CDIDevice", "name", "engine: CDI devices"),
     ("ContainerConfig", "stop_signal", "engine: the stop signal of the request comes before the image's"),
     ("Mount", "selinux_relabel", "engine: SELinux in the emulated machine"),
     ("Mount", "uidMappings", "critest: user namespaces"),
@@ -170,6 +168,9 @@ pub(super) const PROBES: &[Probe] = probes! {
         |p, c| namespaces(p, c, |o| o.ipc = NamespaceMode::Node.into()), shares!("ipc"), "shared";
     Outside ["NamespaceOption.pid"]
         |p, c| namespaces(p, c, |o| o.pid = NamespaceMode::Node.into()), shares!("pid"), "shared";
+    Inside ["ContainerConfig.CDI_devices", "CDIDevice.name"]
+        |_, c| c.cdi_devices = vec![CdiDevice { name: "suite.example/device=one".into() }],
+        "echo $SUITE_DEVICE $(cat /heard 2>/dev/null)", "one hooked";
     Outside ["ContainerConfig.command"]
         |_, c| c.command = vec!["sleep".into(), "4711".into()], "tr '\\0' ' ' < /proc/$PID/cmdline", "sleep 4711";
     Outside ["ContainerConfig.args"]

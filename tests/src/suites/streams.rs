@@ -240,8 +240,9 @@ impl Held {
     }
 }
 
+/// A pod's supervisor, and not what supervisors are forked from.
 fn supervises(command: &str) -> bool {
-    command.starts_with("berth podd ")
+    command.starts_with("berth podd ") && !command.contains(" zygote")
 }
 
 /// Of a process that has gone: 0 (proc_pid_status(5)).

@@ -10,10 +10,10 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::spec::{ContainerSpec, DeviceNode, DeviceSpec, MountSpec, Propagation};
-use crate::{Error, Kind};
+use crate::{Error, Kind, oci};
 
 /// Directories of specs, the last one wins.
 pub const DIRECTORIES: [&str; 2] = ["/etc/cdi", "/var/run/cdi"];
@@ -84,40 +84,30 @@ struct Raw {
     net_devices: Vec<Value>,
 }
 
-/// Moments of hooks.
-const MOMENTS: [&str; 6] =
-    ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
-
-#[derive(Deserialize)]
+/// Written as a runtime reads it, which has it below its moment.
+#[derive(Deserialize, Serialize)]
 struct Hook {
-    #[serde(rename = "hookName")]
+    #[serde(rename(deserialize = "hookName"), skip_serializing)]
     moment: String,
     path: PathBuf,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     args: Vec<String>,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     env: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     timeout: Option<u32>,
 }
 
 impl Hook {
     /// The hook as a runtime reads it, or what of it is wrong.
     fn document(self) -> Result<(String, Value), String> {
-        if !MOMENTS.contains(&self.moment.as_str()) {
+        if !oci::HOOKS.contains(&self.moment.as_str()) {
             return Err(format!("a hook at \"{}\"", self.moment));
         }
         if !self.path.is_absolute() {
             return Err(format!("a hook whose path \"{}\" is not absolute", self.path.display()));
         }
-        let mut hook = json!({ "path": self.path });
-        for (key, list) in [("args", self.args), ("env", self.env)] {
-            if !list.is_empty() {
-                hook[key] = list.into();
-            }
-        }
-        if let Some(timeout) = self.timeout {
-            hook["timeout"] = timeout.into();
-        }
+        let hook = serde_json::to_value(&self).map_err(|e| format!("a hook: {e}"))?;
         Ok((self.moment, hook))
     }
 }
@@ -336,6 +326,8 @@ impl Edits {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::testing::Node;
 

@@ -48,7 +48,7 @@ async fn upgrade(pod: &mut Pod, driver: Arc<dyn Driver>) -> engine::exec::Connec
 
 /// Starts a command in a container.
 async fn exec(pod: &Pod, id: &str, spec: &ContainerSpec, script: &str) -> Exec {
-    let started = pod.try_exec(id, spec, &shell(script), [false, true, true]).await;
+    let started = pod.try_exec(id, spec, &shell(script), [false, true, true], false).await;
     started.unwrap_or_else(|e| panic!("{}", e.chain()))
 }
 
@@ -112,7 +112,7 @@ async fn sessions_terminals_and_exit_codes_live_through_it() {
     let client = pod.connection.supervisor.attach(&id, false, true, false).await.unwrap();
     let session = exec(&pod, &id, &spec, &format!("echo in; {waits}; exit 9")).await;
     let silent =
-        pod.try_until_end(&id, &spec, &shell(&format!("{waits}; exit 8")), [false; 3]).await.unwrap();
+        pod.try_exec(&id, &spec, &shell(&format!("{waits}; exit 8")), [false; 3], true).await.unwrap();
 
     let driver = newer.driver(&pod);
     let before = upgrade(&mut pod, driver).await;

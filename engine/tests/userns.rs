@@ -115,7 +115,7 @@ async fn execs_terminals_and_a_new_supervisor_find_their_way_in() {
 
     let mut process = shell("tty; id -u");
     process.tty = true;
-    let exec = pod.try_exec(&id, &container_spec, &process, [true, true, false]).await.unwrap();
+    let exec = pod.try_exec(&id, &container_spec, &process, [true, true, false], false).await.unwrap();
     let shown = support::read_all(exec.stdio.stdout.unwrap()).await;
     assert_eq!(shown, "/dev/pts/0\r\n0\r\n");
     exec.exit.await.unwrap();

@@ -10,6 +10,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use rustix::fs::OFlags;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -18,6 +19,10 @@ use crate::error::FileError;
 
 /// Largest record read, in bytes.
 const RECORD_MAX: u64 = 256 << 20;
+
+/// How a directory is opened, if it is one itself and not a link to it.
+pub(crate) const DIRECTORY: OFlags =
+    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 /// Writes a new file and flushes it; the directory is the caller's to flush.
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<(), FileError> {

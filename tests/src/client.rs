@@ -166,6 +166,17 @@ impl Client {
         Ok(Box::pin(self.runtime.exec_sync(request)).await?.into_inner())
     }
 
+    /// Kills a container and removes it.
+    ///
+    /// # Errors
+    /// The server's.
+    pub async fn discard(&mut self, container: &str) -> Result<(), tonic::Status> {
+        let container_id = container.to_owned();
+        let request = api::StopContainerRequest { container_id: container_id.clone(), timeout: 0 };
+        Box::pin(self.runtime.stop_container(request)).await?;
+        Box::pin(self.runtime.remove_container(api::RemoveContainerRequest { container_id })).await.map(drop)
+    }
+
     /// Stops and removes a pod with all that is in it.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use std::time::Duration;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::net::{
-    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with, socketpair,
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
 
 use super::node::Started;
@@ -122,8 +122,7 @@ impl Nursery {
 
     /// Starts a zygote, and waits until it can be asked.
     fn zygote(&self) -> io::Result<Zygote> {
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+        let (ours, theirs) = socket::pair()?;
         for timeout in [Timeout::Recv, Timeout::Send] {
             set_socket_timeout(&ours, timeout, Some(FORK_TIME))?;
         }

@@ -199,18 +199,11 @@ impl Supervisor {
 
     async fn receive(&self) -> io::Result<Message> {
         loop {
-            let mut ready = self.socket.readable().await?;
-            // Made when there is something for it: of supervisors that say nothing there are many.
-            let (mut bytes, mut fds) = (vec![0; wire::MAX], Vec::new());
-            let length = match ready.try_io(|socket| socket::receive(socket.get_ref(), &mut bytes, &mut fds))
-            {
-                Ok(result) => result?,
-                Err(_would_block) => continue,
-            };
-            if length == 0 {
+            let (bytes, fds) = datagram(&self.socket).await?;
+            if bytes.is_empty() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
-            if let Some(message) = Message::parse(&bytes[..length], fds) {
+            if let Some(message) = Message::parse(&bytes, fds) {
                 return Ok(message);
             }
         }
@@ -336,6 +329,19 @@ impl Supervisor {
         let pidfd = sys::watch(pidfd).map_err(|e| Error::with(Kind::Internal, "watch the supervisor", e))?;
         let ended = tokio::time::timeout(CALL_TIME, pidfd.readable()).await;
         ended.map(drop).map_err(|_| self.silent("Shutdown"))
+    }
+}
+
+/// What is said next on a socket, with its descriptors; nothing, if the other end has gone.
+async fn datagram(socket: &AsyncFd<OwnedFd>) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    loop {
+        let mut ready = socket.readable().await?;
+        // Made when there is something for it: of supervisors that say nothing there are many.
+        let (mut bytes, mut fds) = (vec![0; wire::MAX], Vec::new());
+        if let Ok(length) = ready.try_io(|socket| socket::receive(socket.get_ref(), &mut bytes, &mut fds)) {
+            bytes.truncate(length?);
+            return Ok((bytes, fds));
+        }
     }
 }
 

@@ -7,7 +7,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType as Namespace, Spec};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 
 use super::compile::resources::Limits;
 use super::compile::{self, mounts, resources, stage};
@@ -280,9 +279,7 @@ impl Birth<'_> {
         let proof = SingleThreaded::prove().map_err(failed("clone"))?;
         let undumpable = rustix::process::DumpableBehavior::NotDumpable;
         rustix::process::set_dumpable_behavior(undumpable).map_err(|e| failed("clone")(e.into()))?;
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|e| failed("make a channel")(e.into()))?;
+        let (ours, theirs) = socket::pair().map_err(failed("make a channel"))?;
         // Signals for us are not for it; it gives itself a fresh mask before its program.
         thread::set_mask(u64::MAX).map_err(failed("block signals"))?;
         let entered = self.joins.map_or(Ok(()), Joins::enter).and_then(|()| self.enter_time(&proof));
@@ -329,9 +326,7 @@ impl Birth<'_> {
     /// Into a user namespace there is no way back, so a process in between goes, and has a sister born there for us.
     fn through_user(&self, proof: &SingleThreaded, user: &OwnedFd) -> Result<Cloned, Error> {
         let failed = |e: io::Error| Error::with(Kind::InvalidArgument, "enter the user namespace", e);
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|e| failed(e.into()))?;
+        let (ours, theirs) = socket::pair().map_err(failed)?;
         let between = process::clone(proof, 0, self.cgroup.as_ref().map(AsFd::as_fd)).map_err(failed)?;
         let Cloned::Parent { pidfd, .. } = between else {
             let born = thread::setns(user.as_fd(), libc::CLONE_NEWUSER)

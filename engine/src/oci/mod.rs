@@ -51,6 +51,10 @@ use crate::exec::cgroup::CgroupDriver;
 /// The version of the runtime specification that is understood (github.com/opencontainers/runtime-spec).
 pub const SPEC_VERSION: &str = "1.2.1";
 
+/// The moments at which hooks run (config.md, "POSIX-platform Hooks").
+pub(crate) const HOOKS: [&str; 6] =
+    ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"];
+
 /// What every verb has.
 #[derive(Debug)]
 struct Context {

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::args::Parsed;
 use super::store::{Record, Status};
-use super::{Context, Outcome, SPEC_VERSION, hooks, say};
+use super::{Context, HOOKS, Outcome, SPEC_VERSION, hooks, say};
 use crate::error::{Error, Kind};
 
 /// `state ID`: the specification's state, with what runc adds.
@@ -145,7 +145,7 @@ pub(super) fn features(_context: &Context, _parsed: &Parsed) -> Outcome {
     let described = json!({
         "ociVersionMin": "1.0.0",
         "ociVersionMax": SPEC_VERSION,
-        "hooks": ["prestart", "createRuntime", "createContainer", "startContainer", "poststart", "poststop"],
+        "hooks": HOOKS,
         "mountOptions": [
             "async", "atime", "bind", "defaults", "dev", "diratime", "dirsync", "exec", "iversion", "lazytime", "loud",
             "mand", "noatime", "nodev", "nodiratime", "noexec", "noiversion", "nolazytime", "nomand", "norelatime",

@@ -237,37 +237,9 @@ impl Pod {
         log.lines().map(|l| format!("{}\n", l.split_once(' ').unwrap().1)).collect()
     }
 
-    /// Starts a process in a container, with these of stdin, stdout and stderr.
+    /// Starts a process in a container, with these of stdin, stdout and stderr. Where only its end matters, that says also
+    /// whether it was started.
     pub async fn try_exec(
-        &self,
-        id: &str,
-        spec: &ContainerSpec,
-        process: &Process,
-        streams: [bool; 3],
-    ) -> Result<Exec, engine::Error> {
-        self.exec_as(id, spec, process, streams, false).await
-    }
-
-    /// So too, of which only the end matters: whether it was started is what its exit says.
-    pub async fn try_until_end(
-        &self,
-        id: &str,
-        spec: &ContainerSpec,
-        process: &Process,
-        streams: [bool; 3],
-    ) -> Result<Exec, engine::Error> {
-        self.exec_as(id, spec, process, streams, true).await
-    }
-
-    /// Why such an exec was not started, as one text.
-    pub async fn refused_exec(&self, id: &str, spec: &ContainerSpec, process: &Process) -> String {
-        match self.try_until_end(id, spec, process, [false; 3]).await {
-            Ok(exec) => exec.exit.await.unwrap_err().chain(),
-            Err(e) => e.chain(),
-        }
-    }
-
-    async fn exec_as(
         &self,
         id: &str,
         spec: &ContainerSpec,
@@ -280,9 +252,17 @@ impl Pod {
         self.connection.supervisor.exec(id, process, launch).await
     }
 
+    /// Why an exec was not started, as one text.
+    pub async fn refused_exec(&self, id: &str, spec: &ContainerSpec, process: &Process) -> String {
+        match self.try_exec(id, spec, process, [false; 3], true).await {
+            Ok(exec) => exec.exit.await.unwrap_err().chain(),
+            Err(e) => e.chain(),
+        }
+    }
+
     /// Runs a command in a container: code and standard output.
     pub async fn exec(&self, id: &str, spec: &ContainerSpec, script: &str) -> (Exit, String) {
-        let exec = self.try_until_end(id, spec, &shell(script), [false, true, true]).await;
+        let exec = self.try_exec(id, spec, &shell(script), [false, true, true], true).await;
         let exec = exec.unwrap_or_else(|e| panic!("{}", e.chain()));
         let (out, err) =
             tokio::join!(read_all(exec.stdio.stdout.unwrap()), read_all(exec.stdio.stderr.unwrap()));

@@ -7,11 +7,11 @@ use std::ffi::CString;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Mode, OFlags, RenameFlags, openat, renameat_with, statat, unlinkat,
-};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, RenameFlags, openat, renameat_with, statat, unlinkat};
 use rustix::io::{Errno, Result};
 use rustix::path::Arg;
+
+use super::DIRECTORY;
 
 /// Most directories that are open at once.
 const LEVELS_MAX: usize = 100;
@@ -91,7 +91,7 @@ impl Level {
 }
 
 fn open(at: impl AsFd, path: impl Arg) -> Result<OwnedFd> {
-    openat(at, path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
+    openat(at, path, DIRECTORY, Mode::empty())
 }
 
 #[cfg(test)]
@@ -99,6 +99,7 @@ mod tests {
     use rustix::fs::{mkdirat, symlinkat};
 
     use super::*;
+
     #[test]
     fn a_tree_of_any_depth_goes_and_nothing_outside_of_it() {
         let place = std::env::temp_dir().join(format!("storage-removal-{}", std::process::id()));

@@ -7,10 +7,11 @@ use std::ffi::CString;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use rustix::fs::{self, Dir, FileType, Mode, OFlags, Stat};
+use rustix::fs::{self, Dir, FileType, Mode, Stat};
 
 use crate::Usage;
 use crate::error::{FileError, SnapshotError};
+use crate::files::DIRECTORY;
 
 /// Deepest directory a container can make that is still counted; the kernel's PATH_MAX allows about half of it.
 const DEPTH_MAX: usize = 4096;
@@ -33,9 +34,6 @@ fn walk(root: &Path, image: Option<OwnedFd>) -> Result<Usage, SnapshotError> {
     count.tree(top, image).map_err(FileError::at("measure", root))?;
     Ok(count.usage)
 }
-
-const DIRECTORY: OFlags =
-    OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC).union(OFlags::NOFOLLOW);
 
 struct Count {
     usage: Usage,
@@ -83,20 +81,19 @@ impl Count {
     /// A directory with all that is in it: without recursion, for it may be deeper than a stack.
     fn tree(&mut self, top: OwnedFd, image: Option<OwnedFd>) -> rustix::io::Result<()> {
         let mut levels = vec![self.directory(top, image)?];
-        while let Some(Level { directory, image, below }) = levels.last_mut() {
-            let Some(name) = below.pop() else {
+        loop {
+            let deepest = levels.len() > DEPTH_MAX;
+            let Some(Level { directory, image, below }) = levels.last_mut() else { return Ok(()) };
+            let Some(name) = below.pop().filter(|_| !deepest) else {
                 levels.pop();
                 continue;
             };
             let open = |at: &OwnedFd| fs::openat(at, &name, DIRECTORY, Mode::empty()).ok();
             if let Some(child) = open(directory) {
                 let image = image.as_ref().and_then(open);
-                if levels.len() <= DEPTH_MAX {
-                    levels.push(self.directory(child, image)?);
-                }
+                levels.push(self.directory(child, image)?);
             }
         }
-        Ok(())
     }
 }
 

@@ -6,9 +6,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, Mode};
 
 use crate::error::{FileError, SnapshotError};
+use crate::files::DIRECTORY;
 use crate::snapshot::mount::Writable;
 use crate::snapshot::{Driver, ImageLayers, View, measure, merge, mount, unpack};
 use crate::tree::Hidden;
@@ -77,8 +78,7 @@ fn layer_directory(image: &Path, number: usize) -> PathBuf {
 }
 
 fn open_directory(path: &Path) -> Result<OwnedFd, SnapshotError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(fs::open(path, flags, Mode::empty()).map_err(FileError::at("open", path))?)
+    Ok(fs::open(path, DIRECTORY, Mode::empty()).map_err(FileError::at("open", path))?)
 }
 
 // === the writable layer ===

@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use crate::Usage;
 use crate::error::{FileError, SnapshotError};
+use crate::files::DIRECTORY;
 use crate::tree::{Body, Hidden, Node, NodeId, Tree};
 
 /// Copy buffer, in bytes.
@@ -262,8 +263,7 @@ impl<'a> Unpack<'a> {
 
 fn new_directory(parent: &OwnedFd, name: &[u8], path: &Path) -> Result<OwnedFd, FileError> {
     fs::mkdirat(parent, name, Mode::RWXU).map_err(FileError::at("create", path))?;
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    fs::openat(parent, name, flags, Mode::empty()).map_err(FileError::at("open", path))
+    fs::openat(parent, name, DIRECTORY, Mode::empty()).map_err(FileError::at("open", path))
 }
 
 fn os(name: &[u8]) -> &std::ffi::OsStr {

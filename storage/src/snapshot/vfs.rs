@@ -6,9 +6,10 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{self, Mode, OFlags};
+use rustix::fs::{self, Mode};
 
 use crate::error::{FileError, SnapshotError};
+use crate::files::DIRECTORY;
 use crate::snapshot::{Driver, ImageLayers, View, measure, merge, mount, unpack};
 use crate::{Kernel, RootfsOptions, Usage, files};
 
@@ -79,8 +80,7 @@ pub(super) fn fill(image: &ImageLayers, directory: &Path) -> Result<Usage, Snaps
 }
 
 pub(super) fn open(path: &Path) -> Result<OwnedFd, SnapshotError> {
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    Ok(fs::open(path, flags, Mode::empty()).map_err(FileError::at("open", path))?)
+    Ok(fs::open(path, DIRECTORY, Mode::empty()).map_err(FileError::at("open", path))?)
 }
 
 /// Refuses a label: what is mounted here is a directory like any other, whose files have labels of their own.

@@ -288,14 +288,6 @@ pub async fn remove_image(client: &mut Client, image: &str) -> Result<f64> {
     Ok(taken)
 }
 
-/// Kills a container and removes it.
-pub(super) async fn discard(client: &mut Client, container_id: String) -> Result<()> {
-    let request = api::StopContainerRequest { container_id: container_id.clone(), timeout: 0 };
-    client.runtime.stop_container(request).await.context("stop")?;
-    client.runtime.remove_container(api::RemoveContainerRequest { container_id }).await?;
-    Ok(())
-}
-
 /// Whether there is such a file and it has this in it.
 pub(super) fn says(file: &Path, what: &str) -> bool {
     fs::read_to_string(file).is_ok_and(|text| text.contains(what))

@@ -46,6 +46,14 @@ pub fn processes() -> Result<BTreeMap<u32, Process>> {
     Ok(all)
 }
 
+/// The parent of a process; `None` when it is gone (proc_pid_status(5)).
+#[must_use]
+pub fn parent(pid: u32) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
 /// The first number after `key`.
 fn field(text: &str, key: &str) -> Option<f64> {
     let line = text.lines().find(|line| line.starts_with(key))?;

@@ -15,7 +15,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 
-use super::action::{discard, milliseconds, said};
+use super::action::{milliseconds, said};
 use super::contender::Contender;
 use super::sample::Sample;
 use super::table::machine;
@@ -116,7 +116,7 @@ fn over_the_socket(
             ensure!(output.exit_code == 0, "{output:?}");
             let output = client.exec(&container, &["echo", "inside"]).await?;
             ensure!(output.stdout == b"inside\n", "{output:?}");
-            discard(&mut client, container).await?;
+            client.discard(&container).await?;
         }
         Ok(client.remove_pod(&pod).await?)
     })

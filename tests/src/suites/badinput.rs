@@ -270,12 +270,7 @@ async fn nested(node: &Node, pod: &str, config: &api::PodSandboxConfig) -> Resul
     client.start(&container).await?;
     let output = client.exec(&container, &["sh", "-c", SCRIPT]).await?;
     ensure!(output.stdout == b"nested\n", "{output:?}");
-    client
-        .runtime
-        .stop_container(api::StopContainerRequest { container_id: container.clone(), timeout: 0 })
-        .await?;
-    client.runtime.remove_container(api::RemoveContainerRequest { container_id: container }).await?;
-    Ok(())
+    Ok(client.discard(&container).await?)
 }
 
 async fn absent(node: &Node) -> Result<()> {
@@ -285,9 +280,7 @@ async fn absent(node: &Node) -> Result<()> {
     refused(client.status(&id).await, &[Code::NotFound], &[&id])?;
     refused(client.exec(&id, &["true"]).await, &[Code::NotFound], &[&id])?;
     client.remove_pod(&id).await?;
-    client.runtime.stop_container(api::StopContainerRequest { container_id: id.clone(), timeout: 0 }).await?;
-    client.runtime.remove_container(api::RemoveContainerRequest { container_id: id }).await?;
-    Ok(())
+    Ok(client.discard(&id).await?)
 }
 
 fn security(config: &mut api::ContainerConfig) -> &mut api::LinuxContainerSecurityContext {

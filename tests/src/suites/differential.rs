@@ -29,8 +29,19 @@ use runtime::{Facts, Runtime};
 /// Sequences, unless the environment says otherwise (`BERTH_SEQUENCES`).
 const SEQUENCES: u64 = 300;
 
-/// Key of a difference, then what Berth and containerd say.
-type Differences = BTreeMap<(String, String, String), BTreeSet<u64>>;
+/// What differs, then what Berth and containerd say.
+type Key = (String, String, String);
+
+/// Differences, and the sequences in which they were seen; none for one that only the whole run shows.
+type Differences = BTreeMap<Key, BTreeSet<u64>>;
+
+/// What comparing has shown so far.
+#[derive(Default)]
+struct Seen {
+    differences: Differences,
+    /// The numbers that each side had at least once, by RPC and field: zero in one answer may be too early to be anything else.
+    numbers: [BTreeSet<String>; 2],
+}
 
 /// One of the two, in the middle of a sequence.
 struct Side {
@@ -54,11 +65,9 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
         Ok(())
     });
     let text = fs::read_to_string(world.tree.join("docs/differences.md"))?;
-    let (always, at_times) =
-        (rows(&text, |words| !words.starts_with(AT_TIMES)), rows(&text, |words| words.starts_with(AT_TIMES)));
+    let listed = rows(&text);
     report.case("every difference is in docs/differences.md", || {
-        let new: Vec<_> =
-            seen.iter().filter(|(key, _)| !always.contains(*key) && !at_times.contains(*key)).collect();
+        let new: Vec<_> = seen.iter().filter(|(key, _)| !listed.contains_key(*key)).collect();
         for ((key, ours, theirs), sequences) in &new {
             line(format_args!("| `{key}` | `{ours}` | `{theirs}` | | {sequences:?}"));
         }
@@ -66,7 +75,8 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
         Ok(())
     });
     report.case("every difference of the list is still there", || {
-        let gone: Vec<_> = always.iter().filter(|key| !seen.contains_key(*key)).collect();
+        let always = listed.iter().filter(|(_, at_times)| !**at_times);
+        let gone: Vec<_> = always.map(|(key, _)| key).filter(|key| !seen.contains_key(*key)).collect();
         ensure!(gone.is_empty() || count < SEQUENCES, "{gone:#?}");
         Ok(())
     });
@@ -76,13 +86,13 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
 /// How a row's last cell begins of which not every run has an example: what was measured by then depends on the machine.
 const AT_TIMES: &str = "at times: ";
 
-/// The keys and values of those rows of the table whose last cell is wanted.
-fn rows(text: &str, wanted: impl Fn(&str) -> bool) -> BTreeSet<(String, String, String)> {
+/// The rows of the table: keys and values, and whether that is seen at times only.
+fn rows(text: &str) -> BTreeMap<Key, bool> {
     let rows = text.lines().filter(|line| line.starts_with("| `"));
     rows.filter_map(|row| {
         let cells: Vec<&str> = row.split('|').map(|cell| cell.trim().trim_matches('`')).collect();
         let [_, key, ours, theirs, _, words, ..] = cells[..] else { return None };
-        wanted(words).then(|| (key.to_owned(), ours.to_owned(), theirs.to_owned()))
+        Some(((key.to_owned(), ours.to_owned(), theirs.to_owned()), words.starts_with(AT_TIMES)))
     })
     .collect()
 }
@@ -96,7 +106,7 @@ async fn compare(contenders: &[Contender; 2], count: u64) -> Result<Differences>
         let names = Names { pods: Vec::new(), containers: Vec::new(), logs, number: 0 };
         sides.push(Side { runtime, names, ending: BTreeSet::new() });
     }
-    let mut seen = Differences::new();
+    let mut seen = Seen::default();
     for number in 0..count {
         let steps = plan::sequence(number);
         for side in &mut sides {
@@ -108,7 +118,7 @@ async fn compare(contenders: &[Contender; 2], count: u64) -> Result<Differences>
             for side in &mut sides {
                 both.push(side.perform(step).await?);
             }
-            note(&mut seen, step, &about, &both[0], &both[1], number);
+            seen.note(step, &about, [&both[0], &both[1]], number);
             if apart(step, &both[0], &both[1]) {
                 break;
             }
@@ -117,13 +127,18 @@ async fn compare(contenders: &[Contender; 2], count: u64) -> Result<Differences>
             side.clear().await.with_context(|| format!("after sequence {number}"))?;
         }
     }
-    Ok(seen)
+    Ok(seen.all())
 }
 
 /// Whether the two have different objects from here on, so that what follows cannot be compared.
 fn apart(step: &Step, ours: &Facts, theirs: &Facts) -> bool {
     let done = |facts: &Facts| facts.get("code").is_some_and(|code| code == "Ok");
     requests::CHANGES.contains(&step.rpc) && done(ours) != done(theirs)
+}
+
+/// Whether this is a measured number (UInt64Value), which is only there if it is not zero.
+fn is_number(path: &str) -> bool {
+    path.ends_with(".value")
 }
 
 /// Whether a message or list that holds this field is missing on one side: that is the difference, not each field in it.
@@ -137,31 +152,51 @@ fn below_missing(path: &str, ours: &Facts, theirs: &Facts) -> bool {
     })
 }
 
-/// Adds what differs between two answers to the same step.
-fn note(seen: &mut Differences, step: &Step, about: &str, ours: &Facts, theirs: &Facts, number: u64) {
-    let unset = String::new();
-    // Different codes: nothing else can be compared.
-    let same_code = ours.get("code") == theirs.get("code");
-    let paths: BTreeSet<&String> =
-        ours.keys().chain(theirs.keys()).filter(|path| same_code || *path == "code").collect();
-    for path in paths {
-        let (mine, other) = (ours.get(path).unwrap_or(&unset), theirs.get(path).unwrap_or(&unset));
-        if mine == other || below_missing(path, ours, theirs) {
-            continue;
+// === impl Seen ===
+
+impl Seen {
+    /// Adds what differs between two answers to the same step.
+    fn note(&mut self, step: &Step, about: &str, [ours, theirs]: [&Facts; 2], number: u64) {
+        let unset = String::new();
+        // Different codes: nothing else can be compared.
+        let same_code = ours.get("code") == theirs.get("code");
+        let paths: BTreeSet<&String> =
+            ours.keys().chain(theirs.keys()).filter(|path| same_code || *path == "code").collect();
+        for path in paths {
+            let (mine, other) = (ours.get(path).unwrap_or(&unset), theirs.get(path).unwrap_or(&unset));
+            if below_missing(path, ours, theirs) {
+                continue;
+            }
+            let key = if path == "code" {
+                format!("{} {path}: {}{about}", step.rpc, step.variant)
+            } else {
+                format!("{} {path}", step.rpc)
+            };
+            if is_number(path) {
+                for (numbers, said) in self.numbers.iter_mut().zip([mine, other]) {
+                    numbers.extend((!said.is_empty()).then(|| key.clone()));
+                }
+            } else if mine != other {
+                // How many there are on one side alone is no news.
+                let lonely = mine.is_empty() || other.is_empty();
+                let some = |text: &str| {
+                    if lonely && path.ends_with(".#") && !text.is_empty() { "some" } else { text }.to_owned()
+                };
+                let cell = |text: &str| text.replace('|', "/").replace('`', "'");
+                let key = (cell(&key), cell(&some(mine)), cell(&some(other)));
+                self.differences.entry(key).or_default().insert(number);
+            }
         }
-        // How many there are on one side alone is no news.
-        let some = |text: &String| {
-            if path.ends_with(".#") && !text.is_empty() { "some".to_owned() } else { text.clone() }
-        };
-        let lonely = mine.is_empty() || other.is_empty();
-        let (mine, other) = if lonely { (&some(mine), &some(other)) } else { (mine, other) };
-        let key = if path == "code" {
-            format!("{} {}: {}{about}", step.rpc, path, step.variant)
-        } else {
-            format!("{} {path}", step.rpc)
-        };
-        let cell = |text: &str| text.replace('|', "/").replace('`', "'");
-        seen.entry((cell(&key), cell(mine), cell(other))).or_default().insert(number);
+    }
+
+    /// Every difference there was.
+    fn all(mut self) -> Differences {
+        let [ours, theirs] = &self.numbers;
+        for key in ours.symmetric_difference(theirs) {
+            let word = |side: &BTreeSet<String>| if side.contains(key) { "set" } else { "" }.to_owned();
+            self.differences.insert((key.clone(), word(ours), word(theirs)), BTreeSet::new());
+        }
+        self.differences
     }
 }
 

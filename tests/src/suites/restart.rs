@@ -12,6 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::{node, wait};
+use crate::bench::machine;
 use crate::client::{self, Client};
 use crate::images::BUSYBOX;
 use crate::node::Node;
@@ -169,9 +170,8 @@ fn newer(node: &Node) -> Result<PathBuf> {
 
 /// The process that supervises a pod: the parent of its container.
 fn supervisor(pod: &Running) -> Result<i32> {
-    let status = fs::read_to_string(format!("/proc/{}/status", pod.pid))?;
-    let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")).context("PPid")?;
-    Ok(parent.trim().parse()?)
+    let parent = machine::parent(u32::try_from(pod.pid)?).context("the container is gone")?;
+    Ok(i32::try_from(parent)?)
 }
 
 /// Device and inode of a process's program.

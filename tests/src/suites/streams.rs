@@ -226,7 +226,8 @@ impl Held {
         for (pid, process) in &all {
             let cgroups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
             // A process that does not run its own program yet is a copy of the supervisor, which is its parent.
-            let copied = all.get(&parent(*pid)).is_some_and(|parent| supervises(&parent.command));
+            let parent = machine::parent(*pid).and_then(|parent| all.get(&parent));
+            let copied = parent.is_some_and(|parent| supervises(&parent.command));
             if supervises(&process.command) && !copied {
                 supervisors.push(*pid);
             } else if copied || cgroups.contains(&site.pod) {
@@ -243,11 +244,4 @@ impl Held {
 /// A pod's supervisor, and not what supervisors are forked from.
 fn supervises(command: &str) -> bool {
     command.starts_with("berth podd ") && !command.contains(" zygote")
-}
-
-/// Of a process that has gone: 0 (proc_pid_status(5)).
-fn parent(pid: u32) -> u32 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"));
-    line.and_then(|number| number.trim().parse().ok()).unwrap_or(0)
 }

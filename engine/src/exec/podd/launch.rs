@@ -3,7 +3,6 @@
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::log::{Log, Stream};
@@ -323,7 +322,7 @@ fn channel(line: Option<&OwnedFd>) -> io::Result<(Option<OwnedFd>, OwnedFd)> {
     if let Some(line) = line {
         return Ok((None, line.try_clone()?));
     }
-    let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let (ours, theirs) = socket::pair()?;
     nonblocking(&ours);
     Ok((Some(ours), theirs))
 }

@@ -13,7 +13,6 @@ use rustix::mount::{
     FsPickFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, fsconfig_reconfigure,
     fsconfig_set_flag, fspick, mount_change, move_mount, open_tree, unmount,
 };
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
 use super::Podd;
 use crate::exec::wire::{HAS_NETNS, HAS_USER, Message, POD_PID, Tag, int};
@@ -97,8 +96,7 @@ fn first_process(proof: &SingleThreaded, user: Option<&OwnedFd>) -> io::Result<O
             Cloned::Parent { pidfd, .. } => Ok(pidfd),
         };
     };
-    let (ours, theirs) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    let (ours, theirs) = socket::pair()?;
     as_root_of(proof, user, || match process::clone_sibling(proof, flags, None)? {
         Cloned::Child => process::idle(proof),
         Cloned::Parent { pidfd, .. } => socket::send(&theirs, b"S", &[pidfd.as_fd()]),

@@ -4,12 +4,11 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use tokio::io::unix::AsyncFd;
 
 use super::super::child::Failure;
 use super::super::failure;
-use super::{Supervisor, exit, refused};
+use super::{Supervisor, datagram, exit, refused};
 use crate::error::{Error, Kind};
 use crate::exec::Exit;
 use crate::exec::wire::{Kind as Word, Message};
@@ -25,9 +24,7 @@ impl Supervisor {
             return Ok(None);
         }
         let failed = |e| Error::with(Kind::Internal, "make a line to the supervisor", e);
-        let (ours, theirs) =
-            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
-                .map_err(|e| failed(e.into()))?;
+        let (ours, theirs) = socket::pair().map_err(failed)?;
         Ok(Some((sys::watch(ours).map_err(failed)?, theirs)))
     }
 
@@ -42,27 +39,15 @@ impl Supervisor {
             let gone = || {
                 Error::new(Kind::Unavailable, format!("the supervisor of pod {pod} ended before the exec"))
             };
-            let said = said(&line).await.map_err(|_| gone())?;
+            let (said, fds) = datagram(&line).await.map_err(|_| gone())?;
             if let Some(failed) = Failure::decode(&said) {
                 return Err(failure::explain(&plan, failed));
             }
-            let message = Message::parse(&said, Vec::new()).ok_or_else(gone)?;
+            let message = Message::parse(&said, fds).ok_or_else(gone)?;
             match message.kind() {
                 Word::ExecExited => Ok(exit(&message)),
                 _ => Err(refused(&pod, &message)),
             }
-        }
-    }
-}
-
-/// What is said next on a line.
-async fn said(line: &Line) -> std::io::Result<Vec<u8>> {
-    loop {
-        let mut ready = line.readable().await?;
-        let mut bytes = [0; 4 << 10];
-        if let Ok(length) = ready.try_io(|line| socket::receive(line.get_ref(), &mut bytes, &mut Vec::new()))
-        {
-            return length.map(|length| bytes[..length].to_vec());
         }
     }
 }

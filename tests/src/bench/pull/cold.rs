@@ -53,7 +53,7 @@ pub(super) fn all(contender: &Contender, results: &mut Results, rounds: usize) -
                     let log = logs.join(format!("o{round}.log"));
                     ensure!(!action::says(&log, " up"), "{PAUSE} writes nothing");
                     tokio::time::sleep(Duration::from_micros(100)).await;
-                    action::discard(&mut client, id).await?;
+                    client.discard(&id).await?;
                 }
                 let name = format!("c{round}-{}", row.len());
                 let taken = up(&mut client, &pod, &name, &logs).await?;
@@ -85,6 +85,6 @@ async fn up(client: &mut Client, pod: &str, name: &str, logs: &Path) -> Result<f
     client.start(&id).await?;
     action::said(&log, " up")?;
     let taken = start.elapsed().as_secs_f64() * 1e3;
-    action::discard(client, id).await?;
+    client.discard(&id).await?;
     Ok(taken)
 }

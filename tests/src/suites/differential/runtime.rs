@@ -149,9 +149,12 @@ fn list(path: &str, items: &[Value], facts: &mut Facts) {
     }
 }
 
-/// The name in the metadata of a listed pod or container; nothing for what has none.
+/// The name in the metadata of a listed pod or container, or of whose statistics are listed; nothing for what has none.
 fn object_name(item: &Value) -> Option<String> {
-    let metadata = item.as_message()?.get_field_by_name("metadata")?;
+    let item = item.as_message()?;
+    let attributes = item.get_field_by_name("attributes");
+    let about = attributes.as_deref().and_then(Value::as_message).unwrap_or(item);
+    let metadata = about.get_field_by_name("metadata")?;
     Some(metadata.as_message()?.get_field_by_name("name")?.as_str()?.to_owned())
 }
 

@@ -126,6 +126,17 @@ fn number(address: IpAddr) -> u128 {
     }
 }
 
+/// Parses pod CIDRs and refuses overlaps.
+pub(crate) fn parse(cidrs: &[String]) -> Result<Vec<Cidr>, Error> {
+    let parsed: Vec<Cidr> = cidrs.iter().map(|c| Cidr::parse(c)).collect::<Result<_, _>>()?;
+    for (position, cidr) in parsed.iter().enumerate() {
+        if parsed.iter().take(position).any(|other| other.overlaps(*cidr)) {
+            return Err(Error::Cidr { cidr: cidr.to_string(), why: "it overlaps another one" });
+        }
+    }
+    Ok(parsed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

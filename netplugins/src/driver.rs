@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, MakeTap};
+use crate::{Error, MakeTap, cidr, name};
 
 /// How pods are connected.
 #[derive(Clone, Debug)]
@@ -28,6 +28,14 @@ pub struct Config {
     pub link_prefix: String,
     /// Makes tap links, for the plugin of that name.
     pub tap: MakeTap,
+}
+
+impl Config {
+    /// What of it could never be: the field and why.
+    pub fn check(&self) -> Result<(), (&'static str, Error)> {
+        name::check_prefix(&self.link_prefix).map_err(|e| ("link_prefix", e))?;
+        cidr::parse(&self.pod_cidrs).map_err(|e| ("pod_cidrs", e)).map(drop)
+    }
 }
 
 /// A pod's network namespace: an open fd and the one bind mount by which CNI can name it.

@@ -69,7 +69,8 @@ usage: berth COMMAND [OPTIONS]
   net agent             keep the ways to other nodes' pods, as the cluster's Nodes say
   net clear             remove them
 
-berth COMMAND --help tells the options of a command.
+berth COMMAND --help tells the options of a command. Those that ask the daemon take --address unix:///PATH as well (default
+$BERTH_ADDRESS, else unix:///run/berth/berth.sock).
 ";
 
 /// Runs the role that the arguments name.
@@ -140,13 +141,8 @@ fn strings(arguments: &[OsString]) -> Result<Vec<String>, String> {
 }
 
 fn unknown(command: &str) -> ExitCode {
-    match command {
-        "init" => fail(format_args!("{command} is not built yet")),
-        _ => {
-            complain(format_args!("{command} is no command of berth; `berth --help` lists them"));
-            ExitCode::from(USAGE)
-        }
-    }
+    complain(format_args!("{command} is no command of berth; `berth --help` lists them"));
+    ExitCode::from(USAGE)
 }
 
 /// Prints to standard output; a closed pipe is no error.

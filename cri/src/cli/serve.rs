@@ -18,14 +18,14 @@ usage: berth serve [OPTIONS]
 Runs the daemon. No option and no configuration file is needed.
 
   --listen ENDPOINT  serve the CRI there; may be repeated
-                       unix:///PATH          a socket for root and its group (default unix:///run/berth/berth.sock)
+                       unix:///PATH          a socket, 0660 (default unix:///run/berth/berth.sock, where only root gets to)
                        tcp://ADDRESS:PORT    with mutual TLS only, see [tls] in the configuration
                        fd://                 sockets of systemd socket activation
   --root DIR         images, layers, pod records: what survives a reboot (default /var/lib/berth)
   --state DIR        sockets and supervisors: what does not (default /run/berth)
   --config FILE      configuration (default /etc/berth/config.toml, and conf.d/*.toml beside it)
   --log FILTER       error, warn, info, debug, trace, or per part as in \"engine=debug,info\" (default info)
-  --check            read the configuration, say whether it is good, and end
+  --check            read the configuration, say whether it is good, and end; what it names is looked for at start only
   -h, --help         this text
 
 SIGTERM ends the daemon and leaves containers running; the next start finds them again. SIGHUP reads the configuration

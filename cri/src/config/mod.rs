@@ -108,14 +108,12 @@ impl Config {
 
     /// The settings of files and flags, completed by the defaults.
     pub fn from_parts(file: File, flags: &Flags) -> Result<Self, Error> {
+        file.check_paths()?;
         let sources = Sources { file: file.clone(), flags: flags.clone() };
         let root = flags.root.clone().or(file.root).unwrap_or_else(|| "/var/lib/berth".into());
         let state = flags.state.clone().or(file.state).unwrap_or_else(|| "/run/berth".into());
-        for (name, path) in [("root", &root), ("state", &state)] {
-            if !path.is_absolute() {
-                return Err(Error::value(name, format!("{} is not an absolute path", path.display())));
-            }
-        }
+        absolute("root", [&root])?;
+        absolute("state", [&state])?;
         let listen =
             if flags.listen.is_empty() { file.listen.unwrap_or_default() } else { flags.listen.clone() };
         let tls = file.tls.map(file::Tls::complete).transpose()?;
@@ -139,6 +137,38 @@ impl Config {
             state,
             tls,
         })
+    }
+}
+
+/// Refuses paths that would depend on where the daemon was started.
+fn absolute<'a>(name: &str, paths: impl IntoIterator<Item = &'a PathBuf>) -> Result<(), Error> {
+    let relative = paths.into_iter().find(|path| !path.is_absolute());
+    relative
+        .map_or(Ok(()), |path| Err(Error::value(name, format!("{} is not an absolute path", path.display()))))
+}
+
+impl File {
+    fn check_paths(&self) -> Result<(), Error> {
+        let (engine, image, network) = (&self.engine, &self.image, &self.network);
+        absolute("engine.hosts_file", &engine.hosts_file)?;
+        absolute("engine.resolv_conf", &engine.resolv_conf)?;
+        absolute("image.policy", &image.policy)?;
+        absolute("image.verifiers", &image.verifiers)?;
+        absolute("registry.config_path", self.registry.config_path.iter().flatten())?;
+        absolute("network.conf_dir", &network.conf_dir)?;
+        absolute("network.bin_dirs", network.bin_dirs.iter().flatten())?;
+        absolute("network.netns_dir", &network.netns_dir)?;
+        if let Some(tls) = &self.tls {
+            absolute("tls.certificate", &tls.certificate)?;
+            absolute("tls.key", &tls.key)?;
+            absolute("tls.client_ca", &tls.client_ca)?;
+        }
+        if let Some(tls) = &self.streaming.tls {
+            absolute("streaming.tls.certificate", &tls.certificate)?;
+            absolute("streaming.tls.key", &tls.key)?;
+            absolute("streaming.tls.client_ca", &tls.client_ca)?;
+        }
+        Ok(())
     }
 }
 
@@ -211,17 +241,25 @@ impl file::Native {
         driver
             .scope("supervisor_cgroup", &supervisor_cgroup)
             .map_err(|e| Error::value("native.supervisor_cgroup", e.to_string()))?;
-        Ok(engine::native::Config {
+        let config = engine::native::Config {
             supervisor_cgroup,
             cgroup_driver: driver,
-            default_capabilities: self.default_capabilities.unwrap_or(default.default_capabilities),
+            default_capabilities: self.default_capabilities,
             ..default
-        })
+        };
+        config.check().map_err(|e| Error::value("native", e.to_string()))?;
+        Ok(config)
     }
 }
 
 impl file::Image {
     fn into_config(self, root: &Path, registry: file::Registry) -> Result<storage::Config, Error> {
+        if let Some(driver) =
+            self.driver.as_deref().filter(|driver| !storage::snapshot::DRIVERS.contains(driver))
+        {
+            let why = format!("\"{driver}\" is none of {}", storage::snapshot::DRIVERS.join(", "));
+            return Err(Error::value("image.driver", why));
+        }
         let pull_memory = self.pull_memory.map(|size| bytes("image.pull_memory", &size)).transpose()?;
         Ok(storage::Config {
             root: root.into(),
@@ -243,12 +281,10 @@ impl file::Image {
 
 impl file::Network {
     fn into_config(self, root: &Path) -> Result<netplugins::Config, Error> {
-        let prefix = self.link_prefix.unwrap_or_else(|| "berth".into());
-        if prefix.is_empty() || prefix.len() > 6 || !prefix.bytes().all(|b| b.is_ascii_alphanumeric()) {
-            let why = format!("\"{prefix}\" is not one to six letters and digits");
-            return Err(Error::value("network.link_prefix", why));
+        if self.max_networks == Some(0) {
+            return Err(Error::value("network.max_networks", "must be at least 1".into()));
         }
-        Ok(netplugins::Config {
+        let config = netplugins::Config {
             pod_cidrs: self
                 .pod_cidrs
                 .unwrap_or_else(|| vec!["10.88.0.0/16".into(), "fd00:10:88::/64".into()]),
@@ -257,9 +293,11 @@ impl file::Network {
             bin_dirs: self.bin_dirs.unwrap_or_else(|| vec!["/opt/cni/bin".into()]),
             netns_dir: self.netns_dir.unwrap_or_else(|| "/run/netns".into()),
             state_dir: root.into(),
-            link_prefix: prefix,
+            link_prefix: self.link_prefix.unwrap_or_else(|| "berth".into()),
             tap: crate::cli::cni::make_tap,
-        })
+        };
+        config.check().map_err(|(field, e)| Error::value(&format!("network.{field}"), e.to_string()))?;
+        Ok(config)
     }
 }
 

@@ -98,11 +98,12 @@ pub(crate) fn masks(field: &str, names: &[String]) -> Result<u64, Error> {
 }
 
 /// The default set, unless the node's configuration names another.
-pub(crate) fn default_set(configured: &[String]) -> Result<u64, Error> {
-    if !configured.is_empty() {
-        return masks("default_capabilities", configured);
+pub(crate) fn default_set(configured: Option<&[String]>) -> Result<u64, Error> {
+    let field = "default_capabilities";
+    match configured {
+        Some(configured) => masks(field, configured),
+        None => DEFAULT.iter().try_fold(0, |all, name| Ok(all | mask(field, name)?)),
     }
-    DEFAULT.iter().try_fold(0, |all, name| Ok(all | mask("default_capabilities", name)?))
 }
 
 /// The sets of a container's process. `available`: our own bounding set; more cannot be given, and asking for ALL is no error.
@@ -154,7 +155,7 @@ mod tests {
 
     #[test]
     fn add_and_drop_read_as_in_a_pod_manifest() {
-        let default = default_set(&[]).unwrap();
+        let default = default_set(None).unwrap();
         let bit = |n| mask("", n).unwrap();
         let main =
             |add: &[&str], drop: &[&str]| compute(&security(add, drop, &[]), default, u64::MAX).unwrap().main;
@@ -170,8 +171,9 @@ mod tests {
 
     #[test]
     fn nothing_is_inheritable_unless_ambient() {
-        let sets = compute(&security(&["NET_ADMIN"], &[], &["NET_RAW"]), default_set(&[]).unwrap(), u64::MAX)
-            .unwrap();
+        let sets =
+            compute(&security(&["NET_ADMIN"], &[], &["NET_RAW"]), default_set(None).unwrap(), u64::MAX)
+                .unwrap();
         assert_eq!(sets.inheritable, mask("", "NET_RAW").unwrap());
         assert_eq!(sets.ambient, sets.inheritable);
     }

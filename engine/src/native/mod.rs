@@ -63,12 +63,19 @@ pub struct Config {
     pub supervisor_cgroup: String,
     /// Who makes cgroups.
     pub cgroup_driver: CgroupDriver,
-    /// Capabilities of a container that asks for nothing, without `CAP_`; empty: the usual fourteen.
-    pub default_capabilities: Vec<String>,
+    /// Capabilities of a container that asks for nothing, with or without `CAP_`; `None`: the usual fourteen.
+    pub default_capabilities: Option<Vec<String>>,
     /// What pods may ask for by name.
     pub classes: Classes,
     /// Our own OCI command line: it makes the containers whose devices ask for hooks. `None`: such devices are refused.
     pub hooks: Option<external::Config>,
+}
+
+impl Config {
+    /// What of it could never be, by the name of the field.
+    pub fn check(&self) -> Result<(), Error> {
+        capabilities::default_set(self.default_capabilities.as_deref()).map(drop)
+    }
 }
 
 impl Default for Config {
@@ -79,7 +86,7 @@ impl Default for Config {
             arguments: vec!["podd".into()],
             supervisor_cgroup: "/berth/podd".into(),
             cgroup_driver: CgroupDriver::default(),
-            default_capabilities: Vec::new(),
+            default_capabilities: None,
             classes: Classes::default(),
             hooks: None,
         }
@@ -448,7 +455,7 @@ pub(crate) fn facts(config: &Config) -> Result<Facts, Error> {
     };
     Ok(Facts {
         bounding: capabilities::bounding_set(&status),
-        default_capabilities: capabilities::default_set(&config.default_capabilities)?,
+        default_capabilities: capabilities::default_set(config.default_capabilities.as_deref())?,
         cgroup_v1: hierarchies.v1.iter().map(|h| (h.name(), options(h))).collect(),
         cgroup_v2: hierarchies.v2.is_some(),
     })

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::cidr::Cidr;
+use crate::cidr::{self, Cidr};
 use crate::error::Error;
 use crate::ledger::Ledger;
 use crate::netlink::watch::LinkWatch;
@@ -65,7 +65,7 @@ impl Routed {
     pub(crate) fn open(config: Config) -> Result<Self, Error> {
         name::check_prefix(&config.link_prefix)?;
         let cidrs = state::load(&config.state_dir)?.unwrap_or_else(|| config.pod_cidrs.clone());
-        let cidrs = parse(&cidrs)?;
+        let cidrs = cidr::parse(&cidrs)?;
         let mut ledger = Ledger::default();
         ledger.set_cidrs(&cidrs);
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
@@ -155,7 +155,7 @@ impl Routed {
     pub(crate) fn set_pod_cidrs(&self, cidrs: &[String]) -> Result<(), Error> {
         let cidrs: Vec<String> =
             cidrs.iter().flat_map(|c| c.split(',')).map(|c| c.trim().to_owned()).collect();
-        let parsed = parse(&cidrs)?;
+        let parsed = cidr::parse(&cidrs)?;
         if self.state().ledger.cidrs().eq(parsed.iter().copied()) {
             return Ok(());
         }
@@ -304,17 +304,6 @@ fn with<T>(
     let done = work(&mut socket)?;
     idle.lock().unwrap_or_else(PoisonError::into_inner).push(socket);
     Ok(done)
-}
-
-/// Parses pod CIDRs and refuses overlaps.
-fn parse(cidrs: &[String]) -> Result<Vec<Cidr>, Error> {
-    let parsed: Vec<Cidr> = cidrs.iter().map(|c| Cidr::parse(c)).collect::<Result<_, _>>()?;
-    for (position, cidr) in parsed.iter().enumerate() {
-        if parsed.iter().take(position).any(|other| other.overlaps(*cidr)) {
-            return Err(Error::Cidr { cidr: cidr.to_string(), why: "it overlaps another one" });
-        }
-    }
-    Ok(parsed)
 }
 
 #[cfg(test)]

@@ -86,7 +86,7 @@ pub trait Driver: Debug + Send + Sync {
 }
 
 /// The drivers, best first.
-const DRIVERS: [&str; 4] = ["erofs", "overlay", "btrfs", "vfs"];
+pub const DRIVERS: [&str; 4] = ["erofs", "overlay", "btrfs", "vfs"];
 
 /// The configured driver, or the first that works in `root`; each is tried for real, with a mount. `label`: SELinux label of images.
 pub(crate) fn choose(

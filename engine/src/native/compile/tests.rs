@@ -7,7 +7,7 @@ use crate::native::seccomp::Filter;
 use crate::spec::{ContainerSecurity, MountSpec};
 
 fn facts() -> Facts {
-    let default_capabilities = capabilities::default_set(&[]).unwrap();
+    let default_capabilities = capabilities::default_set(None).unwrap();
     Facts { bounding: u64::MAX, default_capabilities, cgroup_v1: Vec::new(), cgroup_v2: true }
 }
 

@@ -171,6 +171,11 @@ impl Engine {
         self.exec.iter().map(|driver| driver.name().to_owned()).collect()
     }
 
+    /// The threads that do the work; who waits for a call may be on another.
+    pub(crate) fn workers(&self) -> &Handle {
+        self.jobs.runtime()
+    }
+
     /// Running jobs, then recent ones.
     pub fn jobs(&self) -> Vec<JobView> {
         self.jobs.views()

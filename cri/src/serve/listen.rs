@@ -14,6 +14,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
@@ -77,11 +78,13 @@ pub enum Error {
 }
 
 /// Bound sockets, not yet served.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Listeners {
     unix: Vec<UnixListener>,
     tcp: Vec<TcpListener>,
     tls: Option<Arc<ServerConfig>>,
+    /// Where handshakes are made: those of anybody, before the connection is one that is served.
+    workers: Handle,
 }
 
 /// A connection of any kind.
@@ -95,7 +98,12 @@ pub enum Connection {
 
 /// Binds all endpoints, or none.
 pub fn bind(endpoints: &[Endpoint], tls: Option<&MutualTls>) -> Result<Listeners, Error> {
-    let mut listeners = Listeners { tls: tls.map(mutual_tls).transpose()?, ..Listeners::default() };
+    let mut listeners = Listeners {
+        tls: tls.map(mutual_tls).transpose()?,
+        unix: Vec::new(),
+        tcp: Vec::new(),
+        workers: Handle::current(),
+    };
     for endpoint in endpoints {
         let failed = |source| Error::Bind { endpoint: endpoint.clone(), source };
         match endpoint {
@@ -210,7 +218,7 @@ impl Listeners {
         let acceptor = self.tls.map(TlsAcceptor::from);
         for listener in self.tcp {
             if let Some(acceptor) = acceptor.clone() {
-                tokio::spawn(accept_tls(listener, acceptor, sender.clone()));
+                tokio::spawn(accept_tls(listener, acceptor, sender.clone(), self.workers.clone()));
             }
         }
         ReceiverStream::new(receiver)
@@ -238,7 +246,7 @@ async fn accept_unix(listener: UnixListener, sender: Sender) {
     }
 }
 
-async fn accept_tls(listener: TcpListener, acceptor: TlsAcceptor, sender: Sender) {
+async fn accept_tls(listener: TcpListener, acceptor: TlsAcceptor, sender: Sender, workers: Handle) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -247,7 +255,7 @@ async fn accept_tls(listener: TcpListener, acceptor: TlsAcceptor, sender: Sender
         match accepted {
             Ok((stream, peer)) => {
                 let (acceptor, sender) = (acceptor.clone(), sender.clone());
-                tokio::spawn(async move {
+                workers.spawn(async move {
                     match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
                         Ok(Ok(tls)) => {
                             let _ = sender.send(Ok(Connection::Tls(Box::new(tls)))).await;

@@ -120,6 +120,11 @@ impl Table {
         running.chain(rows.recent.iter().rev().cloned()).collect()
     }
 
+    /// Where jobs run.
+    pub(crate) fn runtime(&self) -> &Handle {
+        &self.runtime
+    }
+
     /// How long the ended jobs and their steps took.
     pub fn durations(&self) -> Durations {
         lock(&self.rows).durations.clone()

@@ -46,6 +46,11 @@ impl Pipe {
         }
     }
 
+    /// The descriptor, for another thread to take over.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd.into_inner()
+    }
+
     /// Another handle of the same open file.
     pub fn try_clone(&self) -> Result<Self, Error> {
         let fd = self.fd.get_ref().try_clone();

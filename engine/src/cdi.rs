@@ -3,12 +3,15 @@
 //! Specs are the JSON and YAML files of `/etc/cdi` and `/var/run/cdi`, read at each CreateContainer, so that there is nothing to
 //! watch; a later directory overrides an earlier one, two files of one directory that define the same device conflict.
 //! A container asks for devices by its `CDI_devices`, and by annotations, as device plugins did before the CRI had a field.
-//! Hooks and `intelRdt` take an OCI runtime: the handler's, or our own command line. `netDevices` are refused by name.
+//! Hooks and `intelRdt` take an OCI runtime: the handler's, or our own command line. Network devices are moved into the pod's
+//! namespace at each start, and stay there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::LinuxIntelRdt;
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -35,8 +38,28 @@ pub struct Edits {
     pub mounts: Vec<MountSpec>,
     /// Supplementary groups.
     pub groups: Vec<u32>,
+    /// Network devices.
+    pub net_devices: Vec<NetDevice>,
     /// What an OCI runtime is told.
     pub runtime: RuntimeEdits,
+}
+
+/// A network device of the node that the pod gets.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetDevice {
+    /// Its name on the node.
+    pub host_interface_name: String,
+    /// Its name in the pod; `%d` stands for a number that is free there. Empty: as on the node.
+    #[serde(default)]
+    pub name: String,
+}
+
+impl NetDevice {
+    /// Its name in the pod.
+    pub fn name(&self) -> &str {
+        if self.name.is_empty() { &self.host_interface_name } else { &self.name }
+    }
 }
 
 /// Edits that an OCI runtime carries out, in the spelling of its specification.
@@ -46,7 +69,7 @@ pub struct RuntimeEdits {
     /// By the moment they run at (config.md, "POSIX-platform Hooks").
     pub hooks: BTreeMap<String, Vec<Value>>,
     /// `linux.intelRdt`.
-    pub intel_rdt: Option<Value>,
+    pub intel_rdt: Option<LinuxIntelRdt>,
 }
 
 impl RuntimeEdits {
@@ -57,8 +80,13 @@ impl RuntimeEdits {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct File {
+    #[serde(rename = "cdiVersion")]
+    version: String,
     kind: String,
+    #[serde(default, rename = "annotations")]
+    _annotations: IgnoredAny,
     #[serde(default)]
     devices: Vec<Device>,
     #[serde(default, rename = "containerEdits")]
@@ -66,26 +94,45 @@ struct File {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Device {
     name: String,
+    #[serde(default, rename = "annotations")]
+    _annotations: IgnoredAny,
     #[serde(default, rename = "containerEdits")]
     edits: Raw,
 }
 
+impl File {
+    /// Refuses what the specification does not allow, or a later one may mean otherwise.
+    fn check(self) -> Result<Self, String> {
+        if !["0.", "1."].iter().any(|major| self.version.starts_with(major)) {
+            return Err(format!("cdiVersion \"{}\" is not known here", self.version));
+        }
+        let mut names = BTreeSet::new();
+        match self.devices.iter().find(|device| !names.insert(&device.name)) {
+            Some(twice) => Err(format!("device \"{}\" is there twice", twice.name)),
+            None => Ok(self),
+        }
+    }
+}
+
 #[derive(Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 struct Raw {
     env: Vec<String>,
     device_nodes: Vec<Node>,
     mounts: Vec<Bind>,
+    #[serde(alias = "additionalGIDs")]
     additional_gids: Vec<u32>,
     hooks: Vec<Hook>,
-    intel_rdt: Option<Value>,
-    net_devices: Vec<Value>,
+    intel_rdt: Option<LinuxIntelRdt>,
+    net_devices: Vec<NetDevice>,
 }
 
 /// Written as a runtime reads it, which has it below its moment.
 #[derive(Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
 struct Hook {
     #[serde(rename(deserialize = "hookName"), skip_serializing)]
     moment: String,
@@ -113,7 +160,7 @@ impl Hook {
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Node {
     path: String,
     host_path: Option<PathBuf>,
@@ -145,18 +192,25 @@ impl Node {
         if number.is_some() && block.is_none() {
             return Err("a device number without a type".into());
         }
-        let node = DeviceNode { block, number, mode: self.file_mode, uid: self.uid, gid: self.gid };
+        let node =
+            DeviceNode { block, number, mode: self.file_mode, uid: self.uid, gid: self.gid, of_user: true };
         let host_path = self.host_path.unwrap_or_else(|| PathBuf::from(&self.path));
-        let permissions = self.permissions.unwrap_or_else(|| "rwm".into());
+        let permissions = match self.permissions.as_deref() {
+            None | Some("") => "rwm".to_owned(),
+            Some(text) if text.chars().all(|c| "rwm".contains(c)) => text.to_owned(),
+            Some(other) => return Err(format!("device permissions \"{other}\"")),
+        };
         Ok(DeviceSpec { container_path: self.path, host_path, permissions, node })
     }
 }
 
 #[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Bind {
     host_path: PathBuf,
     container_path: String,
+    #[serde(default, rename = "type")]
+    kind: String,
     #[serde(default)]
     options: Vec<String>,
 }
@@ -164,6 +218,9 @@ struct Bind {
 impl Bind {
     /// The mount, or which of its options cannot be honoured (mount(8)).
     fn mount(self) -> Result<MountSpec, String> {
+        if !matches!(self.kind.as_str(), "" | "bind" | "rbind" | "none") {
+            return Err(format!("a mount of type \"{}\"", self.kind));
+        }
         let mut mount = MountSpec {
             container_path: self.container_path,
             host_path: self.host_path,
@@ -216,9 +273,9 @@ pub fn resolve(directories: &[PathBuf], devices: &[Wanted], runtime: bool) -> Re
     for wanted in devices {
         let (path, file, device) = find(directories, wanted)?;
         if whole.insert(path.clone()) {
-            edits.add(&path, file.edits, runtime)?;
+            edits.add(wanted, &path, file.edits, runtime)?;
         }
-        edits.add(&path, device, runtime)?;
+        edits.add(wanted, &path, device, runtime)?;
     }
     Ok(edits)
 }
@@ -235,8 +292,11 @@ fn find(directories: &[PathBuf], Wanted { field, name }: &Wanted) -> Result<(Pat
             let path = directory.join(&entry);
             let read = match path.extension().and_then(|e| e.to_str()) {
                 Some("json") => read(&path, |text| Ok(serde_json::from_slice(text)?)),
-                Some("yaml" | "yml") => read(&path, |text| {
-                    Ok(serde_saphyr::from_slice(text).map_err(|e| e.without_snippet().to_string())?)
+                Some("yaml") => read(&path, |text| {
+                    // As others read it: 0660 is octal.
+                    let options = serde_saphyr::options! { legacy_octal_numbers: true };
+                    let parsed = serde_saphyr::from_slice_with_options(text, options);
+                    Ok(parsed.map_err(|e| e.without_snippet().to_string())?)
                 }),
                 _ => continue,
             };
@@ -276,25 +336,30 @@ type Parsed = Result<File, Box<dyn std::error::Error + Send + Sync>>;
 fn read(path: &Path, parse: impl Fn(&[u8]) -> Parsed) -> Result<File, Error> {
     let failed = |e| Error::with(Kind::FailedPrecondition, path.display().to_string(), e);
     let mut text = Vec::new();
-    let file = std::fs::File::open(path).and_then(|file| file.take(LIMIT).read_to_end(&mut text));
+    let file = std::fs::File::open(path).and_then(|file| file.take(LIMIT + 1).read_to_end(&mut text));
     file.map_err(failed)?;
-    parse(&text).map_err(|e| failed(std::io::Error::other(e)))
+    let wrong = |e: Box<dyn std::error::Error + Send + Sync>| failed(std::io::Error::other(e));
+    if text.len() as u64 > LIMIT {
+        return Err(wrong(format!("larger than {LIMIT} bytes").into()));
+    }
+    parse(&text).and_then(|file| Ok(file.check()?)).map_err(wrong)
 }
 
 impl Edits {
-    fn add(&mut self, path: &Path, raw: Raw, runtime: bool) -> Result<(), Error> {
+    /// Adds those that a device asked for, out of a file. `runtime`: there is an OCI runtime to carry out what takes one.
+    fn add(&mut self, wanted: &Wanted, path: &Path, raw: Raw, runtime: bool) -> Result<(), Error> {
+        let said = format!("{}: {} asks for", wanted.field, path.display());
         let refuse = |what: &str| {
-            let why = format!("CDI_devices: {} asks for {what}, which is not built yet", path.display());
-            Err(Error::new(Kind::Unimplemented, why))
+            Err(Error::new(Kind::FailedPrecondition, format!("{said} {what}, which cannot be honoured")))
         };
         for (asked, what) in [(!raw.hooks.is_empty(), "hooks"), (raw.intel_rdt.is_some(), "intelRdt")] {
             if asked && !runtime {
-                let path = path.display();
-                let why = format!(
-                    "CDI_devices: {path} asks for {what}, which the pod's handler cannot do: it has no OCI runtime"
-                );
+                let why = format!("{said} {what}, which the pod's handler cannot do: it has no OCI runtime");
                 return Err(Error::new(Kind::Unimplemented, why));
             }
+        }
+        if let Some(variable) = raw.env.iter().find(|variable| variable.find('=').is_none_or(|at| at == 0)) {
+            return refuse(&format!("the environment variable \"{variable}\""));
         }
         for hook in raw.hooks {
             match hook.document() {
@@ -303,8 +368,16 @@ impl Edits {
             }
         }
         self.runtime.intel_rdt = raw.intel_rdt.or(self.runtime.intel_rdt.take());
-        if !raw.net_devices.is_empty() {
-            return refuse("netDevices");
+        for device in raw.net_devices {
+            let host = &device.host_interface_name;
+            if self
+                .net_devices
+                .iter()
+                .any(|one| one.host_interface_name == *host || one.name() == device.name())
+            {
+                return refuse(&format!("network device \"{host}\" as \"{}\" beside another", device.name()));
+            }
+            self.net_devices.push(device);
         }
         for node in raw.device_nodes {
             match node.device() {
@@ -319,7 +392,8 @@ impl Edits {
             }
         }
         self.env.extend(raw.env);
-        self.groups.extend(raw.additional_gids);
+        // Group 0 is never given by a device (CDI specification, "additionalGids").
+        self.groups.extend(raw.additional_gids.into_iter().filter(|gid| *gid > 0));
         Ok(())
     }
 }
@@ -359,10 +433,12 @@ mod tests {
     fn devices_become_edits_and_those_of_the_whole_spec_count_once() {
         let node = Node::new();
         let more = r#","deviceNodes":[{"path":"/dev/gpu0","hostPath":"/dev/null","permissions":"rw"}],
-            "mounts":[{"hostPath":"/usr","containerPath":"/opt","options":["ro","nosuid","bind"]}],"additionalGids":[44]"#;
+            "mounts":[{"hostPath":"/usr","containerPath":"/opt","options":["ro","nosuid","bind"],"type":"bind"}],"additionalGids":[44,0],
+            "netDevices":[{"hostInterfaceName":"eth7"},{"hostInterfaceName":"eth8","name":"data%d"}]"#;
         let dirs = directories(&node, &[("etc/v.json", &spec("a", more)), ("etc/broken.json", "{")]);
         let edits = resolve(&dirs, &wanted(&["v.com/gpu=0", "v.com/gpu=1"]), false).unwrap();
         assert_eq!((edits.env, edits.groups), (vec!["ALL=1".into(), "ONE=a".into()], vec![44]));
+        assert_eq!(edits.net_devices.iter().map(NetDevice::name).collect::<Vec<_>>(), ["eth7", "data%d"]);
         assert_eq!(
             (edits.devices[0].permissions.as_str(), edits.devices[0].container_path.as_str()),
             ("rw", "/dev/gpu0")
@@ -373,11 +449,15 @@ mod tests {
     #[test]
     fn a_spec_may_be_yaml() {
         const YAML: &str = "cdiVersion: 0.6.0\nkind: y.com/gpu\ncontainerEdits:\n  env:\n  - ALL=1\ndevices:\n- name: all\n  containerEdits:\n    \
-            deviceNodes:\n    - path: /dev/gpu0\n      hostPath: /dev/null\n      permissions: rw\n      fileMode: 432\n";
+            deviceNodes:\n    - path: /dev/gpu0\n      hostPath: /dev/null\n      permissions: ''\n      fileMode: 0660\n";
         let node = Node::new();
         let dirs = directories(&node, &[("etc/y.yaml", YAML)]);
         let edits = resolve(&dirs, &wanted(&["y.com/gpu=all"]), false).unwrap();
-        assert_eq!((edits.env, edits.devices[0].node.mode), (vec!["ALL=1".into()], Some(0o660)));
+        let device = &edits.devices[0];
+        assert_eq!(
+            (edits.env, device.node.mode, &*device.permissions),
+            (vec!["ALL=1".into()], Some(0o660), "rwm")
+        );
     }
 
     #[test]
@@ -414,14 +494,35 @@ mod tests {
             mode: Some(0o660),
             uid: Some(1),
             gid: Some(2),
+            of_user: true,
         };
         assert_eq!(edits.devices[0].node, stated);
-        assert_eq!(edits.devices[1].node, DeviceNode::default());
+        assert_eq!(edits.devices[1].node, DeviceNode { of_user: true, ..DeviceNode::default() });
+        let owner = |device: &DeviceSpec| (device.node.uid, device.node.gid);
+        let owners =
+            |uid, gid| edits.devices.iter().map(|one| owner(&one.owned_by(uid, gid))).collect::<Vec<_>>();
+        assert_eq!(owners(1000, 0), [(Some(1), Some(2)), (Some(1000), None)]);
         for (edit, named) in [
             (r#""deviceNodes":[{"path":"/p","type":"p"}]"#, "type \"p\""),
             (r#""deviceNodes":[{"path":"/p","major":1}]"#, "without a type"),
             (r#""deviceNodes":[{"path":"/p","minor":1}]"#, "without a major"),
             (r#""mounts":[{"hostPath":"/","containerPath":"/r","options":["idmap"]}]"#, "\"idmap\""),
+            (r#""mounts":[{"hostPath":"/","containerPath":"/r","type":"tmpfs"}]"#, "type \"tmpfs\""),
+            (
+                r#""netDevices":[{"hostInterfaceName":"a","name":"x"},{"hostInterfaceName":"b","name":"x"}]"#,
+                "\"b\"",
+            ),
+            (
+                r#""netDevices":[{"hostInterfaceName":"a"},{"hostInterfaceName":"a","name":"x"}]"#,
+                "\"a\" as \"x\"",
+            ),
+            (r#""rdmaDevices":[]"#, "v.json: unknown field `rdmaDevices`"),
+            (r#""deviceNodes":[{"path":"/p","permissions":"none"}]"#, "permissions \"none\""),
+            (r#""env":["ONE"]"#, "v.json: duplicate field"),
+            (
+                r#""additionalGIDs":[5]}},{"name":"0","containerEdits":{"hooks":[]"#,
+                "device \"0\" is there twice",
+            ),
         ] {
             directories(&node, &[("etc/v.json", &spec("a", &format!(",{edit}")))]);
             let error = resolve(&dirs, &wanted(&["v.com/gpu=0"]), false).unwrap_err();
@@ -452,7 +553,7 @@ mod tests {
         let edits = resolve(&dirs, &wanted(&["v.com/gpu=0"]), true).unwrap().runtime;
         assert_eq!(edits.hooks["createContainer"], [json!({"path":"/x","args":["x","y"],"timeout":5})]);
         assert_eq!(edits.hooks["poststop"], [json!({"path":"/z"})]);
-        assert_eq!(edits.intel_rdt, Some(json!({"closID":"gold"})));
+        assert_eq!(edits.intel_rdt.unwrap().clos_id().as_deref(), Some("gold"));
         for (hook, named) in [
             (r#""hookName":"now","path":"/x""#, "\"now\""),
             (r#""hookName":"poststop","path":"x""#, "not absolute"),

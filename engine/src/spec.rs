@@ -278,6 +278,19 @@ pub struct DeviceSpec {
     pub node: DeviceNode,
 }
 
+impl DeviceSpec {
+    /// The device of a container that runs as this user.
+    pub fn owned_by(&self, uid: u32, gid: u32) -> Self {
+        let mut device = self.clone();
+        if std::mem::take(&mut device.node.of_user) {
+            let node = &mut device.node;
+            node.uid = node.uid.or(Some(uid).filter(|uid| *uid > 0));
+            node.gid = node.gid.or(Some(gid).filter(|gid| *gid > 0));
+        }
+        device
+    }
+}
+
 /// A device file as a CDI spec may state it; what is absent is as on the node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -292,6 +305,8 @@ pub struct DeviceNode {
     pub uid: Option<u32>,
     /// Group.
     pub gid: Option<u32>,
+    /// The container's user and group own it, unless they are root or others are stated.
+    pub of_user: bool,
 }
 
 /// Resource limits. 0 and empty mean unset.

@@ -172,6 +172,9 @@ pub trait Driver: Send + Sync + std::fmt::Debug {
     fn open_namespace(&self, id: &str) -> Result<Option<NetNs>, Error>;
     /// Unmounts and unlinks it; absent is fine.
     fn remove_namespace(&self, id: &str) -> Result<(), Error>;
+    /// Moves a device of the node into a pod's namespace, under a name in which `%d` stands for the first free number, with its permanent
+    /// global addresses, and sets it up. One that was moved before is fine. It leaves with the namespace only.
+    fn give_device(&self, ns: &NetNs, device: &str, name: &str) -> Result<(), Error>;
     /// Decides addresses and ports.
     fn reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error>;
     /// Gives up a reservation that was never attached.

@@ -89,6 +89,14 @@ pub enum Error {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// A network device cannot be given to a pod.
+    #[error("network device \"{device}\": {why}")]
+    Device {
+        /// Its name on the node.
+        device: String,
+        /// What is wrong.
+        why: String,
+    },
     /// The pod holds addresses already.
     #[error("pod {id} holds {addresses} already")]
     Held {
@@ -162,9 +170,11 @@ impl Error {
     /// The class of this error.
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Cidr { .. } | Self::Name { .. } | Self::Port { .. } | Self::Annotation { .. } => {
-                Kind::InvalidArgument
-            }
+            Self::Cidr { .. }
+            | Self::Name { .. }
+            | Self::Port { .. }
+            | Self::Annotation { .. }
+            | Self::Device { .. } => Kind::InvalidArgument,
             Self::Exhausted { .. } => Kind::Exhausted,
             Self::PortTaken { .. } | Self::Held { .. } => Kind::Conflict,
             Self::NotReady(_) => Kind::NotReady,

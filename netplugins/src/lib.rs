@@ -14,6 +14,7 @@
 //! | `bandwidth` | limits of a pod's traffic, from its annotations |
 //! | `cni` | the runtime side of CNI 1.1: configurations, execution of plugins, cache, GC, STATUS |
 //! | `plugins` | built-in CNI plugins, as executables by their name |
+//! | `devices` | devices of the node that containers are given |
 //! | `netns` | namespaces: the only place that enters one, on a thread of its own |
 //! | `netlink` | blocking transport, rtnetlink operations, link events |
 //! | `nft` | nf_tables encoder, the one static table, and its entries |
@@ -41,6 +42,7 @@
 mod bandwidth;
 mod cidr;
 mod cni;
+mod devices;
 mod driver;
 mod error;
 #[cfg(any(test, fuzzing))]

@@ -41,6 +41,18 @@ pub(crate) fn check_prefix(prefix: &str) -> Result<(), Error> {
     Ok(())
 }
 
+/// Refuses what the kernel would not take as the name of a link (`dev_valid_name`).
+pub(crate) fn check_link(link: &str) -> Result<(), Error> {
+    let refuse = |why| Err(Error::Name { name: link.into(), what: "a network device", why });
+    if link.is_empty() || link.len() > LINK_NAME_BYTES {
+        return refuse("a device's name has 1 to 15 bytes");
+    }
+    if link == "." || link == ".." || link.chars().any(|c| matches!(c, '/' | ':') || c.is_whitespace()) {
+        return refuse("it may hold no \"/\", no \":\" and no blanks");
+    }
+    Ok(())
+}
+
 /// Name of a pod's link on the node: the prefix, then a digest of id and `salt`, as long as names may be.
 pub(crate) fn host_link(prefix: &str, id: &str, salt: u32) -> String {
     const ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";

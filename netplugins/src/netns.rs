@@ -21,8 +21,9 @@ use rustix::fs::{Mode, OFlags};
 use rustix::mount::{MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use crate::error::Error;
+use crate::netlink::op::Op;
 use crate::netlink::{Failure, NETLINK_ROUTE, Socket, route};
-use crate::{NetNs, name};
+use crate::{NetNs, name, sysctl};
 use pool::Pool;
 
 /// `NSFS_MAGIC` of `linux/magic.h`.
@@ -190,6 +191,24 @@ pub(crate) fn inside<T: Send>(ns: BorrowedFd<'_>, work: impl FnOnce() -> T + Sen
             .map_err(|e| Error::namespace("enter a network namespace")(e.into()))?;
         Ok(work())
     })?
+}
+
+/// Carries out a plan by a socket inside a namespace. Where IPv6 is switched off there, it is switched on for an address that needs it.
+pub(crate) fn apply(socket: &mut Socket, ops: &[Op], ns: BorrowedFd<'_>) -> Result<(), Error> {
+    match route::run(socket, ops, None) {
+        Err(Error::Kernel { source, .. }) if source.errno() == Some(rustix::io::Errno::ACCESS) => {}
+        other => return other,
+    }
+    let links = ops.iter().filter_map(|op| match op {
+        Op::Subnet { link, address, .. } if address.is_ipv6() => Some(link.clone()),
+        _ => None,
+    });
+    let links: Vec<String> = links.chain(["lo".to_owned()]).collect();
+    inside(ns, || {
+        links.iter().try_for_each(|link| sysctl::set(&format!("ipv6/conf/{link}/disable_ipv6"), "0"))
+    })??;
+    // What was carried out before the refusal may be repeated: addresses are replaced, and no route came before them.
+    route::run(socket, ops, None)
 }
 
 /// The calling thread's network namespace.

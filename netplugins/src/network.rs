@@ -4,7 +4,7 @@
 //! the directory says by then. Namespaces are the same for both.
 
 use std::collections::HashSet;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
@@ -14,7 +14,7 @@ use crate::cni::keeper::Keeper;
 use crate::cni::{Cni, Networks};
 use crate::error::Error;
 use crate::routed::Routed;
-use crate::{Attachment, Config, Driver, Endpoint, InterfaceStats, Inventory, NetNs, name};
+use crate::{Attachment, Config, Driver, Endpoint, InterfaceStats, Inventory, NetNs, devices, name};
 
 /// Both drivers behind one face.
 #[derive(Debug)]
@@ -72,6 +72,10 @@ impl Driver for Network {
 
     fn remove_namespace(&self, id: &str) -> Result<(), Error> {
         self.routed.remove_namespace(id)
+    }
+
+    fn give_device(&self, ns: &NetNs, device: &str, name: &str) -> Result<(), Error> {
+        devices::give(ns.as_fd(), device, name)
     }
 
     fn reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error> {

@@ -185,7 +185,9 @@ impl Container {
         if spec.resources != self.status.resources || !plain {
             let spec = Arc::make_mut(&mut spec);
             spec.resources = self.status.resources.clone();
-            spec.devices.extend(cdi.devices.iter().cloned());
+            spec.devices.extend(
+                cdi.devices.iter().map(|device| device.owned_by(self.status.user.uid, self.status.user.gid)),
+            );
             spec.mounts.extend(cdi.mounts.iter().cloned());
             spec.runtime_edits = cdi.runtime.clone();
         }

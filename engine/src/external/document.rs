@@ -71,7 +71,7 @@ pub(crate) fn config(c: &Container<'_>) -> Result<Value, Error> {
         linux["mountLabel"] = label.to_string().into();
     }
     if let Some(rdt) = &c.spec.runtime_edits.intel_rdt {
-        linux["intelRdt"] = rdt.clone();
+        linux["intelRdt"] = json!(rdt);
     }
     let mut config = json!({
         "ociVersion": VERSION,

@@ -165,7 +165,20 @@ async fn resolve_devices(
     let driver = engine.driver(&pod.handler)?;
     let runtime = driver.has_runtime();
     let edits = move || cdi::resolve(&cdi::DIRECTORIES.map(Into::into), &wanted, runtime);
-    let edits = blocking(edits).await?;
+    let mut edits = blocking(edits).await?;
+    if userns::of(&pod.spec.security.namespaces).is_some() {
+        // Such a pod sees the node's own device files.
+        edits.devices.iter_mut().for_each(|device| device.node.of_user = false);
+    }
+    if let Some(device) =
+        edits.net_devices.first().filter(|_| pod.spec.security.namespaces.network == NamespaceMode::Node)
+    {
+        let why = format!(
+            "network device \"{}\" takes a pod with a network of its own",
+            device.host_interface_name
+        );
+        return Err(Error::invalid("CDI_devices", why));
+    }
     if !edits.runtime.is_empty() {
         driver
             .check(&pod.spec, &ContainerSpec { runtime_edits: edits.runtime.clone(), ..(*spec).clone() })?;

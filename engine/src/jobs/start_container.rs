@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use crate::container::{Container, ContainerPhase};
-use crate::engine::blocking;
+use crate::engine::{blocking, network_error};
 use crate::exec::{ContainerLaunch, PreparedMount, Started};
 use crate::job::{Cx, Job};
 use crate::jobs::create_container::rootfs_options;
@@ -78,11 +78,13 @@ async fn launch(
     container: &Container,
 ) -> Result<Started, Error> {
     let supervisor = pod.supervisor()?;
-    let (rootfs, opened) = tokio::join!(
+    let (rootfs, opened, given) = tokio::join!(
         cx.step("mount root", rootfs(engine, pod, container)),
         cx.step("open volumes and log", open(engine, pod, container)),
+        give_devices(engine, cx, pod, container),
     );
     let (mounts, log) = opened?;
+    given?;
     let spec = container.current_spec();
     let snapshot = pod.snapshot();
     let launch = ContainerLaunch {
@@ -107,6 +109,28 @@ async fn rootfs(engine: &Arc<Engine>, pod: &Arc<Pod>, container: &Container) -> 
     let (images, record) = (engine.images.clone(), container.record.clone());
     let user = pod.supervisor()?.user_namespace();
     blocking(move || images.mount(&record.id, &rootfs_options(&record, user.as_ref()))).await
+}
+
+/// Moves the network devices that CDI gives the container into its pod.
+async fn give_devices(
+    engine: &Arc<Engine>,
+    cx: &Cx,
+    pod: &Arc<Pod>,
+    container: &Container,
+) -> Result<(), Error> {
+    if container.record.cdi.net_devices.is_empty() {
+        return Ok(());
+    }
+    let (network, record, id) = (engine.network.clone(), container.record.clone(), pod.id().to_owned());
+    let give = move || {
+        let ns = network.open_namespace(&id).map_err(network_error)?;
+        let ns = ns.ok_or_else(|| Error::not_found("network namespace", &id))?;
+        let mut devices = record.cdi.net_devices.iter();
+        devices
+            .try_for_each(|one| network.give_device(&ns, &one.host_interface_name, one.name()))
+            .map_err(network_error)
+    };
+    cx.step("move network devices", blocking(give)).await
 }
 
 async fn open(

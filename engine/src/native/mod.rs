@@ -330,7 +330,11 @@ impl Driver for Native {
 
     fn check(&self, pod: &PodSpec, container: &ContainerSpec) -> Result<(), Error> {
         self.node.labels(container, None)?;
-        if self.node.classes.rdt(pod, container)?.is_some() {
+        if let Some((class, _)) = self.node.classes.rdt(pod, container)? {
+            if container.runtime_edits.intel_rdt.is_some() {
+                let why = format!("a device's intelRdt and the RDT class \"{class}\" exclude each other");
+                return Err(Error::new(Kind::FailedPrecondition, format!("CDI_devices: {why}")));
+            }
             self.node.resctrl.check()?;
         }
         self.node.blockio(pod, container)?;

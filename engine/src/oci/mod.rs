@@ -29,7 +29,7 @@ mod launch;
 mod lifecycle;
 mod log;
 mod prepare;
-mod rdt;
+pub(crate) mod rdt;
 mod sealed;
 mod show;
 mod store;

@@ -2,14 +2,14 @@
 
 use std::os::fd::OwnedFd;
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxIntelRdt, Spec};
 
 use crate::error::{Error, Kind};
 use crate::exec::rdt::Resctrl;
 
 /// What a bundle asks for.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Rdt<'s> {
+pub(crate) struct Rdt<'s> {
     id: &'s str,
     group: &'s str,
     schemata: Vec<String>,
@@ -19,7 +19,11 @@ pub(super) struct Rdt<'s> {
 impl<'s> Rdt<'s> {
     /// Reads it; `None`: nothing is asked for.
     pub(super) fn of(id: &'s str, spec: &'s Spec) -> Option<Self> {
-        let wanted = spec.linux().as_ref()?.intel_rdt().as_ref()?;
+        Some(Self::new(id, spec.linux().as_ref()?.intel_rdt().as_ref()?))
+    }
+
+    /// What a container's `linux.intelRdt` means.
+    pub(crate) fn new(id: &'s str, wanted: &'s LinuxIntelRdt) -> Self {
         let group = wanted.clos_id().as_deref().filter(|group| !group.is_empty()).unwrap_or(id);
         let all = wanted.schemata().clone().unwrap_or_default();
         let schemata = if all.is_empty() {
@@ -31,7 +35,7 @@ impl<'s> Rdt<'s> {
         #[allow(deprecated, reason = "old bundles have them")]
         let old = [wanted.enable_cmt(), wanted.enable_mbm()];
         let monitor = old.into_iter().chain([wanted.enable_monitoring()]).any(|on| *on == Some(true));
-        Some(Self { id, group, schemata, monitor })
+        Self { id, group, schemata, monitor }
     }
 
     /// The group is the container's own, and goes with it.
@@ -45,7 +49,7 @@ impl<'s> Rdt<'s> {
     }
 
     /// Opens the same files of a container that is there, for another process.
-    pub(super) fn enter(&self, resctrl: &Resctrl) -> Result<Vec<OwnedFd>, Error> {
+    pub(crate) fn enter(&self, resctrl: &Resctrl) -> Result<Vec<OwnedFd>, Error> {
         self.open(resctrl, &[], false)
     }
 

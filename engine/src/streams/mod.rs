@@ -107,7 +107,7 @@ pub(crate) async fn start_exec(
     }
     let snapshot = pod.snapshot();
     let launch = ExecLaunch {
-        spec: &container.record.spec,
+        spec: &container.current_spec(),
         pod: &snapshot.state.record.spec,
         cgroup: &container.record.cgroup,
         selinux: container.record.selinux.as_ref(),

@@ -121,6 +121,10 @@ impl<D: netplugins::Driver + ?Sized> netplugins::Driver for Failing<D> {
         self.block("remove_namespace", nets, || self.inner.remove_namespace(id))
     }
 
+    fn give_device(&self, ns: &NetNs, device: &str, name: &str) -> Result<(), netplugins::Error> {
+        self.block("give_device", nets, || self.inner.give_device(ns, device, name))
+    }
+
     fn reserve(&self, endpoint: &Endpoint) -> Result<Attachment, netplugins::Error> {
         let held = std::cell::Cell::new(None);
         let reserve =

@@ -7,7 +7,9 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use netlink_packet_core::{DefaultNla, NetlinkSerializable};
-use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
 use netlink_packet_route::link::{
     AfSpecInet, AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
     LinkFlags, LinkInfo, LinkMessage, State,
@@ -41,6 +43,8 @@ pub(crate) struct LinkAddress {
     pub(crate) address: (IpAddr, u8),
     /// Made by the kernel for its own use (`fe80::/64`, `127.0.0.1` has host scope instead).
     pub(crate) link_local: bool,
+    /// Of global scope, and nobody's but an administrator's to remove (`IFA_F_PERMANENT`).
+    pub(crate) permanent: bool,
 }
 
 /// What a link dump tells about one link.
@@ -478,6 +482,8 @@ fn decode_address(frame: &Frame<'_>) -> Option<LinkAddress> {
         link: message.header.index,
         address: (address, message.header.prefix_len),
         link_local: address.is_ipv6() && message.header.scope == AddressScope::Link,
+        permanent: message.header.flags.contains(AddressHeaderFlags::Permanent)
+            && message.header.scope == AddressScope::Universe,
     })
 }
 

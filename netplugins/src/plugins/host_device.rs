@@ -114,7 +114,7 @@ fn add(request: &Request) -> Result<Success, Refusal> {
         let entering = Op::Device(Device::Set { link: device.name.clone(), change: entering });
         route::run(&mut node, &[entering], Some(ns.as_fd()))?;
         let ops = interface::configure(&request.interface, &result, true)?;
-        interface::apply(&mut pod, &ops, ns.as_fd()).inspect_err(|_| {
+        netns::apply(&mut pod, &ops, ns.as_fd()).inspect_err(|_| {
             let _ = give_back(request);
             if device.up {
                 let _ = route::run(&mut node, &[Op::Up(device.name.clone())], None);

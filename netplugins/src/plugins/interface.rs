@@ -3,16 +3,14 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use super::{Refusal, Request, code, delegate, masquerade};
 use crate::cidr::{network, width};
 use crate::cni::result::{Interface, Route, Success};
-use crate::error::Error;
 use crate::netlink::route::{self, Link, Mac, Op};
 use crate::netlink::{NETLINK_ROUTE, Socket, policy};
-use crate::netns::{self, socket_in};
+use crate::netns::socket_in;
 use crate::sysctl;
 
 /// `RT_SCOPE_LINK`.
@@ -109,24 +107,6 @@ fn path(route: &Route, result: &Success) -> Result<route::Path, Refusal> {
         table: number("table")?,
         scope,
     })
-}
-
-/// Carries out a plan in the pod. Where IPv6 is switched off there, it is switched on for an address that needs it.
-pub(super) fn apply(pod: &mut Socket, ops: &[Op], ns: BorrowedFd<'_>) -> Result<(), Refusal> {
-    match route::run(pod, ops, None) {
-        Err(Error::Kernel { source, .. }) if source.errno() == Some(Errno::ACCESS) => {}
-        other => return Ok(other?),
-    }
-    let links = ops.iter().filter_map(|op| match op {
-        Op::Subnet { link, address, .. } if address.is_ipv6() => Some(link.clone()),
-        _ => None,
-    });
-    let links: Vec<String> = links.chain(["lo".to_owned()]).collect();
-    netns::inside(ns, || {
-        links.iter().try_for_each(|link| sysctl::set(&format!("ipv6/conf/{link}/disable_ipv6"), "0"))
-    })??;
-    // What was carried out before the refusal may be repeated: addresses are replaced, and no route came before them.
-    Ok(route::run(pod, ops, None)?)
 }
 
 /// A socket of the node.

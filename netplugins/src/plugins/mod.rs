@@ -382,12 +382,8 @@ fn check(mut request: Request, netns_override: bool) -> Result<Request, Refusal>
 }
 
 fn check_interface(interface: &str) -> Result<(), Refusal> {
-    let fits =
-        !interface.is_empty() && interface.len() <= name::LINK_NAME_BYTES && !matches!(interface, "." | "..");
-    if fits && !interface.contains(['/', ':']) && !interface.contains(char::is_whitespace) {
-        return Ok(());
-    }
-    Err(Refusal::new(code::ENVIRONMENT, format!("interface name \"{interface}\" is invalid")))
+    name::check_link(interface)
+        .map_err(|_| Refusal::new(code::ENVIRONMENT, format!("interface name \"{interface}\" is invalid")))
 }
 
 fn is_own(netns: Option<&Path>) -> bool {

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::netlink::device::{Change, Create, Details, Device, Kind};
 use crate::netlink::op::{Mac, Op};
 use crate::netlink::{Socket, policy, route};
-use crate::netns::{inside, socket_in};
+use crate::netns::{self, inside, socket_in};
 use crate::sysctl;
 
 /// The highest VLAN; 4095 is reserved (IEEE 802.1Q).
@@ -213,7 +213,7 @@ fn configure(
         }
     }
     ops.extend(interface::configure(link, result, true)?);
-    interface::apply(pod, &ops, ns)
+    Ok(netns::apply(pod, &ops, ns)?)
 }
 
 /// Makes the link, see above.

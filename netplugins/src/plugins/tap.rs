@@ -12,7 +12,7 @@ use crate::cni::result::Success;
 use crate::netlink::device::{Change, Device};
 use crate::netlink::op::{Mac, Op};
 use crate::netlink::route;
-use crate::netns::{inside, socket_in};
+use crate::netns::{self, inside, socket_in};
 
 /// What is opened to make one.
 const CONTROL: &str = "/dev/net/tun";
@@ -127,7 +127,7 @@ fn configure(request: &Request, settings: &Settings, ns: BorrowedFd<'_>) -> Resu
     if !result.ips.is_empty() {
         let announce = Op::Device(Device::Set { link: link.clone(), change: Change::ArpNotify });
         let ops = [vec![announce], interface::configure(link, &result, true)?].concat();
-        interface::apply(&mut pod, &ops, ns)?;
+        netns::apply(&mut pod, &ops, ns)?;
         result.ips.iter_mut().for_each(|ip| ip.interface = Some(0));
     }
     result.interfaces = vec![describe(&find(&mut pod, link)?, &interface::sandbox(request))];

@@ -162,7 +162,7 @@ mod tests {
     fn words(table: u32, links: &[Details]) -> Result<Vec<String>, String> {
         let settings = Settings { name: "blue".into(), table };
         let address = ("fd00::5".parse().unwrap(), 64);
-        let addresses = [LinkAddress { link: 2, address, link_local: false }];
+        let addresses = [LinkAddress { link: 2, address, link_local: false, permanent: true }];
         let mut default = Path::new(([0; 4].into(), 0));
         (default.via, default.table) = (Some([10, 0, 0, 1].into()), Some(MAIN_TABLE));
         let paths = [Held { link: 2, path: default, by_kernel: false }];

@@ -106,7 +106,7 @@ fn complete() -> Result<()> {
 }
 
 /// A device as vendors describe theirs.
-const DEVICE: &str = "cdiVersion: 0.6.0
+const DEVICE: &str = "cdiVersion: 1.1.0
 kind: suite.example/device
 devices:
 - name: one
@@ -121,6 +121,9 @@ devices:
     - hookName: createContainer
       path: /bin/sh
       args: [sh, -c, echo hooked > /run/suite-fields/heard]
+    netDevices:
+    - hostInterfaceName: suite-nic
+      name: given
 ";
 
 /// The files the probes' mounts and profiles lead to; the same place on every private machine.
@@ -129,6 +132,7 @@ fn prepare(node: &Node) -> Result<()> {
     fs::write("/run/suite-fields/name", "of the node\n")?;
     fs::write("/run/suite-fields/profile.json", r#"{"defaultAction":"SCMP_ACT_ALLOW"}"#)?;
     fs::write("/run/suite-fields/heard", "")?;
+    shell::run(10, "ip", &["link", "add", "suite-nic", "type", "ifb"])?;
     fs::create_dir_all("/var/run/cdi")?;
     fs::write("/var/run/cdi/suite.yaml", DEVICE)?;
     wait(async {

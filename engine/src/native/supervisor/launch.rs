@@ -19,6 +19,7 @@ use crate::exec::wire::{
     TTY, Tag,
 };
 use crate::exec::{ContainerLaunch, Exec, ExecLaunch, Process, Started, Stdio, cgroup};
+use crate::oci::rdt::Rdt;
 use crate::spec::{ContainerSpec, NamespaceMode, Resources};
 use crate::sys::{memory, socket};
 
@@ -175,6 +176,9 @@ impl Supervisor {
     ) -> Result<Exec, Error> {
         let mut entrance = self.node.entrance(launch.cgroup)?.copy()?;
         entrance.tasks.extend(self.node.rdt(launch.pod, launch.spec, false)?);
+        if let Some(rdt) = &launch.spec.runtime_edits.intel_rdt {
+            entrance.tasks.extend(Rdt::new(container, rdt).enter(&self.node.resctrl)?);
+        }
         let streams = [launch.stdin, launch.stdout, launch.stderr].map(|wanted| wanted && !process.tty);
         let (filter, agent) = self.guarded(container, launch.spec, "running").await?;
         let labels = self.node.labels(launch.spec, launch.selinux)?;

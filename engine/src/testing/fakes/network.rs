@@ -53,6 +53,10 @@ impl Driver for FakeNetwork {
         Ok(())
     }
 
+    fn give_device(&self, _: &NetNs, _: &str, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
     fn reserve(&self, endpoint: &Endpoint) -> Result<Attachment, Error> {
         let mut things = self.world.things();
         let [.., a, b, c] = things.number().to_be_bytes();

@@ -13,7 +13,7 @@ use crate::cni::result::{Interface, Route, Success};
 use crate::netlink::device::{Change, Device};
 use crate::netlink::route::{self, LinkAddress, Op};
 use crate::netlink::{Socket, dad};
-use crate::netns::{inside, socket_in};
+use crate::netns::{self, inside, socket_in};
 use crate::sysctl;
 
 mod settings;
@@ -121,7 +121,7 @@ fn in_pod(
     ops.extend(interface::configure(link, result, true)?);
     let addresses: Vec<IpAddr> = result.ips.iter().map(|ip| ip.address.0).filter(IpAddr::is_ipv6).collect();
     if !settings.duplicate_check || addresses.is_empty() {
-        return interface::apply(pod, &ops, ns);
+        return Ok(netns::apply(pod, &ops, ns)?);
     }
     inside(ns, || {
         ["enhanced_dad", "accept_dad"]
@@ -130,7 +130,7 @@ fn in_pod(
     })??;
     let (first, routes) = dad::split(ops);
     let mut watch = inside(ns, dad::Watch::open)?.map_err(internal)?;
-    interface::apply(pod, &first, ns)?;
+    netns::apply(pod, &first, ns)?;
     watch.settle(pod, &addresses).map_err(internal)?;
     Ok(route::run(pod, &routes, None)?)
 }

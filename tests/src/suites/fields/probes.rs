@@ -170,7 +170,7 @@ pub(super) const PROBES: &[Probe] = probes! {
         |p, c| namespaces(p, c, |o| o.pid = NamespaceMode::Node.into()), shares!("pid"), "shared";
     Inside ["ContainerConfig.CDI_devices", "CDIDevice.name"]
         |_, c| c.cdi_devices = vec![CdiDevice { name: "suite.example/device=one".into() }],
-        "echo $SUITE_DEVICE $(cat /heard 2>/dev/null)", "one hooked";
+        "echo $SUITE_DEVICE $(cat /heard 2>/dev/null) $(ls /sys/class/net | grep given)", "one hooked given";
     Outside ["ContainerConfig.command"]
         |_, c| c.command = vec!["sleep".into(), "4711".into()], "tr '\\0' ' ' < /proc/$PID/cmdline", "sleep 4711";
     Outside ["ContainerConfig.args"]

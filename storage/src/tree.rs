@@ -14,10 +14,13 @@ use crate::layer::entry::{Entry, Kind, Region};
 
 /// Most symlinks followed in one path, as in the kernel (path_resolution(7)).
 const LINKS_MAX: u32 = 40;
-/// Deepest directory: a symlink costs a layer few bytes for thousands of levels, and whoever writes or removes the tree has one open for each.
+/// Deepest directory: through symlinks a layer of a few kilobytes reaches thousands of levels, and whoever writes the tree has one open for each.
 const DEPTH_MAX: usize = 1000;
 /// Most directories that no layer describes, which cost a layer next to nothing too.
 const IMPLIED_MAX: usize = 1_000_000;
+
+/// Why a directory is refused that lies below one of depth [`DEPTH_MAX`].
+const TOO_DEEP: &str = "it is deeper than 1000 directories, symbolic links followed";
 
 /// Index of a node in its tree.
 pub(crate) type NodeId = usize;
@@ -161,7 +164,7 @@ impl Tree {
         }
         let (parent, name) = split(&entry.path);
         let name: Box<[u8]> = name.into();
-        let parent = self.make_parents(parent)?;
+        let (parent, depth) = self.make_parents(parent)?;
         let before = self.children(parent).and_then(|c| c.get(&name).copied());
         let body = match &entry.kind {
             Kind::HardLink { target } => {
@@ -181,6 +184,7 @@ impl Tree {
                     self.nodes[id] = node(entry, layer, body);
                     return Ok(());
                 }
+                _ if depth == DEPTH_MAX => return Err(TOO_DEEP),
                 _ => Body::Directory(BTreeMap::new()),
             },
             Kind::File { offset, size } => Body::File { layer, offset: *offset, size: *size },
@@ -241,8 +245,8 @@ impl Tree {
         stack.pop()
     }
 
-    /// Like [`Self::walk`], creating what is missing.
-    fn make_parents(&mut self, path: &[u8]) -> Result<NodeId, &'static str> {
+    /// Like [`Self::walk`], creating what is missing; with the depth of the directory, at most [`DEPTH_MAX`].
+    fn make_parents(&mut self, path: &[u8]) -> Result<(NodeId, usize), &'static str> {
         let mut todo = components(path);
         let mut stack = vec![0];
         let mut links = 0;
@@ -263,7 +267,7 @@ impl Tree {
                 None => {
                     self.implied += 1;
                     if stack.len() > DEPTH_MAX {
-                        return Err("it is deeper than 1000 directories, symbolic links followed");
+                        return Err(TOO_DEEP);
                     }
                     if self.implied > IMPLIED_MAX {
                         return Err("the image has more than 1000000 directories that no layer describes");
@@ -289,7 +293,7 @@ impl Tree {
                 },
             }
         }
-        Ok(stack.pop().unwrap_or(0))
+        Ok((stack.last().copied().unwrap_or(0), stack.len() - 1))
     }
 }
 

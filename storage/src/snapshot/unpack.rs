@@ -4,16 +4,17 @@
 //! Safe by construction: the tree has real directories only, so every step goes one component down from a directory descriptor with
 //! `O_NOFOLLOW`, into a directory that this module has just created.
 
+mod paths;
+
 use std::collections::{BTreeMap, HashMap, HashSet, btree_map};
 use std::fs::File;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    self, AtFlags, CWD, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fsetxattr,
-    makedev,
+    self, AtFlags, FileType, Gid, Mode, OFlags, Timespec, Timestamps, Uid, XattrFlags, fsetxattr, makedev,
 };
 use rustix::io::Errno;
 
@@ -21,6 +22,7 @@ use crate::Usage;
 use crate::error::{FileError, SnapshotError};
 use crate::files::DIRECTORY;
 use crate::tree::{Body, Hidden, Node, NodeId, Tree};
+use paths::{Paths, Spot};
 
 /// Copy buffer, in bytes.
 const COPY: usize = 256 << 10;
@@ -33,8 +35,10 @@ pub(super) fn layer(
     layers: &[PathBuf],
     into: &Path,
 ) -> Result<Usage, SnapshotError> {
+    let paths = Paths::of(tree, into)?;
     let mut unpack = Unpack {
         tree,
+        paths: &paths,
         only: Some(number),
         needed: needed(tree, number, hidden),
         hidden: HashMap::new(),
@@ -47,13 +51,15 @@ pub(super) fn layer(
     for (parent, name) in &hidden.names {
         unpack.hide(*parent, name);
     }
-    unpack.top(into)
+    unpack.run()
 }
 
 /// Unpacks the whole tree. `layers` are the directories with the tars.
 pub(super) fn whole(tree: &Tree, layers: &[PathBuf], into: &Path) -> Result<Usage, SnapshotError> {
+    let paths = Paths::of(tree, into)?;
     let unpack = Unpack {
         tree,
+        paths: &paths,
         only: None,
         needed: HashSet::new(),
         hidden: HashMap::new(),
@@ -63,11 +69,12 @@ pub(super) fn whole(tree: &Tree, layers: &[PathBuf], into: &Path) -> Result<Usag
         links: shared(tree),
         usage: Usage::default(),
     };
-    unpack.top(into)
+    unpack.run()
 }
 
 struct Unpack<'a> {
     tree: &'a Tree,
+    paths: &'a Paths<'a>,
     /// Write this layer's nodes alone, or all.
     only: Option<usize>,
     /// Directories on the way to something this layer changed.
@@ -78,7 +85,7 @@ struct Unpack<'a> {
     tars: Vec<PathBuf>,
     open: HashMap<usize, File>,
     /// Nodes with several names, and where the first of them was written.
-    links: HashMap<NodeId, Option<PathBuf>>,
+    links: HashMap<NodeId, Option<Spot<'a>>>,
     usage: Usage,
 }
 
@@ -86,13 +93,12 @@ struct Unpack<'a> {
 struct Level<'a> {
     id: NodeId,
     fd: OwnedFd,
-    path: PathBuf,
     /// Children whose turn has not come yet.
     left: btree_map::Iter<'a, Box<[u8]>, NodeId>,
 }
 
 /// Nodes that have more than one name.
-fn shared(tree: &Tree) -> HashMap<NodeId, Option<PathBuf>> {
+fn shared<'a>(tree: &Tree) -> HashMap<NodeId, Option<Spot<'a>>> {
     let (mut seen, mut shared) = (HashSet::new(), HashMap::new());
     let mut stack = vec![0];
     while let Some(id) = stack.pop() {
@@ -130,11 +136,9 @@ fn needed(tree: &Tree, number: usize, hidden: &Hidden) -> HashSet<NodeId> {
 }
 
 impl<'a> Unpack<'a> {
-    fn top(mut self, into: &Path) -> Result<Usage, SnapshotError> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let top = fs::open(into, flags, Mode::empty()).map_err(FileError::at("open", into))?;
+    fn run(mut self) -> Result<Usage, SnapshotError> {
         // No recursion: an image's tree may be deeper than a stack.
-        let mut levels = vec![self.level(0, top, into.to_owned())];
+        let mut levels = vec![self.level(0, self.paths.top()?)];
         while let Some(here) = levels.last_mut() {
             let Some((name, child)) = here.left.next() else {
                 if let Some(done) = levels.pop() {
@@ -145,12 +149,12 @@ impl<'a> Unpack<'a> {
             if !self.wanted(*child) {
                 continue;
             }
-            let path = here.path.join(os(name));
+            let spot = self.paths.at(here.id, name);
             if self.tree.children(*child).is_some() {
-                let fd = new_directory(&here.fd, name, &path)?;
-                levels.push(self.level(*child, fd, path));
+                let fd = new_directory(&here.fd, spot)?;
+                levels.push(self.level(*child, fd));
             } else {
-                self.node(*child, &here.fd, name, &path)?;
+                self.node(*child, &here.fd, spot)?;
             }
         }
         Ok(self.usage)
@@ -170,42 +174,45 @@ impl<'a> Unpack<'a> {
         self.only.is_none_or(|number| self.tree.nodes[id].layer == number) || self.needed.contains(&id)
     }
 
-    fn level(&self, id: NodeId, fd: OwnedFd, path: PathBuf) -> Level<'a> {
+    fn level(&self, id: NodeId, fd: OwnedFd) -> Level<'a> {
         let left = self.tree.children(id).map(BTreeMap::iter).unwrap_or_default();
-        Level { id, fd, path, left }
+        Level { id, fd, left }
     }
 
     /// Gives a directory whose children are there its whiteouts and its attributes.
-    fn complete(&mut self, Level { id, fd, path, .. }: &Level<'_>) -> Result<(), SnapshotError> {
+    fn complete(&mut self, Level { id, fd, .. }: &Level<'_>) -> Result<(), SnapshotError> {
         for name in self.hidden.remove(id).unwrap_or_default() {
-            let at = path.join(os(&name));
             fs::mknodat(fd, &*name, FileType::CharacterDevice, Mode::empty(), 0)
-                .map_err(FileError::at("create whiteout", at))?;
+                .map_err(self.paths.at(*id, &name).error("create whiteout"))?;
             self.usage.inodes += 1;
         }
+        let spot = self.paths.of_directory(*id);
         if self.opaque.contains(id) {
             fsetxattr(fd, "trusted.overlay.opaque", b"y", XattrFlags::empty())
-                .map_err(FileError::at("mark as opaque", path))?;
+                .map_err(spot.error("mark as opaque"))?;
         }
-        attributes(&self.tree.nodes[*id], fd.as_fd(), path)?;
-        self.count(fd, path)
+        attributes(&self.tree.nodes[*id], fd.as_fd(), spot)?;
+        self.count(fd, spot)
     }
 
     /// Makes what is no directory.
-    fn node(&mut self, id: NodeId, parent: &OwnedFd, name: &[u8], path: &Path) -> Result<(), SnapshotError> {
-        let node = &self.tree.nodes[id];
+    fn node(&mut self, id: NodeId, parent: &OwnedFd, spot: Spot<'a>) -> Result<(), SnapshotError> {
+        let (node, name) = (&self.tree.nodes[id], spot.name());
         if let Some(Some(first)) = self.links.get(&id) {
-            // Every component of that path is a directory we made, in a place nobody else knows.
-            fs::linkat(CWD, first, parent, name, AtFlags::empty()).map_err(FileError::at("link", path))?;
-            return Ok(());
+            let link = |from: &OwnedFd| fs::linkat(from, first.name(), parent, name, AtFlags::empty());
+            let linked = if first.is_beside(spot) {
+                link(parent)
+            } else {
+                first.open_directory().and_then(|from| link(&from))
+            };
+            return Ok(linked.map_err(spot.error("link"))?);
         }
-        let special = |kind, device| {
-            fs::mknodat(parent, name, kind, Mode::RUSR, device).map_err(FileError::at("create", path))
-        };
+        let special =
+            |kind, device| fs::mknodat(parent, name, kind, Mode::RUSR, device).map_err(spot.error("create"));
         match &node.body {
-            Body::File { .. } | Body::Sparse { .. } => self.file(node, parent, name, path)?,
+            Body::File { .. } | Body::Sparse { .. } => self.file(node, parent, spot)?,
             Body::Symlink(target) => {
-                fs::symlinkat(&**target, parent, name).map_err(FileError::at("create", path))?;
+                fs::symlinkat(&**target, parent, name).map_err(spot.error("create"))?;
             }
             Body::Char(major, minor) => special(FileType::CharacterDevice, makedev(*major, *minor))?,
             Body::Block(major, minor) => special(FileType::BlockDevice, makedev(*major, *minor))?,
@@ -213,21 +220,21 @@ impl<'a> Unpack<'a> {
             Body::Directory(_) => {}
         }
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(parent, name, flags, Mode::empty()).map_err(FileError::at("open", path))?;
+        let fd = fs::openat(parent, name, flags, Mode::empty()).map_err(spot.error("open"))?;
         if !matches!(node.body, Body::File { .. } | Body::Sparse { .. }) {
-            special_attributes(node, parent, name, &fd, path)?;
+            special_attributes(node, parent, &fd, spot)?;
         }
-        self.count(&fd, path)?;
+        self.count(&fd, spot)?;
         if let Some(first) = self.links.get_mut(&id) {
-            *first = Some(path.to_owned());
+            *first = Some(spot);
         }
         Ok(())
     }
 
-    fn file(&mut self, node: &Node, parent: &OwnedFd, name: &[u8], path: &Path) -> Result<(), SnapshotError> {
+    fn file(&mut self, node: &Node, parent: &OwnedFd, spot: Spot<'_>) -> Result<(), SnapshotError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let fd = fs::openat(parent, name, flags, Mode::RUSR | Mode::WUSR)
-            .map_err(FileError::at("create", path))?;
+        let fd =
+            fs::openat(parent, spot.name(), flags, Mode::RUSR | Mode::WUSR).map_err(spot.error("create"))?;
         let file = File::from(fd);
         let write = |tar: &File| match &node.body {
             Body::File { offset, size, .. } => copy(tar, *offset, &file, 0, *size),
@@ -238,8 +245,8 @@ impl<'a> Unpack<'a> {
             _ => Ok(()),
         };
         let (Body::File { layer, .. } | Body::Sparse { layer, .. }) = &node.body else { return Ok(()) };
-        write(self.tar(*layer)?).map_err(FileError::at("write", path))?;
-        attributes(node, file.as_fd(), path)
+        write(self.tar(*layer)?).map_err(spot.error("write"))?;
+        attributes(node, file.as_fd(), spot)
     }
 
     fn tar(&mut self, layer: usize) -> Result<&File, FileError> {
@@ -253,21 +260,17 @@ impl<'a> Unpack<'a> {
         }
     }
 
-    fn count(&mut self, fd: impl AsFd, path: &Path) -> Result<(), SnapshotError> {
-        let stat = fs::fstat(fd).map_err(FileError::at("stat", path))?;
+    fn count(&mut self, fd: impl AsFd, spot: Spot<'_>) -> Result<(), SnapshotError> {
+        let stat = fs::fstat(fd).map_err(spot.error("stat"))?;
         self.usage.bytes += u64::try_from(stat.st_blocks).unwrap_or(0) * 512;
         self.usage.inodes += 1;
         Ok(())
     }
 }
 
-fn new_directory(parent: &OwnedFd, name: &[u8], path: &Path) -> Result<OwnedFd, FileError> {
-    fs::mkdirat(parent, name, Mode::RWXU).map_err(FileError::at("create", path))?;
-    fs::openat(parent, name, DIRECTORY, Mode::empty()).map_err(FileError::at("open", path))
-}
-
-fn os(name: &[u8]) -> &std::ffi::OsStr {
-    std::os::unix::ffi::OsStrExt::from_bytes(name)
+fn new_directory(parent: &OwnedFd, spot: Spot<'_>) -> Result<OwnedFd, FileError> {
+    fs::mkdirat(parent, spot.name(), Mode::RWXU).map_err(spot.error("create"))?;
+    fs::openat(parent, spot.name(), DIRECTORY, Mode::empty()).map_err(spot.error("open"))
 }
 
 fn copy(from: &File, mut offset: u64, to: &File, mut at: u64, mut left: u64) -> io::Result<()> {
@@ -287,17 +290,17 @@ fn times(node: &Node) -> Timestamps {
 }
 
 /// Owner first (it clears set-id bits and capabilities), then attributes, mode, times.
-fn attributes(node: &Node, fd: std::os::fd::BorrowedFd<'_>, path: &Path) -> Result<(), SnapshotError> {
+fn attributes(node: &Node, fd: BorrowedFd<'_>, spot: Spot<'_>) -> Result<(), SnapshotError> {
     let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
-    fs::fchown(fd, Some(uid), Some(gid)).map_err(FileError::at("chown", path))?;
+    fs::fchown(fd, Some(uid), Some(gid)).map_err(spot.error("chown"))?;
     for (name, value) in &node.xattrs {
         match fsetxattr(fd, &**name, value, XattrFlags::empty()) {
             Ok(()) | Err(Errno::NOTSUP) => {}
-            Err(error) => return Err(FileError::at("set attributes of", path)(error).into()),
+            Err(error) => return Err(spot.error("set attributes of")(error).into()),
         }
     }
-    fs::fchmod(fd, Mode::from_raw_mode(node.mode)).map_err(FileError::at("chmod", path))?;
-    fs::futimens(fd, &times(node)).map_err(FileError::at("set times of", path))?;
+    fs::fchmod(fd, Mode::from_raw_mode(node.mode)).map_err(spot.error("chmod"))?;
+    fs::futimens(fd, &times(node)).map_err(spot.error("set times of"))?;
     Ok(())
 }
 
@@ -305,23 +308,22 @@ fn attributes(node: &Node, fd: std::os::fd::BorrowedFd<'_>, path: &Path) -> Resu
 fn special_attributes(
     node: &Node,
     parent: &OwnedFd,
-    name: &[u8],
     fd: &OwnedFd,
-    path: &Path,
+    spot: Spot<'_>,
 ) -> Result<(), SnapshotError> {
     let (uid, gid) = (Uid::from_raw(node.uid), Gid::from_raw(node.gid));
     let flags = AtFlags::SYMLINK_NOFOLLOW;
-    fs::chownat(parent, name, Some(uid), Some(gid), flags).map_err(FileError::at("chown", path))?;
+    fs::chownat(parent, spot.name(), Some(uid), Some(gid), flags).map_err(spot.error("chown"))?;
     let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(fd));
     if !matches!(node.body, Body::Symlink(_)) {
         for (key, value) in &node.xattrs {
             match fs::setxattr(&*link, &**key, value, XattrFlags::empty()) {
                 Ok(()) | Err(Errno::NOTSUP | Errno::PERM) => {}
-                Err(error) => return Err(FileError::at("set attributes of", path)(error).into()),
+                Err(error) => return Err(spot.error("set attributes of")(error).into()),
             }
         }
-        fs::chmod(&*link, Mode::from_raw_mode(node.mode)).map_err(FileError::at("chmod", path))?;
+        fs::chmod(&*link, Mode::from_raw_mode(node.mode)).map_err(spot.error("chmod"))?;
     }
-    fs::utimensat(parent, name, &times(node), flags).map_err(FileError::at("set times of", path))?;
+    fs::utimensat(parent, spot.name(), &times(node), flags).map_err(spot.error("set times of"))?;
     Ok(())
 }

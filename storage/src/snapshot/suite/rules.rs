@@ -98,6 +98,46 @@ fn no_symlink_makes_a_tree_deeper_than_a_thousand_directories_and_that_deep_it_i
 }
 
 #[test]
+fn directories_that_layers_name_one_by_one_are_no_deeper_than_a_thousand_either() {
+    // Forty directories, a link to the last of them, and so on behind the link.
+    let forty = |tar: Tar, link: usize| {
+        let before = if link == 0 { String::new() } else { format!("link{}/", link - 1) };
+        let deeper = |tar: Tar, depth: usize| tar.dir(&(before.clone() + &"t/".repeat(depth)), 0o700);
+        (1..=40).fold(tar, deeper).symlink(&format!("link{link}"), &(before.clone() + &"t/".repeat(40)))
+    };
+    let thousand = || (0..25).fold(Tar::new(), forty);
+    let shown = show(&[thousand().file("link24/x", b"1")]);
+    let deepest = "/t".repeat(1000);
+    assert_eq!((shown[&deepest].mode & 0o777, &*shown[&(deepest + "/x")].data), (0o700, &b"1"[..]));
+    let text = refused(&[thousand().dir("link24/t/", 0o700)]);
+    assert!(text.contains("link24/t") && text.contains("deeper than 1000 directories"), "{text}");
+    assert!(refused(&[thousand(), Tar::new().dir("link24/t/", 0o700)]).contains("deeper than 1000"));
+    let pax = vec![("path", "t/".repeat(1001).into_bytes())];
+    let straight = Tar::new().entry(Entry { kind: b'5', name: "t/", pax, ..Entry::default() });
+    assert!(refused(&[straight]).contains("deeper than 1000 directories"));
+}
+
+#[test]
+fn a_hard_link_reaches_a_file_that_lies_deeper_than_any_path_is_long() {
+    // Forty links, each of which leads through two directories: 9600 bytes.
+    let (one, two) = ("a".repeat(120), "b".repeat(120));
+    let link = |tar: Tar, link: usize| {
+        let before = if link == 0 { String::new() } else { format!("l{}/", link - 1) };
+        let pax = vec![("linkpath", format!("{before}{one}/{two}").into_bytes())];
+        tar.entry(Entry { kind: b'2', name: &format!("l{link}"), link: "cut", pax, ..Entry::default() })
+    };
+    let links = || (0..40).fold(Tar::new(), link);
+    let layers = [links().file("l39/deep", b"1").hardlink("z", "l39/deep").hardlink("l38/b", "z")];
+    for (name, bench) in benches() {
+        let image = bench.image(&layers).unwrap();
+        let (driver, view) = built(name, &bench, &image).map_err(|e| super::super::chain(&e)).unwrap();
+        let mount = driver.mount_view(&view, None).unwrap();
+        let stat = rustix::fs::statat(&mount, "z", rustix::fs::AtFlags::SYMLINK_NOFOLLOW).unwrap();
+        assert_eq!((stat.st_nlink, stat.st_size), (3, 1), "{name}");
+    }
+}
+
+#[test]
 fn an_implied_directory_keeps_the_attributes_the_layers_below_gave_it() {
     let dir = Entry { kind: b'5', name: "d/", mode: 0o2750, uid: 3, gid: 4, ..Entry::default() };
     let shown = show(&[Tar::new().entry(dir), Tar::new().file("d/x", b"1").file("nowhere/x", b"1")]);

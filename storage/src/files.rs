@@ -102,8 +102,11 @@ pub(crate) fn spread(path: &Path) {
     }
 }
 
-/// Deletes a directory with all that is in it, whoever made it; absent is fine.
-pub(crate) fn remove(path: &Path) -> Result<(), FileError> {
+/// Deletes a file, or a directory with all that is in it, whoever made it and however deep it is; absent is fine. Follows no link.
+///
+/// # Errors
+/// The disk fails, or what is in it may not be deleted (an immutable file, a mount point).
+pub fn remove(path: &Path) -> Result<(), FileError> {
     match removal::remove(path) {
         Err(rustix::io::Errno::NOENT) => Ok(()),
         result => result.map_err(FileError::at("delete", path)),

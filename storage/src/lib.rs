@@ -9,7 +9,7 @@
 //! end), `artifact` (a pull of what is no image) · [`archive`] (save and load), `push` · `collect` · [`store`].
 //!
 //! Image verbs, all on [`Store`]: `pull` (async, with progress) · `images`, `find` (never wait) · `remove` · `tag` · `pin` · `usage` ·
-//! `scrub` and `heal` · `save`, `unpack` and `load` · `push`, `search`, `remote_tags` · `inspect` · `collect`. Containers: `prepare`, `mount`, `release`, `retain`, `container_usage`. Image volumes: `mount_image`.
+//! `scrub` and `heal` · `save`, `unpack` and `load` · `push`, `search`, `remote_tags` · `inspect` · `collect`. Containers: `prepare`, `mount`, `release`, `retain`, `container_usage`. Image volumes: `mount_image`. Beside it: [`remove_tree`].
 //! Not built yet, and therefore not here: saving and pushing artifacts, signatures by GPG, Fulcio or Rekor.
 //!
 //! Tasks spawned: one tokio task per layer being fetched and, beside it, blocking threads that hash and inflate; all of them end
@@ -68,6 +68,7 @@ mod tree;
 pub use collect::Collected;
 pub use digest::Digest;
 pub use error::{ErrorKind, FileError, OpenError, PullError, RemoveError, SnapshotError};
+pub use files::remove as remove_tree;
 pub use kernel::Kernel;
 pub use push::Pushed;
 pub use reference::ImageRef;

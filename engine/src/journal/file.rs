@@ -68,12 +68,9 @@ pub fn make_dir(path: &Path) -> Result<(), JournalError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io_error("mkdir", path))
 }
 
-/// Removes a tree without following links; absent is fine.
+/// Removes a tree, which a container may have made ([`storage::remove_tree`]); absent is fine.
 pub fn remove_tree(path: &Path) -> Result<(), JournalError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(io_error("remove", path)),
-    }
+    storage::remove_tree(path).map_err(|error| io_error("remove", path)(error.source))
 }
 
 /// Names in a directory, sorted; absent is empty.

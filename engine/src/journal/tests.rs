@@ -154,3 +154,22 @@ fn directories_and_files_are_for_root_alone() {
     assert_eq!(mode(&node.config.root.join("pods")), 0o700);
     assert_eq!(mode(&journal.path("one")), 0o600);
 }
+
+#[test]
+fn what_a_container_nested_deeper_than_any_stack_goes_with_it() {
+    use rustix::fs::{CWD, Mode, OFlags, mkdirat, openat};
+
+    let node = Node::new();
+    let journal = Journal::open(&node.config.root).unwrap();
+    let volume = node.config.root.join("pods/gone/c/volumes/0");
+    fs::create_dir_all(&volume).unwrap();
+    let open = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut at = openat(CWD, &volume, open, Mode::empty()).unwrap();
+    for _ in 0..20_000 {
+        mkdirat(&at, "d", Mode::RWXU).unwrap();
+        at = openat(&at, "d", open, Mode::empty()).unwrap();
+    }
+    // As a start does with what no pod names any more.
+    journal.load().unwrap();
+    assert!(!node.config.root.join("pods/gone").exists());
+}

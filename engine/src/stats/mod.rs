@@ -26,7 +26,7 @@ use crate::pod::Snapshot;
 use crate::{Engine, Error};
 
 /// So many running containers that were never read a call reads itself, at a tenth of a millisecond each.
-const UNREAD: usize = 8;
+const UNREAD: usize = 32;
 
 /// How the sampler makes readings of some things.
 type Measure<T, S> = fn(&mut Sampler, &Arc<Engine>, &[T], Detail) -> Vec<Arc<S>>;

@@ -147,5 +147,8 @@ pub(super) fn block_on(work: impl Future<Output = Result<(), String>>) -> ExitCo
 
 /// A refused call as a sentence.
 pub(super) fn refused(status: &tonic::Status) -> String {
-    status.message().to_owned()
+    match status.message() {
+        "" => format!("the daemon answered {:?} and gave no reason", status.code()),
+        message => message.to_owned(),
+    }
 }

@@ -34,7 +34,7 @@ pub struct Row {
 
 /// The table as Markdown.
 pub fn render() -> String {
-    let mut text = String::from("| field | | |\n|---|---|---|\n");
+    let mut text = String::from("| field | what becomes of it | how, or why |\n|---|---|---|\n");
     for row in table::ROWS {
         let (word, why) = match row.fate {
             Fate::Honoured(why) => ("honoured", why),

@@ -121,7 +121,7 @@ pub const ROWS: &[Row] = &[
     honoured("ContainerConfig", "mounts", "mounts, in order"),
     honoured("ContainerConfig", "devices", "device nodes and their cgroup rules"),
     honoured("ContainerConfig", "labels", "returned, and matched by filters"),
-    honoured("ContainerConfig", "annotations", "returned; classes of resources"),
+    honoured("ContainerConfig", "annotations", "returned; classes of resources; CDI devices (cdi.k8s.io/…)"),
     honoured("ContainerConfig", "log_path", "log file below the pod's log_directory"),
     honoured("ContainerConfig", "stdin", "keeps stdin open"),
     honoured("ContainerConfig", "stdin_once", "closes stdin after the first attached client"),

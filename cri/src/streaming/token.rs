@@ -57,7 +57,11 @@ impl Waiting {
         if table.requests.len() >= MOST {
             return Err(Error::new(
                 Kind::ResourceExhausted,
-                format!("{} streaming requests wait for their clients", table.requests.len()),
+                format!(
+                    "{} URLs of exec, attach and port-forward wait to be used, the most at once; each lives {} seconds: try again then",
+                    table.requests.len(),
+                    LIFETIME.as_secs()
+                ),
             ));
         }
         let key = key(&token);

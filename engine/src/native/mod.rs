@@ -307,9 +307,10 @@ impl Native {
         tracing::warn!(pod, "its supervisor was killed; another one has taken over");
         // A connection of its own, so that everything taken over is told as to any daemon that comes back.
         let directory =
-            File::open(dir).map_err(|e| Error::with(Kind::Internal, "open the pod's directory", e))?;
-        let connection = connect_in(&directory)
-            .map_err(|e| Error::with(Kind::Internal, "connect to the new supervisor", e))?;
+            File::open(dir).map_err(|e| Error::with(Kind::Internal, format!("open {}", dir.display()), e))?;
+        let connection = connect_in(&directory).map_err(|e| {
+            Error::with(Kind::Internal, format!("connect to the new supervisor of pod {pod}"), e)
+        })?;
         let resumed = Supervisor::resume(pod, dir, connection, self.node.clone()).await;
         resumed.map(|resumed| Some(supervisor::connection(resumed)))
     }

@@ -120,8 +120,8 @@ impl Supervisor {
     }
 
     fn over(pod: &str, dir: &Path, connection: OwnedFd, node: Arc<Node>) -> Result<Arc<Self>, Error> {
-        let socket =
-            sys::watch(connection).map_err(|e| Error::with(Kind::Internal, "watch the supervisor", e))?;
+        let socket = sys::watch(connection)
+            .map_err(|e| Error::with(Kind::Internal, format!("watch the supervisor of pod {pod}"), e))?;
         Ok(Arc::new(Self {
             pod: pod.to_owned(),
             dir: dir.to_owned(),
@@ -245,7 +245,10 @@ impl Supervisor {
         match answer.kind() {
             Word::Error => Err(refused(&self.pod, &answer)),
             Word::Ok | Word::Started | Word::Failed => Ok(answer),
-            other => Err(Error::new(Kind::Internal, format!("the supervisor answered {other:?} to {what}"))),
+            other => Err(Error::new(
+                Kind::Internal,
+                format!("the supervisor of pod {} answered {other:?} to {what}", self.pod),
+            )),
         }
     }
 
@@ -326,7 +329,9 @@ impl Supervisor {
         if asked.is_err() {
             let _ = process::signal(pidfd.as_fd(), libc::SIGKILL);
         }
-        let pidfd = sys::watch(pidfd).map_err(|e| Error::with(Kind::Internal, "watch the supervisor", e))?;
+        let pidfd = sys::watch(pidfd).map_err(|e| {
+            Error::with(Kind::Internal, format!("watch the supervisor of pod {}", self.pod), e)
+        })?;
         let ended = tokio::time::timeout(CALL_TIME, pidfd.readable()).await;
         ended.map(drop).map_err(|_| self.silent("Shutdown"))
     }

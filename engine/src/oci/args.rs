@@ -32,7 +32,21 @@ global options:
   --log FILE            also log errors to this file
   --log-format FORMAT   text or json
   --debug               also log what is done
+  --systemd-cgroup      have cgroups made by systemd; cgroupsPath is slice:prefix:name then
+
+berth oci COMMAND --help lists the options of a command; they mean what runc's do.
 ";
+
+/// Text of `berth oci COMMAND --help`.
+pub(super) fn help(command: &str, options: &[Option]) -> String {
+    let mut text = format!("usage: berth oci {command} [OPTIONS] ID\n");
+    for Option { long, short, value } in options {
+        let short = if short.is_empty() { String::new() } else { format!(", -{short}") };
+        let value = if *value { " VALUE" } else { "" };
+        text.push_str(&format!("  --{long}{short}{value}\n"));
+    }
+    text
+}
 
 /// One option of a verb: its names, and whether a value follows.
 #[derive(Clone, Copy, Debug)]

@@ -98,6 +98,10 @@ pub fn main(arguments: &[OsString]) -> ExitCode {
             _ => usage(&format!("\"{verb}\" is no command; `berth oci help` lists them")),
         };
     };
+    if rest.first().is_some_and(|word| word == "--help" || word == "-h") {
+        say(&args::help(&verb, options));
+        return ExitCode::SUCCESS;
+    }
     let parsed = match Parsed::parse(options, &rest, verb == "exec") {
         Ok(parsed) => parsed,
         Err(error) => return usage(&format!("{verb}: {error}")),

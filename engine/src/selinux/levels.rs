@@ -21,7 +21,7 @@ impl Levels {
     pub(super) fn take(&self) -> Result<String, Error> {
         let mut bytes = [0; 4];
         getrandom(&mut bytes, GetRandomFlags::empty())
-            .map_err(|e| Error::with(Kind::Internal, "getrandom", e))?;
+            .map_err(|e| Error::with(Kind::Internal, "draw a pair of SELinux categories", e))?;
         self.take_from(u32::from_le_bytes(bytes))
     }
 
@@ -33,7 +33,7 @@ impl Levels {
         let level = level.ok_or_else(|| {
             Error::new(
                 Kind::ResourceExhausted,
-                format!("all {PAIRS} pairs of SELinux categories are in use by pods"),
+                format!("all {PAIRS} pairs of SELinux categories are in use by pods: remove some, or give pods levels (selinux_options.level)"),
             )
         })?;
         used.insert(level.clone(), 1);

@@ -75,7 +75,10 @@ impl Local {
                 let found = self.images.find(&image.image).ok_or_else(|| {
                     failed(Error::new(
                         Kind::NotFound,
-                        format!("image \"{}\" is not on this node", image.image),
+                        format!(
+                            "image \"{}\", mounted at {}, is not on this node: pull it first",
+                            image.image, mount.container_path
+                        ),
                     ))
                 })?;
                 let fd = self.images.mount_image(&found.id, &mount.image_sub_path, label).map_err(failed)?;

@@ -38,7 +38,7 @@ absent() {
     on_node systemctl disable --now berth.service 2>/dev/null || true
     rm -f "$host$BERTH_UNIT" "$host$BERTH_BINARY"
     on_node systemctl daemon-reload
-    echo "berth is absent; images and records stay in $BERTH_ROOT until somebody removes them"
+    echo "berth is absent; images and records in $BERTH_ROOT, and $BERTH_CONFIG, stay until somebody removes them"
 }
 
 case "$1" in

@@ -25,6 +25,8 @@ impl Supervisor {
         }
         let failed = |e| Error::with(Kind::Internal, "make a line to the supervisor", e);
         let (ours, theirs) = socket::pair().map_err(failed)?;
+        // A poller may be wrong, and who reads it has others to serve.
+        rustix::io::ioctl_fionbio(&ours, true).map_err(|e| failed(e.into()))?;
         Ok(Some((sys::watch(ours).map_err(failed)?, theirs)))
     }
 

@@ -57,8 +57,10 @@ impl Node {
     pub fn inside(world: &World, name: &str, more: &str, space: Option<&str>) -> Result<Self> {
         let dir = world.dir.join(name);
         fs::create_dir_all(dir.join("logs"))?;
+        fs::create_dir_all(dir.join("conf.d"))?;
         let mirrors = world.registry()?.mirrors.display().to_string();
-        fs::write(dir.join("config.toml"), format!("{more}\n[registry]\nconfig_path = [{mirrors:?}]\n"))?;
+        fs::write(dir.join("config.toml"), more)?;
+        fs::write(dir.join("conf.d/registry.toml"), format!("[registry]\nconfig_path = [{mirrors:?}]\n"))?;
         let socket = dir.join("berth.sock");
         let mut node = Self {
             dir,

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::error::Error;
 use crate::name::check_link;
-use crate::netlink::device::{Change, Device};
+use crate::netlink::device::Device;
 use crate::netlink::op::Op;
 use crate::netlink::{NETLINK_ROUTE, Socket, route};
 use crate::netns::{self, socket_in};
@@ -44,12 +44,10 @@ pub(crate) fn give(ns: BorrowedFd<'_>, device: &str, name: &str) -> Result<(), E
     let addresses = addresses.into_iter().filter(|address| address.link == found.index && address.permanent);
     let addresses: Vec<(IpAddr, u8)> = addresses.map(|address| address.address).collect();
 
-    let entering = Change::Moved { name: name.clone(), alias: found.alias.clone() };
-    let entering = Op::Device(Device::Set { link: device.into(), change: entering });
+    let entering = Op::Device(Device::moved(device, &name, &found.alias));
     route::run(&mut node, &[entering], Some(ns))?;
     netns::apply(&mut pod, &outfit(&name, &addresses, true), ns).inspect_err(|_| {
-        let leaving = Change::Moved { name: device.into(), alias: found.alias.clone() };
-        let leaving = Op::Device(Device::Set { link: name.clone(), change: leaving });
+        let leaving = Op::Device(Device::moved(&name, device, &found.alias));
         if let Ok(home) = netns::current()
             && route::run(&mut pod, &[leaving], Some(home.as_fd())).is_ok()
         {
@@ -83,9 +81,21 @@ fn follows(device: &str, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::netlink::device::{Create, Kind};
+    use crate::NetNs;
+    use crate::netlink::device::{Change, Create, Kind};
     use crate::netns::Namespaces;
     use crate::testing::{TempDir, on_a_node};
+
+    /// A node, and a pod on it with its namespace.
+    fn with_a_pod(test: impl FnOnce(&mut Socket, &mut Socket, &NetNs) + Send + 'static) {
+        on_a_node(|| {
+            let dir = TempDir::new("devices");
+            let all = Namespaces::new(&dir.path().join("netns"), &dir.path().join("state"));
+            let (ns, mut pod) = all.create("pod").unwrap();
+            test(&mut Socket::open(NETLINK_ROUTE).unwrap(), &mut pod, &ns);
+            all.remove("pod").unwrap();
+        });
+    }
 
     /// Makes a device, on a parent if it has one, with addresses.
     fn make(node: &mut Socket, name: &str, kind: Kind, parent: Option<&str>, addresses: &[(&str, u8)]) {
@@ -111,21 +121,17 @@ mod tests {
 
     #[test]
     fn a_device_comes_to_the_pod_with_its_addresses_and_stays() {
-        on_a_node(|| {
-            let dir = TempDir::new("devices");
-            let all = Namespaces::new(&dir.path().join("netns"), &dir.path().join("state"));
-            let (ns, mut pod) = all.create("pod").unwrap();
-            let mut node = Socket::open(NETLINK_ROUTE).unwrap();
-            make(&mut node, "nic0", Kind::Ifb, None, &[("192.0.2.7", 24), ("2001:db8::7", 64)]);
-            make(&mut node, "nic1", Kind::Ifb, None, &[]);
+        with_a_pod(|node, pod, ns| {
+            make(node, "nic0", Kind::Ifb, None, &[("192.0.2.7", 24), ("2001:db8::7", 64)]);
+            make(node, "nic1", Kind::Ifb, None, &[]);
             give(ns.as_fd(), "nic0", "data").unwrap();
             let data =
                 ("data".to_owned(), true, vec!["192.0.2.7/24".to_owned(), "2001:db8::7/64".to_owned()]);
             let first = std::slice::from_ref(&data);
-            assert_eq!(devices(&mut pod), first);
+            assert_eq!(devices(pod), first);
             // Another container of the pod, or the same once more.
             give(ns.as_fd(), "nic0", "data").unwrap();
-            assert_eq!(devices(&mut pod), first);
+            assert_eq!(devices(pod), first);
 
             for (device, name, why) in [
                 ("nic1", "data", "\"nic1\": the pod has another one that is called \"data\""),
@@ -137,38 +143,32 @@ mod tests {
                 let error = give(ns.as_fd(), device, name).unwrap_err().chain();
                 assert!(error.contains(why), "{error}");
             }
-            assert_eq!(devices(&mut node), [("nic1".to_owned(), false, vec![])], "what is refused stays");
+            assert_eq!(devices(node), [("nic1".to_owned(), false, vec![])], "what is refused stays");
 
             for _ in 0..2 {
                 give(ns.as_fd(), "nic1", "data%d").unwrap();
-                assert_eq!(devices(&mut pod), [data.clone(), ("data0".to_owned(), true, vec![])]);
+                assert_eq!(devices(pod), [data.clone(), ("data0".to_owned(), true, vec![])]);
             }
-            all.remove("pod").unwrap();
         });
     }
 
     #[test]
     fn a_device_that_cannot_be_used_in_the_pod_stays_on_the_node_as_it_was() {
-        on_a_node(|| {
-            let dir = TempDir::new("devices");
-            let all = Namespaces::new(&dir.path().join("netns"), &dir.path().join("state"));
-            let (ns, mut pod) = all.create("pod").unwrap();
-            let mut node = Socket::open(NETLINK_ROUTE).unwrap();
+        with_a_pod(|node, pod, ns| {
             let (mac, peer_mac) = ([2, 0, 0, 0, 0, 7], [2, 0, 0, 0, 0, 8]);
             let pair = Op::Veth { name: "nic0".into(), mac, mtu: 1500, peer: "far".into(), peer_mac };
-            route::run(&mut node, &[pair], None).unwrap();
+            route::run(node, &[pair], None).unwrap();
             let above = Kind::Macvlan { mode: 4, queue: 0 };
-            make(&mut node, "above", above, Some("nic0"), &[("192.0.2.7", 24)]);
+            make(node, "above", above, Some("nic0"), &[("192.0.2.7", 24)]);
             // It cannot be up with the Ethernet address of what it is on.
             let same = |link: &str| {
                 Op::Device(Device::Set { link: link.into(), change: Change::Mac([2, 0, 0, 0, 0, 9]) })
             };
-            route::run(&mut node, &[same("above"), same("nic0")], None).unwrap();
-            let before = devices(&mut node);
+            route::run(node, &[same("above"), same("nic0")], None).unwrap();
+            let before = devices(node);
             let error = give(ns.as_fd(), "above", "data").unwrap_err().chain();
             assert!(error.contains("set data up"), "{error}");
-            assert_eq!((devices(&mut node), devices(&mut pod)), (before, vec![]));
-            all.remove("pod").unwrap();
+            assert_eq!((devices(node), devices(pod)), (before, vec![]));
         });
     }
 }

@@ -62,6 +62,13 @@ pub(crate) enum Device {
     },
 }
 
+impl Device {
+    /// A link goes to the target namespace under that name and alias.
+    pub(crate) fn moved(link: &str, name: &str, alias: &str) -> Self {
+        Self::Set { link: link.into(), change: Change::Moved { name: name.into(), alias: alias.into() } }
+    }
+}
+
 /// A link that is to be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Create {

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::interface::{self, describe, find, internal};
 use super::{Answer, Command, Refusal, Request, code, delegate};
 use crate::cni::result::{Interface, Success};
-use crate::netlink::device::{Change, Details, Device};
+use crate::netlink::device::{Details, Device};
 use crate::netlink::op::Op;
 use crate::netlink::{Socket, route};
 use crate::netns::{self, socket_in};
@@ -110,8 +110,7 @@ fn add(request: &Request) -> Result<Success, Refusal> {
         }
         let mut node = interface::node()?;
         let device = device(&mut node, &wanted)?;
-        let entering = Change::Moved { name: request.interface.clone(), alias: device.name.clone() };
-        let entering = Op::Device(Device::Set { link: device.name.clone(), change: entering });
+        let entering = Op::Device(Device::moved(&device.name, &request.interface, &device.name));
         route::run(&mut node, &[entering], Some(ns.as_fd()))?;
         let ops = interface::configure(&request.interface, &result, true)?;
         netns::apply(&mut pod, &ops, ns.as_fd()).inspect_err(|_| {
@@ -141,8 +140,7 @@ fn give_back(request: &Request) -> Result<(), Refusal> {
         let msg = format!("failed to find original ifname for \"{}\" (alias is not set)", request.interface);
         return Err(Refusal::new(code::INTERNAL, msg));
     }
-    let leaving = Change::Moved { name: device.alias, alias: String::new() };
-    let leaving = Op::Device(Device::Set { link: request.interface.clone(), change: leaving });
+    let leaving = Op::Device(Device::moved(&request.interface, &device.alias, ""));
     let node =
         netns::current().map_err(|e| Refusal::new(code::IO, format!("cannot open this namespace: {e}")))?;
     Ok(route::run(&mut pod, &[leaving], Some(node.as_fd()))?)

@@ -92,6 +92,7 @@ struct Unpack<'a> {
 /// A directory that is being filled.
 struct Level<'a> {
     id: NodeId,
+    spot: Spot<'a>,
     fd: OwnedFd,
     /// Children whose turn has not come yet.
     left: btree_map::Iter<'a, Box<[u8]>, NodeId>,
@@ -138,7 +139,7 @@ fn needed(tree: &Tree, number: usize, hidden: &Hidden) -> HashSet<NodeId> {
 impl<'a> Unpack<'a> {
     fn run(mut self) -> Result<Usage, SnapshotError> {
         // No recursion: an image's tree may be deeper than a stack.
-        let mut levels = vec![self.level(0, self.paths.top()?)];
+        let mut levels = vec![self.level(0, self.paths.at(0, b""), self.paths.top()?)];
         while let Some(here) = levels.last_mut() {
             let Some((name, child)) = here.left.next() else {
                 if let Some(done) = levels.pop() {
@@ -152,7 +153,7 @@ impl<'a> Unpack<'a> {
             let spot = self.paths.at(here.id, name);
             if self.tree.children(*child).is_some() {
                 let fd = new_directory(&here.fd, spot)?;
-                levels.push(self.level(*child, fd));
+                levels.push(self.level(*child, spot, fd));
             } else {
                 self.node(*child, &here.fd, spot)?;
             }
@@ -174,25 +175,24 @@ impl<'a> Unpack<'a> {
         self.only.is_none_or(|number| self.tree.nodes[id].layer == number) || self.needed.contains(&id)
     }
 
-    fn level(&self, id: NodeId, fd: OwnedFd) -> Level<'a> {
+    fn level(&self, id: NodeId, spot: Spot<'a>, fd: OwnedFd) -> Level<'a> {
         let left = self.tree.children(id).map(BTreeMap::iter).unwrap_or_default();
-        Level { id, fd, left }
+        Level { id, spot, fd, left }
     }
 
     /// Gives a directory whose children are there its whiteouts and its attributes.
-    fn complete(&mut self, Level { id, fd, .. }: &Level<'_>) -> Result<(), SnapshotError> {
+    fn complete(&mut self, Level { id, spot, fd, .. }: &Level<'_>) -> Result<(), SnapshotError> {
         for name in self.hidden.remove(id).unwrap_or_default() {
             fs::mknodat(fd, &*name, FileType::CharacterDevice, Mode::empty(), 0)
                 .map_err(self.paths.at(*id, &name).error("create whiteout"))?;
             self.usage.inodes += 1;
         }
-        let spot = self.paths.of_directory(*id);
         if self.opaque.contains(id) {
             fsetxattr(fd, "trusted.overlay.opaque", b"y", XattrFlags::empty())
                 .map_err(spot.error("mark as opaque"))?;
         }
-        attributes(&self.tree.nodes[*id], fd.as_fd(), spot)?;
-        self.count(fd, spot)
+        attributes(&self.tree.nodes[*id], fd.as_fd(), *spot)?;
+        self.count(fd, *spot)
     }
 
     /// Makes what is no directory.

@@ -1,6 +1,7 @@
 //! Where in the file system a name of the tree is: told when an error or a hard link asks, and never kept as a path. The paths of a deep
 //! tree are much longer together than the tree is, and some are longer than the kernel takes.
 
+use std::cell::OnceCell;
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::io;
@@ -20,11 +21,15 @@ const PATH_MAX: usize = 4096;
 
 /// The directories of a tree that is written to `into`.
 pub(super) struct Paths<'a> {
+    tree: &'a Tree,
     into: &'a Path,
     top: OwnedFd,
-    /// Of each directory but the root: the one it is in, and its name.
-    parents: HashMap<NodeId, (NodeId, &'a [u8])>,
+    /// See [`Self::parents`].
+    parents: OnceCell<Parents>,
 }
+
+/// Of each directory but the root: the one it is in, and its name.
+type Parents = HashMap<NodeId, (NodeId, Box<[u8]>)>;
 
 /// A name in a directory of the tree.
 #[derive(Clone, Copy)]
@@ -38,16 +43,23 @@ impl<'a> Paths<'a> {
     pub(super) fn of(tree: &'a Tree, into: &'a Path) -> Result<Self, FileError> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let top = fs::open(into, flags, Mode::empty()).map_err(FileError::at("open", into))?;
-        let (mut parents, mut stack) = (HashMap::new(), vec![0]);
-        while let Some(id) = stack.pop() {
-            for (name, child) in tree.children(id).into_iter().flatten() {
-                if tree.children(*child).is_some() {
-                    parents.insert(*child, (id, &**name));
-                    stack.push(*child);
+        Ok(Self { tree, into, top, parents: OnceCell::new() })
+    }
+
+    /// Found when the first path is asked for: for most trees none ever is.
+    fn parents(&self) -> &Parents {
+        self.parents.get_or_init(|| {
+            let (mut parents, mut stack) = (HashMap::new(), vec![0]);
+            while let Some(id) = stack.pop() {
+                for (name, child) in self.tree.children(id).into_iter().flatten() {
+                    if self.tree.children(*child).is_some() {
+                        parents.insert(*child, (id, name.clone()));
+                        stack.push(*child);
+                    }
                 }
             }
-        }
-        Ok(Self { into, top, parents })
+            parents
+        })
     }
 
     /// A descriptor of the root.
@@ -55,21 +67,16 @@ impl<'a> Paths<'a> {
         fcntl_dupfd_cloexec(&self.top, 0).map_err(FileError::at("open", self.into))
     }
 
+    /// The root itself has no name.
     pub(super) fn at(&'a self, directory: NodeId, name: &'a [u8]) -> Spot<'a> {
         Spot { paths: self, directory, name }
     }
 
-    /// The directory itself; the root has no name.
-    pub(super) fn of_directory(&'a self, id: NodeId) -> Spot<'a> {
-        let (directory, name) = self.parents.get(&id).copied().unwrap_or_default();
-        self.at(directory, name)
-    }
-
     /// Names of the directories that lead to this one, the root's left out.
-    fn names(&self, mut directory: NodeId) -> Vec<&'a [u8]> {
+    fn names(&self, mut directory: NodeId) -> Vec<&[u8]> {
         let mut names = Vec::new();
-        while let Some((above, name)) = self.parents.get(&directory) {
-            names.push(*name);
+        while let Some((above, name)) = self.parents().get(&directory) {
+            names.push(&**name);
             directory = *above;
         }
         names.reverse();

@@ -25,7 +25,7 @@ pub fn plan(bytes: &[u8]) {
         let last = steps.last();
         let ends = matches!(last, Some(plan::Step::Exec { .. } | plan::Step::Idle {}));
         assert!(!accepted || ends, "accepted without an end");
-        assert_eq!(accepted, crate::native::child::Prepared::new(candidate).is_some());
+        assert_eq!(accepted, crate::native::child::Prepared::new(candidate, 0).is_some());
     }
 }
 

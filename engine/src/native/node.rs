@@ -112,17 +112,23 @@ impl Node {
 
     /// The way into a live container's cgroup: a probe takes the same one every few seconds.
     pub(crate) fn entrance(&self, cgroup: &str) -> Result<Arc<cgroup::Entrance>, Error> {
-        let lock = || self.entrances.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, known)) = lock().iter().find(|(name, _)| name == cgroup) {
+        let known = self.entrances.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, known)) = known.iter().find(|(name, _)| name == cgroup) {
             return Ok(known.clone());
         }
-        let opened = Arc::new(cgroup::enter(cgroup)?);
-        let mut entrances = lock();
+        drop(known);
+        Ok(self.keep_entrance(cgroup, cgroup::enter(cgroup)?))
+    }
+
+    /// Keeps a way into a live container's cgroup that is open already.
+    pub(super) fn keep_entrance(&self, cgroup: &str, opened: cgroup::Entrance) -> Arc<cgroup::Entrance> {
+        let opened = Arc::new(opened);
+        let mut entrances = self.entrances.lock().unwrap_or_else(PoisonError::into_inner);
         entrances.push_back((cgroup.to_owned(), opened.clone()));
         if entrances.len() > ENTRANCES {
             entrances.pop_front();
         }
-        Ok(opened)
+        opened
     }
 
     /// The supervisors' cgroup, made if it is missing.

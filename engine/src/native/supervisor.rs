@@ -187,12 +187,13 @@ impl Supervisor {
     }
 
     async fn send(&self, message: &Message) -> io::Result<()> {
+        let fds: Vec<_> = message.fds.iter().map(AsFd::as_fd).collect();
         loop {
-            let mut ready = self.socket.writable().await?;
-            let fds: Vec<_> = message.fds.iter().map(AsFd::as_fd).collect();
-            match ready.try_io(|socket| socket::send(socket.get_ref(), message.bytes(), &fds)) {
-                Ok(result) => return result,
-                Err(_would_block) => {}
+            match socket::send(self.socket.get_ref(), message.bytes(), &fds) {
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    sys::writable(self.socket.get_ref().as_fd()).await?;
+                }
+                result => return result,
             }
         }
     }

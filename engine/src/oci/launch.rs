@@ -274,8 +274,9 @@ impl Birth<'_> {
     /// Clones a process that does a plan. The second part is our end of its channel.
     pub(super) fn clone(self, plan: &[u8], fds: Vec<OwnedFd>) -> Result<(Launched, OwnedFd), Error> {
         let failed = |what: &'static str| move |e: io::Error| Error::with(Kind::Internal, what, e);
-        let prepared =
-            Prepared::new(plan).ok_or_else(|| Error::new(Kind::Internal, "the plan does not decode"))?;
+        let ignored = thread::ignored_signals().map_err(failed("look at the signals"))?;
+        let prepared = Prepared::new(plan, ignored)
+            .ok_or_else(|| Error::new(Kind::Internal, "the plan does not decode"))?;
         let proof = SingleThreaded::prove().map_err(failed("clone"))?;
         let undumpable = rustix::process::DumpableBehavior::NotDumpable;
         rustix::process::set_dumpable_behavior(undumpable).map_err(|e| failed("clone")(e.into()))?;

@@ -26,14 +26,28 @@ pub mod title;
 pub mod trace;
 
 use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// The result of a raw system call as libc's `syscall` gives it.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
-/// Registers a descriptor with the runtime's poller. Must be called inside a runtime.
-pub fn watch(fd: std::os::fd::OwnedFd) -> io::Result<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>> {
+/// Registers a descriptor with the runtime's poller, for what there is to read. Must be called inside a runtime. Not for room to write as
+/// well: a socket's poller is told of that with each message the other end has taken, and a thread would be woken for nothing.
+pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    register(fd, Interest::READABLE)
+}
+
+/// Waits until there is room to write.
+pub async fn writable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    register(fd.try_clone_to_owned()?, Interest::WRITABLE)?.writable().await.map(drop)
+}
+
+fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd always names the same descriptor, which stays open until it is dropped, and AsyncFd deregisters before that.
-    unsafe { tokio::io::unix::AsyncFd::register(fd) }.map_err(|e| io::Error::other(e.to_string()))
+    unsafe { AsyncFd::register_with_interest(fd, interest) }.map_err(|e| io::Error::other(e.to_string()))
 }

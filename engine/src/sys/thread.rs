@@ -94,18 +94,41 @@ pub fn setns(fd: BorrowedFd<'_>, flags: i32) -> io::Result<()> {
     check(unsafe { libc::setns(fd.as_raw_fd(), flags) }.into()).map(drop)
 }
 
-/// Gives every signal its default disposition and unblocks all: ignored signals and masks would survive execve(2).
-pub fn reset_signals() -> io::Result<()> {
-    /// The kernel's `struct sigaction`; glibc's wrapper refuses the two signals it keeps for itself.
-    #[repr(C)]
-    struct Action {
-        handler: usize,
-        flags: libc::c_ulong,
-        restorer: usize,
-        mask: u64,
+/// The kernel's `struct sigaction`; glibc's wrapper refuses the two signals it keeps for itself.
+#[repr(C)]
+struct Action {
+    handler: usize,
+    flags: libc::c_ulong,
+    restorer: usize,
+    mask: u64,
+}
+
+/// All signals that a process can ignore.
+pub const IGNORABLE: u64 = !(1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1));
+
+/// The signals that this process ignores; bit n - 1 stands for signal n.
+pub fn ignored_signals() -> io::Result<u64> {
+    let mut ignored = 0;
+    for signal in 1..=64 {
+        let mut now = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+        let none = std::ptr::null::<Action>();
+        // SAFETY: the kernel fills a structure of its own layout in.
+        check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, none, &raw mut now, 8) })?;
+        if now.handler == libc::SIG_IGN {
+            ignored |= 1 << (signal - 1);
+        }
     }
+    Ok(ignored)
+}
+
+/// Gives the signals that are ignored their default disposition and unblocks all: that, and a mask, would survive execve(2), which itself
+/// takes handlers away.
+pub fn reset_signals(ignored: u64) -> io::Result<()> {
     let default = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
-    for signal in (1..=64).filter(|s| ![libc::SIGKILL, libc::SIGSTOP].contains(s)) {
+    let mut left = ignored;
+    while left != 0 {
+        let signal = left.trailing_zeros() + 1;
+        left &= left - 1;
         let none = std::ptr::null_mut::<Action>();
         // SAFETY: `default` has the kernel's layout and installs no handler, so no code of ours can run later.
         check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, none, 8) })?;

@@ -4,6 +4,9 @@
 //! What `run` of an OCI runtime does is what StartContainer does: namespaces, limits, mounts, filter, program. CreateContainer comes
 //! before it: the image's root with a writable layer, the record on disk, and the empty cgroups. A bundle has its root already and
 //! nobody keeps a record of it, so that call is a row of its own and nothing is compared with it.
+//!
+//! Execs go into a container that is up, as probes do, one after the other. The first comes right behind the start, while the program's
+//! own start is still going on: it is a row of its own.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -28,13 +31,16 @@ use crate::world::World;
 /// Rounds over all sides, and containers of each in a round.
 const ROUNDS: usize = 5;
 const EACH: usize = 10;
+/// Execs in each container, after its first.
+const EXECS: usize = 5;
 
 const CREATE: &str = "CreateContainer: ms";
 const START: &str = "container started and up: ms";
+const FIRST: &str = "exec of true, the first in its container: ms";
 const EXEC: &str = "exec of true: ms";
 
 /// How many times faster than crun Berth has to be.
-const GOALS: [(&str, f64); 2] = [(START, 4.0), (EXEC, 5.0)];
+const ROWS: [(&str, Option<f64>); 3] = [(START, Some(4.0)), (FIRST, None), (EXEC, Some(5.0))];
 const RIVAL: &str = "crun";
 
 /// What a container runs: it says that it is up, and stays.
@@ -67,8 +73,13 @@ pub fn run(world: &World) -> Result<()> {
     line(format_args!("\n{text}"));
     let create = results.get(CREATE).and_then(|row| row.get("berth")).map_or(f64::NAN, Sample::median);
     line(format_args!("before a container is started, {CREATE}: {create:.2}"));
-    line(format_args!("{met} of {} rows met", GOALS.len()));
+    line(format_args!("{met} of {} rows met", ROWS.iter().filter(|(_, goal)| goal.is_some()).count()));
     Ok(())
+}
+
+/// The row of each exec in a container.
+fn execs() -> impl Iterator<Item = &'static str> {
+    [FIRST].into_iter().chain([EXEC; EXECS])
 }
 
 /// Whoever may be measured: Berth's command, and each of the rivals' runtimes.
@@ -110,10 +121,12 @@ fn over_the_socket(
             client.start(&container).await?;
             said(&log, "up")?;
             push(START, "berth", milliseconds(start));
-            let start = Instant::now();
-            let output = client.exec(&container, &["true"]).await?;
-            push(EXEC, "berth", milliseconds(start));
-            ensure!(output.exit_code == 0, "{output:?}");
+            for row in execs() {
+                let start = Instant::now();
+                let output = client.exec(&container, &["true"]).await?;
+                push(row, "berth", milliseconds(start));
+                ensure!(output.exit_code == 0, "{output:?}");
+            }
             let output = client.exec(&container, &["echo", "inside"]).await?;
             ensure!(output.stdout == b"inside\n", "{output:?}");
             client.discard(&container).await?;
@@ -158,9 +171,11 @@ impl OciCommand {
             self.call(&["run", "--detach", "--bundle", &bundle, &id], Some(&output))?;
             said(&output, "up")?;
             push(START, &self.name, milliseconds(start));
-            let start = Instant::now();
-            self.call(&["exec", &id, "true"], None)?;
-            push(EXEC, &self.name, milliseconds(start));
+            for row in execs() {
+                let start = Instant::now();
+                self.call(&["exec", &id, "true"], None)?;
+                push(row, &self.name, milliseconds(start));
+            }
             let inside = self.dir.join(format!("{id}.exec"));
             self.call(&["exec", &id, "echo", "inside"], Some(&inside))?;
             said(&inside, "inside")?;
@@ -204,7 +219,7 @@ fn table(results: &Results) -> Result<(String, usize)> {
     writeln!(text, "| row (median; p99; min) | {} | goal |", names.join(" | "))?;
     writeln!(text, "|{}", "---|".repeat(names.len() + 2))?;
     let mut met = 0;
-    for (row, goal) in GOALS {
+    for (row, goal) in ROWS {
         let row_results = results.get(row).with_context(|| row.to_owned())?;
         let median = |side: &str| row_results.get(side).map_or(f64::NAN, Sample::median);
         write!(text, "| {row} |")?;
@@ -217,6 +232,10 @@ fn table(results: &Results) -> Result<(String, usize)> {
             }
             write!(text, " |")?;
         }
+        let Some(goal) = goal else {
+            writeln!(text, " |")?;
+            continue;
+        };
         let reached = median(RIVAL) / median("berth") >= goal;
         met += usize::from(reached);
         writeln!(text, " ≥ {goal:.0} over {RIVAL}: {} |", if reached { "met" } else { "not met" })?;

@@ -56,7 +56,8 @@ impl Podd {
         let (log, cgroup, oom, agent) = (next(HAS_LOG), next(HAS_CGROUP), next(HAS_OOM), next(HAS_AGENT));
         let mut slots: Vec<OwnedFd> = fds.collect();
 
-        let prepared = Prepared::new(plan).ok_or(("read the plan", io::ErrorKind::InvalidData.into()))?;
+        let prepared =
+            Prepared::new(plan, self.ignored).ok_or(("read the plan", io::ErrorKind::InvalidData.into()))?;
         let agent = agent.zip(listener::state_in(plan)).map(|(socket, state)| Agent { socket, state });
         let outside = has & OUTSIDE != 0;
         let mut ends = if exec.is_some() {

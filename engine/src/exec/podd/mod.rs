@@ -134,6 +134,8 @@ struct Podd {
     dir: OwnedFd,
     signals: OwnedFd,
     own_pid_namespace: OwnedFd,
+    /// Signals that we ignore.
+    ignored: u64,
     /// The template was built before we were forked.
     template: bool,
     sources: BTreeMap<u64, Source>,
@@ -173,13 +175,16 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Becomes a supervisor, by what follows the pod's id among the arguments; `None`: a zygote whose daemon has gone.
 fn begin(word: Option<&OsStr>, more: impl Iterator<Item = OsString>) -> io::Result<Option<Podd>> {
     let proof = SingleThreaded::prove()?;
+    let ignored = thread::ignored_signals()?;
     if word.is_some_and(|word| word == zygote::ZYGOTE) {
         let hierarchies: Vec<_> =
             more.map(|name| CString::new(name.into_encoded_bytes())).collect::<Result<_, _>>()?;
-        return zygote::serve(&proof, &hierarchies)?.map(|birth| Podd::new(proof, birth, true)).transpose();
+        return zygote::serve(&proof, &hierarchies)?
+            .map(|birth| Podd::new(proof, birth, true, ignored))
+            .transpose();
     }
     let birth = Birth { listener: process::inherited(&proof, 3)?, dir: process::inherited(&proof, 4)? };
-    let mut podd = Podd::new(proof, birth, false)?;
+    let mut podd = Podd::new(proof, birth, false, ignored)?;
     if let Some(state) = word.and_then(|state| state.to_str()?.parse().ok()) {
         podd.resume(state)?;
     }
@@ -187,7 +192,7 @@ fn begin(word: Option<&OsStr>, more: impl Iterator<Item = OsString>) -> io::Resu
 }
 
 impl Podd {
-    fn new(proof: SingleThreaded, birth: Birth, template: bool) -> io::Result<Self> {
+    fn new(proof: SingleThreaded, birth: Birth, template: bool, ignored: u64) -> io::Result<Self> {
         let Birth { listener, dir } = birth;
         setup::harden(c"podd")?;
         let signals = thread::signalfd(1 << (libc::SIGCHLD - 1))?;
@@ -200,6 +205,7 @@ impl Podd {
             dir,
             signals,
             own_pid_namespace,
+            ignored,
             template,
             sources: BTreeMap::new(),
             last_token: 0,
@@ -328,10 +334,7 @@ impl Podd {
             (None, process.terminal.take().filter(|_| process.exec.is_none()));
         let (container, exec, line) = (process.container.clone(), process.exec, process.line.take());
         let message = match exec {
-            Some(exec) => {
-                self.processes.retain(|p| p.key != key);
-                Message::new(Kind::ExecExited, 0).number(Tag::Exec, exec)
-            }
+            Some(exec) => Message::new(Kind::ExecExited, 0).number(Tag::Exec, exec),
             None => {
                 let _ = record::write(self.dir.as_fd(), &container, &exit);
                 Message::new(Kind::Exited, 0)
@@ -342,6 +345,9 @@ impl Podd {
             // Whoever has gone does not want to know.
             Some(line) => drop(socket::send(&line, message.bytes(), &[])),
             None => self.tell(&message),
+        }
+        if exec.is_some() {
+            self.processes.retain(|p| p.key != key);
         }
         self.forget_oldest();
     }

@@ -321,7 +321,7 @@ impl Program<'_> {
             rustix::process::chdir(c"/")?;
             thread::dup_standard(input.as_fd(), 0)?;
             thread::close_on_exec_from(3)?;
-            thread::reset_signals()?;
+            thread::reset_signals(thread::IGNORABLE)?;
             rustix::process::umask(Mode::from_raw_mode(0o022));
             std::io::Result::Ok(())
         })();

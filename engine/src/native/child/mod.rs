@@ -149,11 +149,14 @@ pub(crate) struct Prepared<'p> {
     arguments: Strings<'p>,
     environment: Strings<'p>,
     groups: Vec<Gid>,
+    /// The signals that the parent ignores, and the program is not to.
+    ignored: u64,
 }
 
 impl<'p> Prepared<'p> {
-    /// Checks a plan and lays out its lists. `None`: the plan does not decode.
-    pub(crate) fn new(plan: &'p [u8]) -> Option<Self> {
+    /// Checks a plan and lays out its lists, for a child of a process that ignores these signals ([`thread::ignored_signals`]). `None`: the
+    /// plan does not decode.
+    pub(crate) fn new(plan: &'p [u8], ignored: u64) -> Option<Self> {
         plan::verify(plan).then_some(())?;
         let (mut arguments, mut environment): (&[u8], &[u8]) = (&[], &[]);
         let mut groups = Vec::new();
@@ -177,6 +180,7 @@ impl<'p> Prepared<'p> {
             arguments: Strings::new(arguments),
             environment: Strings::new(environment),
             groups,
+            ignored,
         })
     }
 }
@@ -313,9 +317,13 @@ impl<'p> Child<'p> {
 
     /// Enters a container; from here on paths are the container's own.
     fn join_process(&mut self, pidfd: u64, flags: u64) -> Done {
-        let fd = self.fd(pidfd)?.try_clone_to_owned().map_err(plain)?;
+        self.fd(pidfd)?;
+        // From behind, and so without a write to memory that is in common with the supervisor.
+        let behind = self.fds.len() - 1 - pidfd as usize;
+        let mut fds = std::mem::take(&mut self.fds).into_iter();
+        let fd = fds.nth_back(behind).ok_or((Errno::BADF, Detail::None))?;
         // What is open now is the supervisor's; from inside a container it must not be seen for an instant (CVE-2016-9962).
-        std::mem::forget(std::mem::take(&mut self.fds));
+        std::mem::forget(fds);
         thread::close_others(self.proof, 3 + self.preserved, &[fd.as_fd(), self.channel.as_fd()])
             .map_err(plain)?;
         thread::setns(fd.as_fd(), flags as i32).map_err(plain)?;

@@ -101,7 +101,7 @@ fn become_runtime(arguments: &[u8], environment: &[u8]) -> Errno {
         rustix::process::setsid()?;
         rustix::process::chdir(c"/")?;
         thread::close_on_exec_from(3)?;
-        thread::reset_signals()?;
+        thread::reset_signals(thread::IGNORABLE)?;
         rustix::process::umask(Mode::from_raw_mode(0o022));
         std::io::Result::Ok(())
     })();

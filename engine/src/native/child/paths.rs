@@ -195,13 +195,23 @@ pub(super) fn write_proc(proc: BorrowedFd<'_>, file: &CStr, text: &[u8]) -> Resu
     rustix::io::write(&fd, text).map(drop)
 }
 
-/// A number as text, in a buffer of the caller's.
+/// A number as text, in a buffer of the caller's. Not by the standard library's formatting, whose parts lie all over the program: a child
+/// would pay for each with a page fault.
 pub(super) fn decimal(value: i64, buffer: &mut [u8; 24]) -> &[u8] {
-    use std::io::Write;
-    let mut rest = &mut buffer[..];
-    let _ = write!(rest, "{value}");
-    let length = 24 - rest.len();
-    &buffer[..length]
+    let (mut left, mut start) = (value.unsigned_abs(), buffer.len());
+    loop {
+        start -= 1;
+        buffer[start] = b'0' + (left % 10) as u8;
+        left /= 10;
+        if left == 0 {
+            break;
+        }
+    }
+    if value < 0 {
+        start -= 1;
+        buffer[start] = b'-';
+    }
+    &buffer[start..]
 }
 
 /// Whether the path's end is a directory.
@@ -213,6 +223,13 @@ pub(super) fn is_directory(fd: BorrowedFd<'_>) -> Result<bool, Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_written_as_the_standard_library_writes_them() {
+        for value in [0, 7, -7, 10, -1000, 1000, 998, i64::MAX, i64::MIN] {
+            assert_eq!(decimal(value, &mut [0; 24]), value.to_string().as_bytes());
+        }
+    }
 
     /// CVE-2025-52881, CVE-2025-62596: writes for a file of procfs are led to another one, or out of it.
     #[test]

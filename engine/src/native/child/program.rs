@@ -71,7 +71,7 @@ impl<'p> Child<'p> {
     /// Ends in the program. Whatever descriptor is still open is closed by the kernel on the way.
     pub(super) fn exec(&mut self) -> Done {
         self.close_on_exec()?;
-        thread::reset_signals().map_err(plain)?;
+        thread::reset_signals(self.prepared.ignored).map_err(plain)?;
         rustix::process::umask(Mode::from_raw_mode(self.umask));
         let Some(Step::Exec { arguments, environment }) =
             plan::steps(self.prepared.plan).and_then(Iterator::last)
@@ -104,6 +104,10 @@ impl<'p> Child<'p> {
                 continue;
             }
             let Ok(candidate) = CStr::from_bytes_until_nul(&candidate) else { continue };
+            // To look is cheaper than to try.
+            if let Err(Errno::NOENT | Errno::NOTDIR) = statat(CWD, candidate, AtFlags::empty()) {
+                continue;
+            }
             match self.try_program(candidate) {
                 (Errno::NOENT | Errno::NOTDIR, Detail::None) => {}
                 (Errno::ACCESS, detail) => worst = (Errno::ACCESS, detail),

@@ -85,12 +85,16 @@ impl Supervisor {
         };
         let guarded = self.guarded(launch.id, launch.spec, "creating").await?;
         launch.mounts.splice(0..0, shared?);
+        // The first exec takes the same way, and would look for it in each hierarchy.
+        let (cgroup, kept) = (launch.cgroup.to_owned(), entrance.copy()?);
         entrance.tasks.extend(rdt);
         if !compile::private_cgroups(launch.spec, user.is_some()) {
             views = blocking(|| cgroup::views("/")).await?;
         }
         let (message, plan) = self.start_message(launch, &nodes, (entrance, views), user, guarded)?;
-        self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer))
+        let answer = self.call(message, START_TIME).await.and_then(|answer| verdict(&plan, answer))?;
+        self.node.keep_entrance(&cgroup, kept);
+        Ok(answer)
     }
 
     /// Gives a container's cgroup the limits of its class of block I/O, and opens the group of its RDT class, which is joined as v1 cgroups

@@ -83,6 +83,7 @@ pub fn run(world: &World, report: &mut Report) -> Result<()> {
         })
     });
     report.case("the repository speaks of Berth alone", || forbidden(tree));
+    report.case("each rule against an escape can be taken out as its patch says", || patches(tree));
     Ok(())
 }
 
@@ -160,6 +161,18 @@ fn dependencies(tree: &Path, manifests: &BTreeMap<&str, Table>) -> Result<()> {
     }
     let stale: Vec<_> = listed.difference(&wanted).collect();
     ensure!(stale.is_empty(), "rows of nothing: {stale:?}");
+    Ok(())
+}
+
+/// What `tests/run without-rules` begins with; that takes half an hour, and a patch is stale with one changed line.
+fn patches(tree: &Path) -> Result<()> {
+    let (root, mut patches) = (tree.display().to_string(), tracked(tree)?);
+    patches.retain(|path| path.starts_with("engine/tests/escape/mutations"));
+    ensure!(!patches.is_empty(), "there are none");
+    for patch in patches {
+        let patch = patch.display().to_string();
+        crate::shell::run(20, "git", &["-c", "safe.directory=*", "-C", &root, "apply", "--check", &patch])?;
+    }
     Ok(())
 }
 

@@ -39,7 +39,7 @@ pub(crate) struct Node {
     pub(super) prepared: Mutex<HashMap<String, Prepared>>,
     /// Supervisors' processes that wait for their pod's namespace, by pod id.
     pub(super) started: Mutex<HashMap<String, Started>>,
-    /// The ways into the cgroups that execs went into last, the newest at the end.
+    /// The ways into the cgroups of containers started, or entered, last; the newest at the end.
     pub(super) entrances: Mutex<VecDeque<(String, Arc<cgroup::Entrance>)>>,
 }
 
@@ -48,6 +48,8 @@ pub(super) type Started = (OwnedFd, OwnedFd);
 
 /// So many entrances of cgroups stay open: enough for the probes of a well-filled node, at ten descriptors each.
 const ENTRANCES: usize = 128;
+/// And no more than one part of this many of the descriptors that the process may have (RLIMIT_NOFILE).
+const ENTRANCES_SHARE: u64 = 8;
 
 /// A container's cgroup, with its limits, open to be entered.
 #[derive(Debug)]
@@ -122,10 +124,12 @@ impl Node {
 
     /// Keeps a way into a live container's cgroup that is open already.
     pub(super) fn keep_entrance(&self, cgroup: &str, opened: cgroup::Entrance) -> Arc<cgroup::Entrance> {
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let most = most_entrances(descriptors, opened.tasks.len() + 1);
         let opened = Arc::new(opened);
         let mut entrances = self.entrances.lock().unwrap_or_else(PoisonError::into_inner);
         entrances.push_back((cgroup.to_owned(), opened.clone()));
-        if entrances.len() > ENTRANCES {
+        while entrances.len() > most {
             entrances.pop_front();
         }
         opened
@@ -213,5 +217,30 @@ impl Node {
         }
         let sets = capabilities::compute(security, self.facts.default_capabilities, self.facts.bounding)?;
         self.filters.filter(security.seccomp.as_ref(), sets.main)
+    }
+}
+
+/// How many entrances stay open, of so many descriptors each, where a process may have this many (`None`: any number).
+fn most_entrances(descriptors: Option<u64>, each: usize) -> usize {
+    let share =
+        descriptors.map_or(usize::MAX, |n| usize::try_from(n / ENTRANCES_SHARE).unwrap_or(usize::MAX));
+    (share / each).clamp(1, ENTRANCES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entrances_that_are_kept_leave_descriptors_for_everything_else() {
+        for (descriptors, each, most) in [
+            (Some(1024), 10, 12),
+            (Some(1024), 1, 128),
+            (Some(64), 10, 1),
+            (Some(1 << 20), 10, 128),
+            (None, 10, 128),
+        ] {
+            assert_eq!(most_entrances(descriptors, each), most, "{descriptors:?}, {each} each");
+        }
     }
 }

@@ -110,8 +110,7 @@ impl Kept {
     /// Keeps the first [`CAP`] bytes and drops the rest, so that the process never waits for us. Whether there may be more after `most`
     /// bytes.
     async fn read(&self, stream: &mut Pipe, most: usize) -> bool {
-        // A probe rarely says more than a line; to clear room for more would take longer than to read it.
-        let mut buffer = vec![0; if most > PROBE { 32 << 10 } else { 4 << 10 }];
+        let mut buffer = vec![0; 32 << 10];
         let mut left = most;
         // A read error is the end of the stream; what has been read stands.
         while left > 0

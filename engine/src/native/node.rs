@@ -16,6 +16,7 @@ use crate::exec::rdt::Resctrl;
 use crate::external::Runtime;
 use crate::selinux::ContainerLabels;
 use crate::spec::{ContainerSecurity, ContainerSpec, DeviceSpec, PodSpec, Resources};
+use crate::sys::thread;
 
 /// What supervisors' clients share.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ pub(super) type Started = (OwnedFd, OwnedFd);
 /// So many entrances of cgroups stay open: enough for the probes of a well-filled node, at ten descriptors each.
 const ENTRANCES: usize = 128;
 /// And no more than one part of this many of the descriptors that the process may have (RLIMIT_NOFILE).
-const ENTRANCES_SHARE: u64 = 8;
+const ENTRANCES_SHARE: usize = 8;
 
 /// A container's cgroup, with its limits, open to be entered.
 #[derive(Debug)]
@@ -114,18 +115,20 @@ impl Node {
 
     /// The way into a live container's cgroup: a probe takes the same one every few seconds.
     pub(crate) fn entrance(&self, cgroup: &str) -> Result<Arc<cgroup::Entrance>, Error> {
-        let known = self.entrances.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, known)) = known.iter().find(|(name, _)| name == cgroup) {
-            return Ok(known.clone());
+        let mut entrances = self.entrances.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = entrances.iter().position(|(name, _)| name == cgroup);
+        if let Some(known) = at.and_then(|at| entrances.remove(at)) {
+            let opened = known.1.clone();
+            entrances.push_back(known);
+            return Ok(opened);
         }
-        drop(known);
+        drop(entrances);
         Ok(self.keep_entrance(cgroup, cgroup::enter(cgroup)?))
     }
 
     /// Keeps a way into a live container's cgroup that is open already.
     pub(super) fn keep_entrance(&self, cgroup: &str, opened: cgroup::Entrance) -> Arc<cgroup::Entrance> {
-        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let most = most_entrances(descriptors, opened.tasks.len() + 1);
+        let most = most_entrances(thread::share_of_descriptors(ENTRANCES_SHARE), opened.tasks.len() + 1);
         let opened = Arc::new(opened);
         let mut entrances = self.entrances.lock().unwrap_or_else(PoisonError::into_inner);
         entrances.push_back((cgroup.to_owned(), opened.clone()));
@@ -220,10 +223,8 @@ impl Node {
     }
 }
 
-/// How many entrances stay open, of so many descriptors each, where a process may have this many (`None`: any number).
-fn most_entrances(descriptors: Option<u64>, each: usize) -> usize {
-    let share =
-        descriptors.map_or(usize::MAX, |n| usize::try_from(n / ENTRANCES_SHARE).unwrap_or(usize::MAX));
+/// How many entrances stay open, of so many descriptors each, where all of them may have this many.
+fn most_entrances(share: usize, each: usize) -> usize {
     (share / each).clamp(1, ENTRANCES)
 }
 
@@ -233,14 +234,11 @@ mod tests {
 
     #[test]
     fn entrances_that_are_kept_leave_descriptors_for_everything_else() {
-        for (descriptors, each, most) in [
-            (Some(1024), 10, 12),
-            (Some(1024), 1, 128),
-            (Some(64), 10, 1),
-            (Some(1 << 20), 10, 128),
-            (None, 10, 128),
-        ] {
-            assert_eq!(most_entrances(descriptors, each), most, "{descriptors:?}, {each} each");
+        for (descriptors, each, most) in
+            [(1024, 10, 12), (1024, 1, 128), (64, 10, 1), (1 << 20, 10, 128), (usize::MAX, 10, 128)]
+        {
+            let share = descriptors / ENTRANCES_SHARE;
+            assert_eq!(most_entrances(share, each), most, "{descriptors}, {each} each");
         }
     }
 }

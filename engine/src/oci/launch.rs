@@ -274,8 +274,8 @@ impl Birth<'_> {
     /// Clones a process that does a plan. The second part is our end of its channel.
     pub(super) fn clone(self, plan: &[u8], fds: Vec<OwnedFd>) -> Result<(Launched, OwnedFd), Error> {
         let failed = |what: &'static str| move |e: io::Error| Error::with(Kind::Internal, what, e);
-        let ignored = thread::ignored_signals().map_err(failed("look at the signals"))?;
-        let prepared = Prepared::new(plan, ignored)
+        // To look which ones are ignored would take as long, for this one child.
+        let prepared = Prepared::new(plan, thread::IGNORABLE)
             .ok_or_else(|| Error::new(Kind::Internal, "the plan does not decode"))?;
         let proof = SingleThreaded::prove().map_err(failed("clone"))?;
         let undumpable = rustix::process::DumpableBehavior::NotDumpable;

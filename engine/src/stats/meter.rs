@@ -16,6 +16,7 @@ use crate::api::{CgroupStats, Detail, PodState, Reading};
 use crate::engine::absent_is_fine;
 use crate::exec::cgroup::Reader;
 use crate::pod::Snapshot;
+use crate::sys::thread;
 use crate::{Engine, Error};
 
 /// So many calls in a row, each within [`FRESH`] of the one before, are a flood. A kubelet that asks every ten seconds makes two calls.
@@ -28,7 +29,7 @@ const LAYER_AGE: Duration = Duration::from_secs(10);
 const LAYER_SHARE: u32 = 50;
 
 /// One part of this many of the descriptors the process may have (RLIMIT_NOFILE) is for files that stay open between readings.
-const FILES_SHARE: u64 = 3;
+const FILES_SHARE: usize = 3;
 
 /// Gauges by cgroup, and the last readings.
 #[derive(Debug, Default)]
@@ -278,8 +279,7 @@ impl News {
 
 impl Default for Files {
     fn default() -> Self {
-        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let most = limit.map_or(Semaphore::MAX_PERMITS, |n| (n / FILES_SHARE) as usize);
+        let most = thread::share_of_descriptors(FILES_SHARE);
         Self(Arc::new(Semaphore::new(most.min(Semaphore::MAX_PERMITS))))
     }
 }

@@ -103,6 +103,8 @@ struct Action {
     mask: u64,
 }
 
+const DEFAULT: Action = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+
 /// All signals that a process can ignore.
 pub const IGNORABLE: u64 = !(1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1));
 
@@ -110,7 +112,7 @@ pub const IGNORABLE: u64 = !(1 << (libc::SIGKILL - 1) | 1 << (libc::SIGSTOP - 1)
 pub fn ignored_signals() -> io::Result<u64> {
     let mut ignored = 0;
     for signal in 1..=64 {
-        let mut now = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
+        let mut now = DEFAULT;
         let none = std::ptr::null::<Action>();
         // SAFETY: the kernel fills a structure of its own layout in.
         check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, none, &raw mut now, 8) })?;
@@ -124,11 +126,8 @@ pub fn ignored_signals() -> io::Result<u64> {
 /// Gives the signals that are ignored their default disposition and unblocks all: that, and a mask, would survive execve(2), which itself
 /// takes handlers away.
 pub fn reset_signals(ignored: u64) -> io::Result<()> {
-    let default = Action { handler: libc::SIG_DFL, flags: 0, restorer: 0, mask: 0 };
-    let mut left = ignored;
-    while left != 0 {
-        let signal = left.trailing_zeros() + 1;
-        left &= left - 1;
+    let default = DEFAULT;
+    for signal in (1..=64).filter(|signal| ignored & (1 << (signal - 1)) != 0) {
         let none = std::ptr::null_mut::<Action>();
         // SAFETY: `default` has the kernel's layout and installs no handler, so no code of ours can run later.
         check(unsafe { libc::syscall(libc::SYS_rt_sigaction, signal, &raw const default, none, 8) })?;
@@ -260,6 +259,12 @@ pub fn set_limit(resource: u32, wanted: libc::rlimit) -> io::Result<()> {
         }
         other => other.map(drop),
     }
+}
+
+/// One part of this many of the descriptors that the process may have (RLIMIT_NOFILE).
+pub fn share_of_descriptors(part: usize) -> usize {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    limit.map_or(usize::MAX, |limit| limit as usize) / part
 }
 
 /// Puts the calling thread behind everybody else: the disk's idle class (ioprio_set(2)) and `SCHED_IDLE` (sched(7)). For good.

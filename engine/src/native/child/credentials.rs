@@ -13,10 +13,7 @@ pub(super) fn limit(resource: u64, soft: u64, hard: u64) -> Done {
 
 /// Drops what is not to be kept; the kernel ends the list by EINVAL. Who may not drop anything may still lack it already.
 pub(super) fn bounding(keep: u64) -> Done {
-    for bit in 0..64 {
-        if keep & (1 << bit) != 0 {
-            continue;
-        }
+    for bit in (0..64).filter(|bit| keep & (1 << bit) == 0) {
         let capability = CapabilitySet::from_bits_retain(1 << bit);
         match rustix::thread::remove_capability_from_bounding_set(capability) {
             Err(Errno::INVAL) => return Ok(()),

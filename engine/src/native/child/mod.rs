@@ -149,13 +149,13 @@ pub(crate) struct Prepared<'p> {
     arguments: Strings<'p>,
     environment: Strings<'p>,
     groups: Vec<Gid>,
-    /// The signals that the parent ignores, and the program is not to.
+    /// Signals that the parent may ignore, and the program is not to.
     ignored: u64,
 }
 
 impl<'p> Prepared<'p> {
-    /// Checks a plan and lays out its lists, for a child of a process that ignores these signals ([`thread::ignored_signals`]). `None`: the
-    /// plan does not decode.
+    /// Checks a plan and lays out its lists, for a child of a process that ignores no other signals than these
+    /// ([`thread::ignored_signals`]). `None`: the plan does not decode.
     pub(crate) fn new(plan: &'p [u8], ignored: u64) -> Option<Self> {
         plan::verify(plan).then_some(())?;
         let (mut arguments, mut environment): (&[u8], &[u8]) = (&[], &[]);

@@ -111,8 +111,10 @@ async fn sessions_terminals_and_exit_codes_live_through_it() {
     pod.start(terminal).await;
     let client = pod.connection.supervisor.attach(&id, false, true, false).await.unwrap();
     let session = exec(&pod, &id, &spec, &format!("echo in; {waits}; exit 9")).await;
-    let silent =
-        pod.try_exec(&id, &spec, &shell(&format!("{waits}; exit 8")), [false; 3], true).await.unwrap();
+    let silent = pod
+        .try_exec(&id, &spec, &shell(&format!("{waits}; exit 8")), [false, true, true], true)
+        .await
+        .unwrap();
 
     let driver = newer.driver(&pod);
     let before = upgrade(&mut pod, driver).await;

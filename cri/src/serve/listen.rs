@@ -13,7 +13,7 @@ use rustix::fs::Mode;
 use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
@@ -24,6 +24,7 @@ use tonic::transport::server::Connected;
 
 use super::authority::Authority;
 use super::preflight::in_time;
+use super::socket::Socket;
 use crate::config::{Endpoint, MutualTls};
 
 /// Accepted connections that wait to be served; the rest waits in the kernel.
@@ -91,7 +92,7 @@ pub struct Listeners {
 #[derive(Debug)]
 pub enum Connection {
     /// Over a unix socket.
-    Unix(Authority<UnixStream>),
+    Unix(Authority<Socket>),
     /// Over TLS with a client that has shown its certificate.
     Tls(Box<tokio_rustls::server::TlsStream<TcpStream>>),
 }
@@ -233,11 +234,14 @@ async fn accept_unix(listener: UnixListener, sender: Sender) {
             accepted = listener.accept() => accepted,
             () = sender.closed() => return,
         };
-        match accepted {
-            Ok((stream, _)) => {
-                // As far as the node allows it: less is no error, only slower.
-                let _ = set_socket_send_buffer_size(&stream, ANSWER);
-                if sender.send(Ok(Connection::Unix(Authority::new(stream)))).await.is_err() {
+        let connected = accepted.and_then(|(stream, _)| {
+            // As far as the node allows it: less is no error, only slower.
+            let _ = set_socket_send_buffer_size(&stream, ANSWER);
+            Socket::new(stream.into_std()?)
+        });
+        match connected {
+            Ok(socket) => {
+                if sender.send(Ok(Connection::Unix(Authority::new(socket)))).await.is_err() {
                     return;
                 }
             }

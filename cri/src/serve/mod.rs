@@ -32,6 +32,7 @@ pub mod listen;
 pub mod notify;
 pub mod preflight;
 pub mod reload;
+mod socket;
 pub mod transport;
 
 /// How long running calls may take to end after SIGTERM; event streams never end by themselves.

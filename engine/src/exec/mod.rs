@@ -334,7 +334,8 @@ pub struct ExecLaunch<'a> {
     pub stdout: bool,
     /// Standard error.
     pub stderr: bool,
-    /// Only its end matters: whoever asks need not be told when it runs.
+    /// Only its end matters: whoever asks need not be told when it runs. Its output may come to an end no sooner than `Exec::exit` does, so
+    /// that both are to be waited for together.
     pub until_end: bool,
 }
 

@@ -12,7 +12,7 @@ use crate::api::ExecOutput;
 use crate::exec::Exec;
 use crate::job::{Cx, Job};
 use crate::streams::{self, Pipe, Wanted};
-use crate::{Engine, Error, Kind};
+use crate::{Engine, Error, Kind, sys};
 
 /// Runs a command in a running container and waits for it. Each call is a process of its own.
 #[derive(Clone, Debug)]
@@ -95,6 +95,7 @@ async fn gather(stream: Option<OwnedFd>, kept: &Kept, workers: &Handle) -> Resul
     let Some(stream) = stream else { return Ok(()) };
     let mut pipe = Pipe::new(stream)?;
     if !kept.read(&mut pipe, PROBE).await {
+        sys::later(|| drop(pipe));
         return Ok(());
     }
     let (stream, kept) = (pipe.into_fd(), kept.clone());

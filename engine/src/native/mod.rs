@@ -45,7 +45,7 @@ use crate::exec::wire::{self, HAS_NETNS, HAS_USER, Message, POD_PID, Tag};
 use crate::exec::{Call, Connection, Driver, Exit, Features, PodLaunch, PodNamespaces, cgroup};
 use crate::external;
 use crate::spec::{ContainerSpec, NamespaceMode, PodSpec, Resources};
-use crate::sys::{memory, mount, process};
+use crate::sys::{footprint, memory, mount, process};
 
 /// How long a supervisor may take to set its pod up.
 const SETUP_TIME: Duration = Duration::from_secs(20);
@@ -187,6 +187,7 @@ impl Native {
                 prepared: Mutex::default(),
                 started: Mutex::default(),
                 entrances: Mutex::default(),
+                kit: Mutex::default(),
             }),
             config,
         };
@@ -474,7 +475,13 @@ fn seal_program(config: &Config) -> Result<OwnedFd, Error> {
         |e| Error::with(Kind::Internal, format!("copy the supervisor's program {}", path.display()), e);
     let mut file = File::open(&path).map_err(failed)?;
     match memory::seal_program("berth-podd", &mut file) {
-        Ok(sealed) => Ok(sealed),
+        Ok(sealed) => {
+            if config.program.is_none() {
+                let places = child::places().into_iter().filter_map(footprint::place_in_program);
+                memory::hold_together(sealed.as_fd(), places);
+            }
+            Ok(sealed)
+        }
         Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
             tracing::warn!(
                 "vm.memfd_noexec forbids the sealed copy of the supervisor; {} is used instead",

@@ -42,6 +42,8 @@ pub(crate) struct Node {
     pub(super) started: Mutex<HashMap<String, Started>>,
     /// The ways into the cgroups of containers started, or entered, last; the newest at the end.
     pub(super) entrances: Mutex<VecDeque<(String, Arc<cgroup::Entrance>)>>,
+    /// What the next exec of which only the end matters needs, made ahead.
+    pub(super) kit: Mutex<Option<supervisor::Kit>>,
 }
 
 /// A supervisor's process that has not been told what to do: its pidfd, and the connection whose end ends it.

@@ -9,7 +9,7 @@ use std::collections::HashMap;
 use std::ffi::CString;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +19,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::{mpsc, oneshot};
 
 pub(super) use self::kept::Kept;
+pub(super) use self::line::Kit;
 use super::Node;
 use crate::error::{Error, Kind};
 use crate::exec::wire::{self, Kind as Word, LINE, Message, PLAN_FIELDS, STDERR, STDIN, STDOUT, TREE, Tag};
@@ -147,7 +148,7 @@ impl Supervisor {
 
     /// Says hello. Events that come before the answer are in the answer.
     async fn greet(&self) -> Result<Vec<Survivor>, Error> {
-        self.send(&Message::new(Word::Hello, 1)).await.map_err(|e| self.lost(e))?;
+        self.send(Message::new(Word::Hello, 1).bytes(), &[]).await.map_err(|e| self.lost(e))?;
         let mut survivors = Vec::new();
         loop {
             let message = self.receive().await.map_err(|e| self.lost(e))?;
@@ -186,10 +187,9 @@ impl Supervisor {
         )
     }
 
-    async fn send(&self, message: &Message) -> io::Result<()> {
-        let fds: Vec<_> = message.fds.iter().map(AsFd::as_fd).collect();
+    async fn send(&self, bytes: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
         loop {
-            match socket::send(self.socket.get_ref(), message.bytes(), &fds) {
+            match socket::send(self.socket.get_ref(), bytes, fds) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     sys::writable(self.socket.get_ref().as_fd()).await?;
                 }
@@ -200,7 +200,7 @@ impl Supervisor {
 
     async fn receive(&self) -> io::Result<Message> {
         loop {
-            let (bytes, fds) = datagram(&self.socket).await?;
+            let (bytes, fds) = datagram(&self.socket, wire::MAX).await?;
             if bytes.is_empty() {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -266,7 +266,8 @@ impl Supervisor {
             waiting.answers.insert(number, sender);
         }
         let exchange = async {
-            self.send(&message).await.map_err(|e| self.lost(e))?;
+            let fds: Vec<_> = message.fds.iter().map(AsFd::as_fd).collect();
+            self.send(message.bytes(), &fds).await.map_err(|e| self.lost(e))?;
             answer.await.map_err(|_| self.lost(io::ErrorKind::BrokenPipe.into()))
         };
         let result = tokio::time::timeout(time, exchange).await.unwrap_or_else(|_| Err(self.silent(&what)));
@@ -338,12 +339,12 @@ impl Supervisor {
     }
 }
 
-/// What is said next on a socket, with its descriptors; nothing, if the other end has gone.
-async fn datagram(socket: &AsyncFd<OwnedFd>) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+/// What is said next on a socket, in at most so many bytes, with its descriptors; nothing, if the other end has gone.
+async fn datagram(socket: &AsyncFd<OwnedFd>, most: usize) -> io::Result<(Vec<u8>, Vec<OwnedFd>)> {
     loop {
         let mut ready = socket.readable().await?;
         // Made when there is something for it: of supervisors that say nothing there are many.
-        let (mut bytes, mut fds) = (vec![0; wire::MAX], Vec::new());
+        let (mut bytes, mut fds) = (vec![0; most], Vec::new());
         if let Ok(length) = ready.try_io(|socket| socket::receive(socket.get_ref(), &mut bytes, &mut fds)) {
             bytes.truncate(length?);
             return Ok((bytes, fds));

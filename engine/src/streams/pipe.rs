@@ -1,14 +1,15 @@
 //! A pipe or terminal as an asynchronous stream.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::pin::Pin;
+use std::os::fd::{AsFd, OwnedFd};
+use std::pin::{Pin, pin};
 use std::task::{Context, Poll, ready};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::consume_budget;
 
 use crate::{Error, Kind};
 
@@ -58,6 +59,15 @@ impl Pipe {
     }
 }
 
+/// Reads what there is, into the free part of a buffer.
+fn read(fd: impl AsFd, buffer: &mut ReadBuf<'_>) -> io::Result<usize> {
+    match rustix::io::read(fd, buffer.initialize_unfilled()) {
+        // The other side of a terminal is gone: the end of the stream.
+        Err(Errno::IO) => Ok(0),
+        result => result.map_err(io::Error::from),
+    }
+}
+
 impl AsyncRead for Pipe {
     fn poll_read(
         mut self: Pin<&mut Self>,
@@ -65,14 +75,17 @@ impl AsyncRead for Pipe {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         loop {
-            let mut guard = ready!(self.fd.poll_read_ready(cx))?;
-            let result = guard.try_io(|fd| match rustix::io::read(fd, buffer.initialize_unfilled()) {
-                // The other side of a terminal is gone: the end of the stream.
-                Err(Errno::IO) => Ok(0),
-                result => result.map_err(io::Error::from),
-            });
+            let result = match self.fd.poll_read_ready(cx)? {
+                Poll::Ready(mut guard) => guard.try_io(|fd| read(fd, buffer)),
+                Poll::Pending => {
+                    // What this thread itself has brought about its poller has had no time to tell.
+                    ready!(pin!(consume_budget()).poll(cx));
+                    Ok(read(self.fd.get_ref(), buffer))
+                }
+            };
             match result {
                 Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Ok(Err(error)) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
                 Ok(result) => {
                     if matches!(result, Ok(MUCH..)) {
                         self.grow();

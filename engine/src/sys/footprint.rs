@@ -47,6 +47,37 @@ pub fn forget_program() {
     unsafe { libc::dl_iterate_phdr(Some(forget_segments), std::ptr::null_mut()) };
 }
 
+/// Where in the program's file something lies that belongs to its code or constants.
+#[must_use]
+pub fn place_in_program(thing: *const c_void) -> Option<u64> {
+    let mut search = (thing.addr(), None);
+    // SAFETY: `find_in_segments` is called with valid information about each loaded object, and with the pointer given here, which is valid
+    // until it returns.
+    unsafe { libc::dl_iterate_phdr(Some(find_in_segments), std::ptr::from_mut(&mut search).cast()) };
+    search.1
+}
+
+/// Looks for the first part of the pair, an address, in the program itself, which comes first.
+unsafe extern "C" fn find_in_segments(
+    info: *mut libc::dl_phdr_info,
+    _size: size_t,
+    search: *mut c_void,
+) -> c_int {
+    // SAFETY: this is the pair of `place_in_program`, to which nobody else has a reference now.
+    let (address, found) = unsafe { &mut *search.cast::<(usize, Option<u64>)>() };
+    // SAFETY: the loader hands out a valid structure.
+    let info = unsafe { &*info };
+    // SAFETY: its headers are an array of this length that lives as long as the program.
+    let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
+    for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD) {
+        let within = address.checked_sub(info.dlpi_addr as usize + header.p_vaddr as usize);
+        if let Some(within) = within.filter(|within| *within < header.p_filesz as usize) {
+            *found = Some(header.p_offset + within as u64);
+        }
+    }
+    1
+}
+
 /// For each segment of a loaded object that cannot be written to.
 unsafe extern "C" fn forget_segments(
     info: *mut libc::dl_phdr_info,
@@ -57,8 +88,7 @@ unsafe extern "C" fn forget_segments(
     let info = unsafe { &*info };
     // SAFETY: its headers are an array of this length that lives as long as the program.
     let headers = unsafe { std::slice::from_raw_parts(info.dlpi_phdr, info.dlpi_phnum.into()) };
-    // SAFETY: sysconf reads a constant of the kernel's.
-    let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16);
+    let page = super::page_size();
     for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {
         let start = (info.dlpi_addr as usize + header.p_vaddr as usize).next_multiple_of(page);
         let end = (info.dlpi_addr as usize + header.p_vaddr as usize + header.p_memsz as usize) / page * page;
@@ -74,6 +104,16 @@ unsafe extern "C" fn forget_segments(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn code_and_constants_are_found_in_the_programs_file() {
+        let program = std::fs::read("/proc/self/exe").unwrap();
+        let constant: &[u8; 32] = b"a constant that is in this file.";
+        let place = usize::try_from(place_in_program(constant.as_ptr().cast()).unwrap()).unwrap();
+        assert_eq!(&program[place..place + constant.len()], constant);
+        assert!(place_in_program((give_back as fn()) as *const c_void).is_some());
+        assert_eq!(place_in_program((&raw const place).cast()), None, "the stack is in no file");
+    }
 
     #[test]
     fn the_program_goes_on_after_its_code_was_forgotten() {

@@ -36,6 +36,12 @@ fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
+/// Bytes of a page of memory.
+fn page_size() -> usize {
+    // SAFETY: sysconf reads a constant of the kernel's.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(1 << 16)
+}
+
 /// Registers a descriptor with the runtime's poller, for what there is to read. Must be called inside a runtime. Not for room to write as
 /// well: a socket's poller is told of that with each message the other end has taken, and a thread would be woken for nothing.
 pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
@@ -45,6 +51,15 @@ pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
 /// Waits until there is room to write.
 pub async fn writable(fd: BorrowedFd<'_>) -> io::Result<()> {
     register(fd.try_clone_to_owned()?, Interest::WRITABLE)?.writable().await.map(drop)
+}
+
+/// Does some work when this thread has nothing else to do, and so once an answer that it must not hold up is on its way. Must be called
+/// inside a runtime.
+pub fn later(work: impl FnOnce() + Send + 'static) {
+    tokio::spawn(async move {
+        tokio::task::yield_now().await;
+        work();
+    });
 }
 
 fn register(fd: OwnedFd, interest: Interest) -> io::Result<AsyncFd<OwnedFd>> {

@@ -276,7 +276,7 @@ fn wait_with(pidfd: &OwnedFd, options: c_int) -> io::Result<Option<(i32, i32)>> 
 /// What the kernel has to tell of a child, or of a process that is traced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Told {
-    /// It has ended, and is reaped now.
+    /// It has ended.
     Ended {
         /// Pid.
         pid: i32,
@@ -294,12 +294,24 @@ pub enum Told {
     },
 }
 
-/// What there is to tell of any child or traced process; nothing is told twice.
+/// What there is to tell of any child or traced process. A stop is told once, an end until the process is reaped by [`reap`].
 pub fn told() -> io::Result<Option<Told>> {
-    tell(libc::P_ALL, 0, libc::WNOHANG)
+    loop {
+        let told = tell(libc::P_ALL, 0, libc::WNOHANG | libc::WNOWAIT)?;
+        let Some(Told::Stopped { pid, .. }) = told else { return Ok(told) };
+        // Who is killed meanwhile is told of as ended, and reaped.
+        if let taken @ Some(_) = tell(libc::P_PID, pid.cast_unsigned(), libc::WNOHANG)? {
+            return Ok(taken);
+        }
+    }
 }
 
-/// As [`told`], of one process.
+/// Reaps a child that has ended; one that is reaped already is fine.
+pub fn reap(pid: i32) {
+    let _ = tell(libc::P_PID, pid.cast_unsigned(), libc::WNOHANG);
+}
+
+/// What there is to tell of one process; nothing is told twice, and who has ended is reaped.
 pub fn told_of(pidfd: BorrowedFd<'_>) -> io::Result<Option<Told>> {
     tell(libc::P_PIDFD, pidfd.as_raw_fd() as libc::id_t, libc::WNOHANG)
 }
@@ -403,7 +415,7 @@ pub fn idle(_proof: &SingleThreaded) -> ! {
         if signal == libc::c_long::from(libc::SIGTERM) {
             exit(0);
         }
-        while let Ok(Some(_)) = told() {}
+        while let Ok(Some(_)) = tell(libc::P_ALL, 0, libc::WNOHANG) {}
     }
 }
 

@@ -28,7 +28,7 @@ async fn a_working_directory_cannot_lie_outside() {
         let mut process = shell("pwd");
         process.cwd = cwd.clone();
         assert!(pod.try_exec(&id, &spec, &process, [false; 3], false).await.is_err(), "exec in {cwd}");
-        let unwatched = pod.try_exec(&id, &spec, &process, [false; 3], true).await.unwrap();
+        let unwatched = pod.try_exec(&id, &spec, &process, [false, true, true], true).await.unwrap();
         assert!(unwatched.exit.await.is_err(), "exec in {cwd}, of which only the end matters");
     }
     pod.connection.supervisor.kill(&id).await.unwrap();

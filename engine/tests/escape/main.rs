@@ -61,6 +61,6 @@ async fn slow_exec(pod: &Pod, id: &str, spec: &ContainerSpec) -> Exit {
     let mut process = shell("");
     process.args = vec!["true".into()];
     process.env = vec![format!("PATH={}", long_way()).into_bytes()];
-    let exec = pod.try_exec(id, spec, &process, [false; 3], true).await;
+    let exec = pod.try_exec(id, spec, &process, [false, true, true], true).await;
     exec.unwrap_or_else(|e| panic!("{}", e.chain())).exit.await.unwrap()
 }

@@ -254,7 +254,7 @@ impl Pod {
 
     /// Why an exec was not started, as one text.
     pub async fn refused_exec(&self, id: &str, spec: &ContainerSpec, process: &Process) -> String {
-        match self.try_exec(id, spec, process, [false; 3], true).await {
+        match self.try_exec(id, spec, process, [false, true, true], true).await {
             Ok(exec) => exec.exit.await.unwrap_err().chain(),
             Err(e) => e.chain(),
         }
@@ -264,9 +264,9 @@ impl Pod {
     pub async fn exec(&self, id: &str, spec: &ContainerSpec, script: &str) -> (Exit, String) {
         let exec = self.try_exec(id, spec, &shell(script), [false, true, true], true).await;
         let exec = exec.unwrap_or_else(|e| panic!("{}", e.chain()));
-        let (out, err) =
-            tokio::join!(read_all(exec.stdio.stdout.unwrap()), read_all(exec.stdio.stderr.unwrap()));
-        (exec.exit.await.unwrap(), out + &err)
+        let (out, err) = (read_all(exec.stdio.stdout.unwrap()), read_all(exec.stdio.stderr.unwrap()));
+        let (exit, out, err) = tokio::join!(exec.exit, out, err);
+        (exit.unwrap(), out + &err)
     }
 
     /// Ends the pod and asserts that nothing of it is left.

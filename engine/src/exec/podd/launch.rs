@@ -68,12 +68,13 @@ impl Podd {
         } else {
             pipes(has, &mut slots).map_err(refuse("make pipes"))?
         };
-        let (ours, theirs) = channel(line.as_ref()).map_err(refuse("make a channel"))?;
-        let join = !outside && (exec.is_some() || has & JOIN_PID != 0);
-        let joined = self.pid_namespace(&id, join, message.text(Tag::PidOf))?;
+        let (ours, theirs) = channel(line.is_none()).map_err(refuse("make a channel"))?.unzip();
         let cgroup = cgroup.as_ref().map(AsFd::as_fd);
-        let (pid, pidfd) = match self.clone_in(joined.as_ref(), message.get(Tag::Flags), cgroup)? {
-            Cloned::Child => child::run(&prepared, &self.proof, slots, theirs),
+        let (pid, pidfd) = match self.clone_for(&message, &slots, cgroup)? {
+            Cloned::Child => match theirs.or_else(|| line.take()) {
+                Some(theirs) => child::run(&prepared, &self.proof, slots, theirs),
+                None => process::exit(127),
+            },
             Cloned::Parent { pid, pidfd } => (pid, pidfd),
         };
         drop((theirs, slots));
@@ -110,6 +111,26 @@ impl Podd {
         process.keep_ledger();
         self.processes.push(process);
         Ok(())
+    }
+
+    /// Clones what a message asks for, into the PID namespace that it belongs to. Where an exec goes is the last of its descriptors.
+    fn clone_for(
+        &mut self,
+        message: &Message,
+        slots: &[OwnedFd],
+        cgroup: Option<BorrowedFd<'_>>,
+    ) -> Result<Cloned, Refusal> {
+        let has = message.get(Tag::Has);
+        let inside = has & OUTSIDE == 0;
+        let namespace;
+        let joined = if message.kind() == Kind::Exec {
+            slots.last().filter(|_| inside)
+        } else {
+            let join = inside && has & JOIN_PID != 0;
+            namespace = self.pid_namespace(join, message.text(Tag::PidOf))?;
+            namespace.as_ref()
+        };
+        self.clone_in(joined, message.get(Tag::Flags), cgroup)
     }
 
     /// Clones, into a PID namespace that is there if one is given.
@@ -150,15 +171,13 @@ impl Podd {
         process.pidfd.try_clone().map_err(|e| ("enter the container", e))
     }
 
-    /// Whose PID namespace a new process is born into; `None`: its own new one, or ours.
-    fn pid_namespace(&mut self, id: &str, join: bool, of: &str) -> Result<Option<OwnedFd>, Refusal> {
+    /// Whose PID namespace a new container is born into; `None`: its own new one, or ours.
+    fn pid_namespace(&mut self, join: bool, of: &str) -> Result<Option<OwnedFd>, Refusal> {
         if !join {
             return Ok(None);
         }
-        let is_exec = self.container(id).is_some();
-        if is_exec || !of.is_empty() {
-            let of = if is_exec { id.to_owned() } else { of.to_owned() };
-            return self.running(&of).map(Some);
+        if !of.is_empty() {
+            return self.running(of).map(Some);
         }
         let init =
             self.init.as_ref().ok_or(("enter the pod's PID namespace", io::ErrorKind::NotFound.into()))?;
@@ -318,14 +337,14 @@ fn pipes(has: u64, slots: &mut Vec<OwnedFd>) -> io::Result<Ends> {
     Ok(ends)
 }
 
-/// The channel on which a child reports; execve closes its end. With a line it reports to whoever waits there, and not to us.
-fn channel(line: Option<&OwnedFd>) -> io::Result<(Option<OwnedFd>, OwnedFd)> {
-    if let Some(line) = line {
-        return Ok((None, line.try_clone()?));
+/// The channel on which a child reports, if it is to be us; execve closes its end.
+fn channel(to_us: bool) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
+    if !to_us {
+        return Ok(None);
     }
     let (ours, theirs) = socket::pair()?;
     nonblocking(&ours);
-    Ok((Some(ours), theirs))
+    Ok(Some((ours, theirs)))
 }
 
 /// The `oom_kill` line of memory.events (v2) or memory.oom_control (v1); 0 once the cgroup is gone.

@@ -41,7 +41,7 @@ use super::wire::{self, Kind, Message, Tag};
 use super::{Exit, nanos};
 use crate::native::listener::Agent;
 use crate::sys::process::{self, SingleThreaded, Told};
-use crate::sys::{footprint, socket, thread, trace};
+use crate::sys::{footprint, memory, socket, thread, trace};
 
 /// Ended containers that are remembered for a daemon that comes back.
 const REMEMBERED: usize = 128;
@@ -198,6 +198,8 @@ impl Podd {
         let signals = thread::signalfd(1 << (libc::SIGCHLD - 1))?;
         let own_pid_namespace = std::fs::File::open("/proc/self/ns/pid")?.into();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let mut buffer = vec![0; BUFFER];
+        memory::keep_from_children(&mut buffer);
         let mut podd = Self {
             proof,
             epoll,
@@ -218,7 +220,7 @@ impl Podd {
             ready: false,
             ending: false,
             fresh: false,
-            buffer: vec![0; BUFFER],
+            buffer,
         };
         let (listener, signals) = (podd.listener.try_clone()?, podd.signals.try_clone()?);
         podd.watch(&listener, Source::Listener)?;
@@ -291,24 +293,27 @@ impl Podd {
         self.processes.iter_mut().find(|p| p.exec.is_none() && p.container == id)
     }
 
-    /// Reaps every ended child: ours, and orphans of containers without a PID namespace. Who is traced for its exit code goes on.
+    /// Reaps every ended child: ours, and orphans of containers without a PID namespace. Its end is told first, since nobody who waits for
+    /// that waits for the kernel to take it apart as well. Who is traced for its exit code goes on.
     fn reap(&mut self) {
-        let mut info = [0; 128];
-        while rustix::io::read(&self.signals, &mut info).is_ok() {}
+        let _ = rustix::io::read(&self.signals, &mut [0; 128]);
         while let Ok(Some(told)) = process::told() {
             let (Told::Ended { pid, .. } | Told::Stopped { pid, .. }) = told;
             let key = self.processes.iter().find(|p| p.pid == pid && p.exit.is_none()).map(|p| p.key);
             match (told, key) {
                 // One that died since is met again, as an ended one.
                 (Told::Stopped { status, .. }, _) => drop(trace::go_on(pid, status, key.is_none())),
-                (Told::Ended { code, signal, .. }, Some(key)) => self.reaped(key, pid, code, signal),
-                (Told::Ended { pid, code, signal }, None) => self.strayed(pid, code, signal),
+                (Told::Ended { code, signal, .. }, Some(key)) => self.child_ended(key, pid, code, signal),
+                (Told::Ended { code, signal, .. }, None) => self.strayed(pid, code, signal),
+            }
+            if let Told::Ended { pid, .. } = told {
+                process::reap(pid);
             }
         }
     }
 
     /// A child has ended that is one of the processes.
-    fn reaped(&mut self, key: u64, pid: i32, code: i32, signal: i32) {
+    fn child_ended(&mut self, key: u64, pid: i32, code: i32, signal: i32) {
         // What it said last may not have been read yet.
         self.starting(key);
         // Who ended may have been a go-between, as we have just learned.

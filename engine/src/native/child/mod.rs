@@ -16,6 +16,7 @@ mod outside;
 mod paths;
 mod program;
 
+use std::ffi::c_void;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -205,6 +206,13 @@ struct Child<'p> {
     /// Nothing but standard and preserved descriptors survives execve(2) any more.
     closed: bool,
     umask: u32,
+}
+
+/// Where there is code and where there are constants of the interpreter: the linker is told to place what supervisors and their children
+/// run around it (`.cargo/supervisor.ld`).
+pub(crate) fn places() -> [*const c_void; 2] {
+    let code: fn(&Prepared<'_>, &SingleThreaded, Vec<OwnedFd>, OwnedFd) -> ! = run;
+    [code as *const c_void, template::PROC.as_ptr().cast()]
 }
 
 /// Executes the plan; ends in another program, or in `exit` after sending the failure.

@@ -1,7 +1,7 @@
 //! Starting processes: the plan, its descriptors, the request, and the verdict.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -21,7 +21,7 @@ use crate::exec::wire::{
 use crate::exec::{ContainerLaunch, Exec, ExecLaunch, Process, Started, Stdio, cgroup};
 use crate::oci::rdt::Rdt;
 use crate::spec::{ContainerSpec, NamespaceMode, Resources};
-use crate::sys::{memory, socket};
+use crate::sys::{self, memory, socket};
 
 impl Supervisor {
     /// Makes the cgroup if it is not prepared, and has the process made in it.
@@ -178,10 +178,10 @@ impl Supervisor {
         process: &Process,
         launch: ExecLaunch<'_>,
     ) -> Result<Exec, Error> {
-        let mut entrance = self.node.entrance(launch.cgroup)?.copy()?;
-        entrance.tasks.extend(self.node.rdt(launch.pod, launch.spec, false)?);
+        let entrance = self.node.entrance(launch.cgroup)?;
+        let mut groups: Vec<_> = self.node.rdt(launch.pod, launch.spec, false)?.into_iter().collect();
         if let Some(rdt) = &launch.spec.runtime_edits.intel_rdt {
-            entrance.tasks.extend(Rdt::new(container, rdt).enter(&self.node.resctrl)?);
+            groups.extend(Rdt::new(container, rdt).enter(&self.node.resctrl)?);
         }
         let streams = [launch.stdin, launch.stdout, launch.stderr].map(|wanted| wanted && !process.tty);
         let (filter, agent) = self.guarded(container, launch.spec, "running").await?;
@@ -193,7 +193,7 @@ impl Supervisor {
                 process,
                 seccomp: filter.as_deref().map(|filter| Guard::new(filter, agent.as_ref())),
                 labels: &labels,
-                tasks: entrance.tasks.len(),
+                tasks: entrance.tasks.len() + groups.len(),
                 streams,
                 user: userns::of(&launch.pod.security.namespaces),
             },
@@ -201,28 +201,34 @@ impl Supervisor {
         let id = self.last_exec.fetch_add(1, Ordering::Relaxed);
         let bit = |on: bool, bit: u64| if on { bit } else { 0 };
         // A terminal and an agent are handed over by the supervisor, which has to hear of them from the child.
-        let alone = launch.until_end && !process.tty && agent.is_none();
-        let (line, theirs) = if alone { self.line()? } else { None }.unzip();
+        let alone = launch.until_end && streams == [false, true, true] && agent.is_none();
+        let kit = if alone { self.kit()? } else { None };
         let has = bit(entrance.v2.is_some(), HAS_CGROUP)
             | bit(agent.is_some(), HAS_AGENT)
             | bit(process.tty, TTY)
-            | bit(line.is_some(), LINE);
+            | bit(kit.is_some(), LINE);
         let mut message = Message::new(Word::Exec, 0)
             .put(Tag::Container, container.as_bytes())
             .number(Tag::Exec, id)
             .number(Tag::Has, has);
         message = self.carry(message, &plan)?;
-        message.fds.extend(entrance.v2);
-        message.fds.extend(agent.map(|agent| agent.socket));
-        message.fds.extend(entrance.tasks);
-        let stdio = pipes(streams, &mut message.fds)?;
-        message.fds.extend(theirs);
-        if let Some(line) = line {
-            self.send(&message).await.map_err(|e| self.lost(e))?;
-            let exit = self.end_on(line, plan);
-            return Ok(Exec { id, pid: 0, stdio, exit: Box::pin(exit) });
-        }
-        self.run_exec(message, id, stdio, process.tty, |answer| verdict(&plan, answer)).await
+        let Some(kit) = kit else {
+            let entrance = entrance.copy()?;
+            message.fds.extend(entrance.v2);
+            message.fds.extend(agent.map(|agent| agent.socket));
+            message.fds.extend(entrance.tasks.into_iter().chain(groups));
+            let stdio = pipes(streams, &mut message.fds)?;
+            return self.run_exec(message, id, stdio, process.tty, |answer| verdict(&plan, answer)).await;
+        };
+        let line = sys::watch(kit.line).map_err(|e| Error::with(Kind::Internal, "wait for an exec", e))?;
+        let (writers, theirs) = kit.theirs;
+        let cgroups = entrance.v2.iter().chain(&entrance.tasks).chain(&groups);
+        let sent = message.fds.iter().chain(cgroups).chain(&writers).chain([&theirs]);
+        let sent: Vec<_> = sent.map(AsFd::as_fd).collect();
+        self.send(message.bytes(), &sent).await.map_err(|e| self.lost(e))?;
+        let [stdout, stderr] = kit.outputs.map(Some);
+        let exit = self.end_on(line, plan, writers);
+        Ok(Exec { id, pid: 0, stdio: Stdio { stdin: None, stdout, stderr }, exit: Box::pin(exit) })
     }
 
     /// Sends the request for an exec, and waits for the verdict.

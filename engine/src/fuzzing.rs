@@ -10,6 +10,7 @@
 use std::path::Path;
 
 use crate::exec::user;
+use crate::native::child::{Inherited, Prepared};
 use crate::native::{plan, seccomp};
 
 /// Plans: a plan that is accepted is read to its end, ends in a step that does not return, and every step has words for its failure.
@@ -25,7 +26,7 @@ pub fn plan(bytes: &[u8]) {
         let last = steps.last();
         let ends = matches!(last, Some(plan::Step::Exec { .. } | plan::Step::Idle {}));
         assert!(!accepted || ends, "accepted without an end");
-        assert_eq!(accepted, crate::native::child::Prepared::new(candidate, 0).is_some());
+        assert_eq!(accepted, Prepared::new(candidate, Inherited { ignored: 0, oom_score: None }).is_some());
     }
 }
 

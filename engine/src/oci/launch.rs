@@ -18,7 +18,9 @@ use super::{Context, bundle, hooks};
 use crate::error::{Error, Kind};
 use crate::exec::cgroup::{self, Holder, Made, Manager};
 use crate::exec::rdt::Resctrl;
-use crate::native::child::{self, BIND, FAILED, Failure, LISTENER, Prepared, READY, STAGE, TERMINAL};
+use crate::native::child::{
+    self, BIND, FAILED, Failure, Inherited, LISTENER, Prepared, READY, STAGE, TERMINAL,
+};
 use crate::native::listener::{self, Agent, Guard};
 use crate::native::{failure, seccomp};
 use crate::sys::process::{self, Cloned, SingleThreaded};
@@ -275,7 +277,7 @@ impl Birth<'_> {
     pub(super) fn clone(self, plan: &[u8], fds: Vec<OwnedFd>) -> Result<(Launched, OwnedFd), Error> {
         let failed = |what: &'static str| move |e: io::Error| Error::with(Kind::Internal, what, e);
         // To look which ones are ignored would take as long, for this one child.
-        let prepared = Prepared::new(plan, thread::IGNORABLE)
+        let prepared = Prepared::new(plan, Inherited { ignored: thread::IGNORABLE, oom_score: None })
             .ok_or_else(|| Error::new(Kind::Internal, "the plan does not decode"))?;
         let proof = SingleThreaded::prove().map_err(failed("clone"))?;
         let undumpable = rustix::process::DumpableBehavior::NotDumpable;

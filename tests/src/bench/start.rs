@@ -28,9 +28,9 @@ use crate::report::line;
 use crate::suites::wait;
 use crate::world::World;
 
-/// Rounds over all sides, and containers of each in a round.
-const ROUNDS: usize = 5;
-const EACH: usize = 10;
+/// Rounds over all sides, and containers of each in a round: few, so that a slow minute of the machine is one of all sides.
+const ROUNDS: usize = 25;
+const EACH: usize = 2;
 /// Execs in each container, after its first.
 const EXECS: usize = 5;
 

@@ -13,7 +13,9 @@ use crate::exec::wire::{
     self, HAS_AGENT, HAS_CGROUP, HAS_LOG, HAS_OOM, JOIN_PID, Kind, Message, OUTSIDE, STDIN, STDIN_ONCE, TTY,
     Tag,
 };
-use crate::native::child::{self, Failure, LISTENER, Prepared, READY, SIBLING, SUCCESSOR, TERMINAL};
+use crate::native::child::{
+    self, Failure, Inherited, LISTENER, Prepared, READY, SIBLING, SUCCESSOR, TERMINAL,
+};
 use crate::native::listener::{self, Agent};
 use crate::native::plan::MAX_PLAN;
 use crate::sys::memory::Sealed;
@@ -56,8 +58,8 @@ impl Podd {
         let (log, cgroup, oom, agent) = (next(HAS_LOG), next(HAS_CGROUP), next(HAS_OOM), next(HAS_AGENT));
         let mut slots: Vec<OwnedFd> = fds.collect();
 
-        let prepared =
-            Prepared::new(plan, self.ignored).ok_or(("read the plan", io::ErrorKind::InvalidData.into()))?;
+        let prepared = Prepared::new(plan, self.inherited())
+            .ok_or(("read the plan", io::ErrorKind::InvalidData.into()))?;
         let agent = agent.zip(listener::state_in(plan)).map(|(socket, state)| Agent { socket, state });
         let outside = has & OUTSIDE != 0;
         let mut ends = if exec.is_some() {
@@ -111,6 +113,14 @@ impl Podd {
         process.keep_ledger();
         self.processes.push(process);
         Ok(())
+    }
+
+    /// What a child has of us. The score is asked for each time: it is anybody's to change who may.
+    fn inherited(&self) -> Inherited {
+        let mut text = [0; 8];
+        let length = rustix::io::pread(&self.oom_score, &mut text, 0).unwrap_or(0);
+        let oom_score = std::str::from_utf8(&text[..length]).ok().and_then(|text| text.trim().parse().ok());
+        Inherited { ignored: self.ignored, oom_score }
     }
 
     /// Clones what a message asks for, into the PID namespace that it belongs to. Where an exec goes is the last of its descriptors.

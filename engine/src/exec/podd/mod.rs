@@ -136,6 +136,8 @@ struct Podd {
     own_pid_namespace: OwnedFd,
     /// Signals that we ignore.
     ignored: u64,
+    /// Our own oom_score_adj, open for reading.
+    oom_score: OwnedFd,
     /// The template was built before we were forked.
     template: bool,
     sources: BTreeMap<u64, Source>,
@@ -197,6 +199,7 @@ impl Podd {
         setup::harden(c"podd")?;
         let signals = thread::signalfd(1 << (libc::SIGCHLD - 1))?;
         let own_pid_namespace = std::fs::File::open("/proc/self/ns/pid")?.into();
+        let oom_score = std::fs::File::open("/proc/self/oom_score_adj")?.into();
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         let mut buffer = vec![0; BUFFER];
         memory::keep_from_children(&mut buffer);
@@ -208,6 +211,7 @@ impl Podd {
             signals,
             own_pid_namespace,
             ignored,
+            oom_score,
             template,
             sources: BTreeMap::new(),
             last_token: 0,

@@ -16,7 +16,7 @@ mod outside;
 mod paths;
 mod program;
 
-use std::ffi::c_void;
+use std::ffi::{CStr, c_void};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -143,21 +143,32 @@ fn plain(error: impl Into<std::io::Error>) -> Cause {
     (Errno::from_io_error(&error.into()).unwrap_or(Errno::IO), Detail::None)
 }
 
+/// What a child has of its parent, and its program is to have only if the plan says so.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inherited {
+    /// Signals that may be ignored ([`thread::ignored_signals`]).
+    pub(crate) ignored: u64,
+    /// oom_score_adj; `None`: it is not known.
+    pub(crate) oom_score: Option<i64>,
+}
+
 /// What is made before the clone so that the child need not allocate.
 #[derive(Debug)]
 pub(crate) struct Prepared<'p> {
     plan: &'p [u8],
     arguments: Strings<'p>,
     environment: Strings<'p>,
+    /// The program as it is called.
+    command: Option<&'p CStr>,
+    /// Where it is looked for (environ(7), PATH).
+    path: &'p [u8],
     groups: Vec<Gid>,
-    /// Signals that the parent may ignore, and the program is not to.
-    ignored: u64,
+    inherited: Inherited,
 }
 
 impl<'p> Prepared<'p> {
-    /// Checks a plan and lays out its lists, for a child of a process that ignores no other signals than these
-    /// ([`thread::ignored_signals`]). `None`: the plan does not decode.
-    pub(crate) fn new(plan: &'p [u8], ignored: u64) -> Option<Self> {
+    /// Checks a plan and lays out its lists. `None`: the plan does not decode.
+    pub(crate) fn new(plan: &'p [u8], inherited: Inherited) -> Option<Self> {
         plan::verify(plan).then_some(())?;
         let (mut arguments, mut environment): (&[u8], &[u8]) = (&[], &[]);
         let mut groups = Vec::new();
@@ -175,13 +186,15 @@ impl<'p> Prepared<'p> {
                 _ => {}
             }
         }
-        let (arguments, environment) = (plan::strings(arguments), plan::strings(environment));
+        let path = plan::strings(environment).find_map(|e| e.to_bytes().strip_prefix(b"PATH="));
         Some(Self {
             plan,
-            arguments: Strings::new(arguments),
-            environment: Strings::new(environment),
+            arguments: Strings::new(plan::strings(arguments)),
+            environment: Strings::new(plan::strings(environment)),
+            command: plan::strings(arguments).next(),
+            path: path.unwrap_or(b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"),
             groups,
-            ignored,
+            inherited,
         })
     }
 }
@@ -196,7 +209,7 @@ struct Child<'p> {
     /// The root that paths are resolved in.
     root: Option<OwnedFd>,
     /// A working directory that root may not enter, to be tried again as the user.
-    cwd: Option<&'p std::ffi::CStr>,
+    cwd: Option<&'p CStr>,
     /// What covers of masks are made of, where there is no template to find it in.
     alone: Option<bundle::Alone>,
     /// The node's tree, for hooks.
@@ -380,8 +393,12 @@ impl<'p> Child<'p> {
         }
     }
 
-    /// Lowering the score below what we have needs CAP_SYS_RESOURCE; without it the process keeps ours.
+    /// Lowering the score below what we have needs CAP_SYS_RESOURCE; without it the process keeps ours. To find the file of a process that
+    /// is new takes longer than most steps.
     fn oom_score(&self, value: i64) -> Done {
+        if self.prepared.inherited.oom_score == Some(value) {
+            return Ok(());
+        }
         let mut text = [0; 24];
         match self.write_proc(c"self/oom_score_adj", paths::decimal(value, &mut text)) {
             Err(Errno::ACCESS | Errno::PERM) => Ok(()),

@@ -7,7 +7,6 @@ use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, fchown, fstat, statat};
 use rustix::io::Errno;
 
 use super::{Child, Detail, Done, plain, template};
-use crate::native::plan::{self, Step};
 use crate::sys::{process, thread};
 
 /// Whether the working directory is one of the container's.
@@ -71,19 +70,13 @@ impl<'p> Child<'p> {
     /// Ends in the program. Whatever descriptor is still open is closed by the kernel on the way.
     pub(super) fn exec(&mut self) -> Done {
         self.close_on_exec()?;
-        thread::reset_signals(self.prepared.ignored).map_err(plain)?;
+        thread::reset_signals(self.prepared.inherited.ignored).map_err(plain)?;
         rustix::process::umask(Mode::from_raw_mode(self.umask));
-        let Some(Step::Exec { arguments, environment }) =
-            plan::steps(self.prepared.plan).and_then(Iterator::last)
-        else {
-            return Err((Errno::INVAL, Detail::None));
-        };
-        let command = plan::strings(arguments).next().ok_or((Errno::INVAL, Detail::None))?;
+        let command = self.prepared.command.ok_or((Errno::INVAL, Detail::None))?;
         if command.to_bytes().contains(&b'/') {
             return Err(self.try_program(command));
         }
-        let path = plan::strings(environment).find_map(|e| e.to_bytes().strip_prefix(b"PATH="));
-        self.search(path.unwrap_or(b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"), command)
+        self.search(self.prepared.path, command)
     }
 
     /// Tries each directory of PATH; a program that may not be run is worth mentioning only if no other is found.

@@ -6,7 +6,7 @@
 
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -65,14 +65,19 @@ impl AsyncRead for Socket {
 impl AsyncWrite for Socket {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
-            if let Some(room) = &mut self.room {
-                ready!(room.as_mut().poll(cx))?;
-                self.room = None;
+            if let Some(mut room) = self.room.take() {
+                match room.as_mut().poll(cx) {
+                    Poll::Pending => {
+                        self.room = Some(room);
+                        return Poll::Pending;
+                    }
+                    Poll::Ready(waited) => waited?,
+                }
             }
             match send(&self.socket, bytes, SendFlags::NOSIGNAL) {
                 Err(Errno::AGAIN) => {
                     let socket = self.socket.get_ref().try_clone()?;
-                    self.room = Some(Box::pin(async move { sys::writable(socket.as_fd()).await }));
+                    self.room = Some(Box::pin(sys::writable(socket)));
                 }
                 Err(Errno::INTR) => {}
                 sent => return Poll::Ready(Ok(sent?)),

@@ -166,6 +166,7 @@ impl Native {
     ) -> Result<Self, Error> {
         let facts = facts(&config)?;
         let filters = seccomp::Cache::new(seccomp::Node { kernel: kernel() });
+        let kit = if runtime.is_none() { supervisor::Kit::new().ok() } else { None };
         let driver = Self {
             features,
             nursery,
@@ -187,7 +188,7 @@ impl Native {
                 prepared: Mutex::default(),
                 started: Mutex::default(),
                 entrances: Mutex::default(),
-                kit: Mutex::default(),
+                kit: Mutex::new(kit),
             }),
             config,
         };

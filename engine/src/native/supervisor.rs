@@ -191,7 +191,7 @@ impl Supervisor {
         loop {
             match socket::send(self.socket.get_ref(), bytes, fds) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                    sys::writable(self.socket.get_ref().as_fd()).await?;
+                    sys::writable(self.socket.get_ref().try_clone()?).await?;
                 }
                 result => return result,
             }

@@ -26,7 +26,7 @@ pub mod title;
 pub mod trace;
 
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -48,9 +48,9 @@ pub fn watch(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     register(fd, Interest::READABLE)
 }
 
-/// Waits until there is room to write.
-pub async fn writable(fd: BorrowedFd<'_>) -> io::Result<()> {
-    register(fd.try_clone_to_owned()?, Interest::WRITABLE)?.writable().await.map(drop)
+/// Waits until there is room to write. `fd` is a copy for this alone: a poller takes each descriptor once.
+pub async fn writable(fd: OwnedFd) -> io::Result<()> {
+    register(fd, Interest::WRITABLE)?.writable().await.map(drop)
 }
 
 /// Does some work when this thread has nothing else to do, and so once an answer that it must not hold up is on its way. Must be called

@@ -299,9 +299,12 @@ pub fn told() -> io::Result<Option<Told>> {
     loop {
         let told = tell(libc::P_ALL, 0, libc::WNOHANG | libc::WNOWAIT)?;
         let Some(Told::Stopped { pid, .. }) = told else { return Ok(told) };
-        // Who is killed meanwhile is told of as ended, and reaped.
-        if let taken @ Some(_) = tell(libc::P_PID, pid.cast_unsigned(), libc::WNOHANG)? {
-            return Ok(taken);
+        match tell(libc::P_PID, pid.cast_unsigned(), libc::WNOHANG) {
+            // Another of its threads has executed a program meanwhile: the number belongs to somebody we do not trace.
+            Err(e) if e.raw_os_error() == Some(libc::ECHILD) => {}
+            Ok(None) => {}
+            // Who is killed meanwhile is told of as ended, and reaped.
+            taken => return taken,
         }
     }
 }

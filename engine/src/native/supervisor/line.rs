@@ -32,7 +32,7 @@ pub(in crate::native) struct Kit {
 }
 
 impl Kit {
-    fn new() -> io::Result<Self> {
+    pub(in crate::native) fn new() -> io::Result<Self> {
         let (line, theirs) = socket::pair()?;
         // A poller may be wrong, and who reads it has others to serve.
         rustix::io::ioctl_fionbio(&line, true)?;
@@ -42,7 +42,7 @@ impl Kit {
 }
 
 impl Supervisor {
-    /// What an exec on a line of its own needs, if the supervisor is not too old for it. It is made ahead, while there is nothing else to do.
+    /// What an exec on a line of its own needs, if the supervisor is not too old for it. There is always one made ahead, while there was nothing else to do.
     pub(super) fn kit(&self) -> Result<Option<Kit>, Error> {
         if !self.lines.load(Ordering::Relaxed) {
             return Ok(None);
